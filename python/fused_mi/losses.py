@@ -1,0 +1,319 @@
+"""The public losses: checks of arguments, the roles of samples and components, reductions. Every value is in nats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._broadcast import outer_pattern, used_by
+from ._mixture import Components, Samples, Terms, mixture_terms
+from ._types import Estimator, Pairing, Reduction
+from .reference.distance import square_distance
+from .reference.pairs import pairs
+from .reference.variance import stabiliser
+
+Losses = MutableMapping[str, Any]
+"""Any mutable mapping, `ComponentLossesDict` among them."""
+
+
+def square_mahalanobis_distance(
+    x: Tensor, y: Tensor, stds: Tensor, mask: Tensor, safety_factor: float = 100.0
+) -> Tensor:
+    """Half the squared Mahalanobis distance, `1/2 sum_s mask_s sum_e (x - y)^2 / (stds^2 + eps)`.
+
+    Args:
+        x, y, stds: (..., S, E) floating tensors; leading dimensions broadcast.
+        mask: (..., S), non-zero = active; broadcasts against the leading dimensions and S.
+        safety_factor: eps is this times finfo(T).eps times the smallest positive variance that an active position uses.
+
+    Returns:
+        The broadcast leading shape in T (float64 if any input is, else float32), in nats. The outer pattern
+        (N, 1, S, E) with (1, M, S, E) takes the path of all pairs; no N*M*S*E tensor is built in any pattern.
+
+    Raises:
+        TypeError: no tensor, or no real floating dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    dtype = _checks.floating(x=x, y=y, stds=stds)
+    _checks.factor(safety_factor)
+    active = _checks.activity("mask", mask, x)
+    for name, tensor in (("x", x), ("y", y), ("stds", stds)):
+        if tensor.dim() < 2:
+            raise ValueError(f"{name}: expected shape (..., S, E), got {tuple(tensor.shape)}")
+        _checks.shape(name, tensor, (*tensor.shape[:-2], *x.shape[-2:]), "(..., S, E)")
+    if active.dim() < 1 or active.shape[-1] not in (1, x.shape[-2]):
+        raise ValueError(f"mask: expected shape (..., S) with S = {x.shape[-2]}, got {tuple(active.shape)}")
+    active = active.expand(*active.shape[:-1], x.shape[-2])
+    try:
+        torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], stds.shape[:-2], active.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"x, y, stds, mask: expected leading shapes that broadcast, got {tuple(x.shape[:-2])}, "
+            f"{tuple(y.shape[:-2])}, {tuple(stds.shape[:-2])}, {tuple(active.shape[:-1])}"
+        ) from error
+    eps = stabiliser(stds, used_by(active, stds), dtype, safety_factor)
+    outer = outer_pattern(x, y, stds, active)
+    if outer is None:
+        return square_distance(x, y, stds, active, eps).to(dtype)
+    q, _, _ = pairs(outer.y, None, outer.y_mask, None, outer.centers, None, outer.stds, outer.mask, eps)
+    return (q.T if outer.transposed else q).to(dtype)
+
+
+def pairwise_square_mahalanobis_distance(
+    y: Tensor,
+    centers: Tensor,
+    stds: Tensor,
+    mask: Tensor,
+    component_mask: Tensor | None = None,
+    safety_factor: float = 100.0,
+) -> Tensor:
+    """Half the squared Mahalanobis distance of every sample to every component.
+
+    Args:
+        y: (N, S, E) samples.
+        centers, stds: (M, S, E) centres and standard deviations of the components.
+        mask: (N, S), non-zero = active.
+        component_mask: (M, S); if given, a position weighs 1 in the pairs where both are active.
+        safety_factor: as in `square_mahalanobis_distance`; the minimum runs over the active positions of the
+            components, or over all of them without `component_mask`.
+
+    Returns:
+        (N, M) in T, in nats.
+
+    Raises:
+        TypeError: no tensor, or no real floating dtype.
+        ValueError: shapes do not match, or devices differ.
+    """
+    dtype = _checks.floating(y=y, centers=centers, stds=stds)
+    _checks.factor(safety_factor)
+    _checks.dimensions("y", y, "(N, S, E)")
+    _checks.dimensions("centers", centers, "(M, S, E)")
+    _checks.shape("centers", centers, (centers.shape[0], *y.shape[1:]), "(M, S, E)")
+    _checks.shape("stds", stds, centers.shape, "(M, S, E)")
+    active = _sample_mask(mask, y)
+    components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
+    q, _, _ = pairs(y, None, active, None, centers, None, stds, components, eps)
+    return q.to(dtype)
+
+
+def gaussian_mixture_entropy(
+    clean_embeddings: Tensor,
+    transformed_embeddings: Tensor,
+    means: Tensor,
+    stds: Tensor,
+    mask: Tensor,
+    losses: Losses | None = None,
+    safety_factor: float = 100.0,
+    *,
+    component_mask: Tensor | None = None,
+    estimator: Estimator = "jensen",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Monte Carlo entropy of a mixture of diagonal Gaussians at samples from another batch.
+
+    With the energies `q + g = -log N(y_i; x_l + mu_l, diag(stds_l^2 + eps))` over the active positions, "jensen" is
+    their mean over all pairs, an upper bound of "logsumexp", `mean_i -log(1/M sum_l exp(-(q_il + g_il)))`.
+
+    Args:
+        clean_embeddings, means, stds: (M, S, E); component l is centred at clean + means.
+        transformed_embeddings: (N, S, E) samples.
+        mask: (N, S) of the samples, non-zero = active.
+        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add up to the result.
+        safety_factor: as in `pairwise_square_mahalanobis_distance`.
+        component_mask: (M, S); a position weighs 1 in a pair where both masks are active. Under "logsumexp",
+            densities over different numbers of features then meet in one sum.
+        estimator: "jensen", O(N S E) work, or "logsumexp", O(N M S E) work.
+        reduction: "mean" over the samples or "sum", N times that.
+
+    Returns:
+        0-dim in T, in nats.
+
+    Raises:
+        TypeError: no tensor, or no real floating dtype.
+        ValueError: shapes do not match, a batch is empty, devices differ, or an option is unknown.
+    """
+    x, y = clean_embeddings, transformed_embeddings
+    dtype = _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
+    _checks.factor(safety_factor)
+    _checks.option("estimator", estimator, Estimator)
+    _checks.option("reduction", reduction, Reduction)
+    _checks.dimensions("clean_embeddings", x, "(M, S, E)")
+    _checks.dimensions("transformed_embeddings", y, "(N, S, E)")
+    _checks.shape("transformed_embeddings", y, (y.shape[0], *x.shape[1:]), "(N, S, E)")
+    _checks.shape("means", means, x.shape, "(M, S, E)")
+    _checks.shape("stds", stds, x.shape, "(M, S, E)")
+    _checks.not_empty("clean_embeddings", x)
+    _checks.not_empty("transformed_embeddings", y)
+    active = _sample_mask(mask, y)
+    components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
+    terms = mixture_terms(Samples(y, active), Components(x, means, stds, components, eps), estimator)
+    return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
+
+
+def mutual_information_sub_batch(
+    means_tensor: Tensor,
+    stds_tensor: Tensor,
+    noise_mask: Tensor,
+    clean_input_embeddings: Tensor,
+    noisy_input_embeddings: Tensor,
+    combine_noise_masks_for_mutual_information_sub_batches: bool = True,
+    losses: Losses | None = None,
+    safety_factor: float = 100.0,
+    *,
+    estimator: Estimator = "jensen",
+    reduction: Reduction = "sum",
+    pairing: Pairing = "sub_batch",
+) -> Tensor:
+    """Mutual information of clean embeddings x and noisy ones y = x + mu + sigma * N(0, I), plus d/2.
+
+    Samples are scored against the mixture of components built from other rows of the batch:
+    `N * mean_il (q_il + g_il - k_il)`, which is `1/B sum_il [log |Sigma_i^-1 Sigma_l| + ||y_i - x_l - mu_l||^2]`.
+    d, the number of active features of a sample, enters through h(Y|X) = k + d/2; training ignores the constant,
+    a report of information in nats subtracts it.
+
+    Args:
+        means_tensor, stds_tensor: (B, S, E) mu and sigma.
+        noise_mask: (B, S), non-zero = the position carries noise.
+        clean_input_embeddings, noisy_input_embeddings: (B, S, E) x and y.
+        combine_noise_masks_for_mutual_information_sub_batches: a position counts where it is active in sample and
+            component; otherwise where it is active in the sample.
+        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add up to the result.
+        safety_factor: eps of each role is this times finfo(T).eps times its smallest positive active variance.
+        estimator: "jensen", linear in B, or "logsumexp" over all pairs, never above it.
+        reduction: "sum" over the N samples, or "mean", nats per sample.
+        pairing: "sub_batch", the first half scored against the second (N = B/2); "symmetric", the mean of both
+            directions; "leave_one_out", every row against all others (N = B; odd B allowed).
+
+    Returns:
+        0-dim in T, in nats.
+
+    Raises:
+        TypeError: no tensor, or no real floating dtype.
+        ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or an option is unknown.
+    """
+    mu, stds, x, y = means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings
+    dtype = _checks.floating(
+        means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
+    )
+    _checks.factor(safety_factor)
+    _checks.option("estimator", estimator, Estimator)
+    _checks.option("reduction", reduction, Reduction)
+    _checks.option("pairing", pairing, Pairing)
+    _checks.dimensions("means_tensor", mu, "(B, S, E)")
+    _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
+    _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
+    _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
+    active = _checks.activity("noise_mask", noise_mask, y)
+    _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
+    batch = mu.shape[0]
+    if batch < 2:
+        raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
+    if batch % 2 and pairing != "leave_one_out":
+        raise ValueError(f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}")
+
+    def terms_of(samples: slice, components: slice, exclude_diagonal: bool = False) -> Terms:
+        eps_i = stabiliser(stds[samples], active[samples], dtype, safety_factor)
+        mask = active[components] if combine_noise_masks_for_mutual_information_sub_batches else None
+        component_mask, eps_l = _component_mask(mask, stds[components], dtype, safety_factor)
+        return mixture_terms(
+            Samples(y[samples], active[samples], stds[samples], eps_i),
+            Components(x[components], mu[components], stds[components], component_mask, eps_l),
+            estimator,
+            exclude_diagonal,
+        )
+
+    first, second = slice(0, batch // 2), slice(batch // 2, batch)
+    if pairing == "leave_one_out":
+        terms = terms_of(slice(None), slice(None), exclude_diagonal=True)
+    else:
+        terms = terms_of(first, second)
+        if pairing == "symmetric":
+            terms = terms.mean_with(terms_of(second, first))
+    count = batch if pairing == "leave_one_out" else batch // 2
+    return _report(terms, count if reduction == "sum" else 1, dtype, losses, information=True)
+
+
+def gaussian_entropy_log_loss(stds: Tensor, noise_mask: Tensor | None = None) -> Tensor:
+    """Minus the mean entropy of one Gaussian feature: `mean -log(stds + finfo.eps) - 1/2 log(2 pi e)`, in nats.
+
+    Args:
+        stds: any shape, for example (B, S, E).
+        noise_mask: non-zero = active; its shape is a prefix of that of stds, for example (B, S). None = all active.
+
+    Returns:
+        0-dim in the dtype of stds, accumulated in T; 0 with zero gradients where nothing is active.
+
+    Raises:
+        TypeError: no tensor, or no real floating dtype.
+        ValueError: the shape of noise_mask is no prefix of that of stds, or devices differ.
+    """
+    mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: -(values + eps).log())
+    return torch.where(any_active, mean - math.log(2 * math.pi * math.e) / 2, 0 * mean).to(stds.dtype)
+
+
+def masked_negative_log_mean(stds: Tensor, noise_mask: Tensor | None = None) -> Tensor:
+    """`-log(mean of the active stds + finfo(stds.dtype).eps)`, in nats: a bonus for large noise.
+
+    Arguments, result and errors are those of `gaussian_entropy_log_loss`.
+    """
+    mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: values)
+    eps = torch.finfo(stds.dtype).eps
+    return torch.where(any_active, -(torch.where(any_active, mean, 1 + 0 * mean) + eps).log(), 0 * mean).to(stds.dtype)
+
+
+def _masked_mean(
+    stds: Tensor, noise_mask: Tensor | None, function: Callable[[Tensor, float], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean of `function(stds, eps)` over the active elements, 0 if there are none, and whether there are any."""
+    dtype = _checks.floating(stds=stds)
+    active = stds.new_ones((), dtype=torch.bool) if noise_mask is None else _checks.activity("noise_mask", noise_mask, stds)
+    if noise_mask is not None:
+        _checks.shape("noise_mask", active, stds.shape[: active.dim()], "a prefix of that of stds")
+        active = active[(...,) + (None,) * (stds.dim() - active.dim())]
+    active = active.expand(stds.shape)
+    count = active.sum()
+    values = function(torch.where(active, stds, 1).to(dtype), torch.finfo(stds.dtype).eps)
+    return torch.where(active, values, 0).sum() / count.clamp(min=1), count > 0
+
+
+def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
+    active = _checks.activity("mask", mask, y)
+    _checks.shape("mask", active, y.shape[:2], "(N, S)")
+    return active
+
+
+def _component_mask(
+    mask: Tensor | None, stds: Tensor, dtype: torch.dtype, safety_factor: float
+) -> tuple[Tensor, Tensor]:
+    """The mask (M, S) of the components, all active where there is none, and the eps of their variances."""
+    if mask is None:
+        active = torch.ones(stds.shape[:2], dtype=torch.bool, device=stds.device)
+    else:
+        active = _checks.activity("component_mask", mask, stds)
+        _checks.shape("component_mask", active, stds.shape[:2], "(M, S)")
+    return active, stabiliser(stds, active, dtype, safety_factor)
+
+
+def _report(terms: Terms, factor: int, dtype: torch.dtype, losses: Losses | None, information: bool) -> Tensor:
+    """Scale the terms, write them into `losses` under their public names, and return the total in `dtype`."""
+    total = (factor * terms.total).to(dtype)
+    if losses is not None:
+        named = {
+            "gaussian_mixture_mahalanobis_distance_loss": terms.mahalanobis,
+            "gaussian_mixture_log_constants_and_determinant_loss": terms.log_determinant,
+        }
+        if terms.assignment is not None:
+            named["gaussian_mixture_assignment_loss"] = terms.assignment
+        if information:
+            named["gaussian_mixture_entropy_loss"] = terms.total - terms.std_log
+            named["std_log_loss"] = terms.std_log
+        for name, term in named.items():
+            losses[name] = (factor * term).to(dtype)
+        if information:
+            losses["mutual_information_loss"] = total
+    return total

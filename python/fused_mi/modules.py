@@ -1,0 +1,106 @@
+"""`nn.Module` forms of the losses: the options are set once, the tensors come with each call."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import _checks
+from ._types import Estimator, Pairing, Reduction
+from .losses import Losses, gaussian_mixture_entropy, mutual_information_sub_batch
+
+
+class MutualInformationLoss(nn.Module):
+    """`mutual_information_sub_batch` with its options set once; see there for shapes, units and errors."""
+
+    def __init__(
+        self,
+        combine_noise_masks: bool = True,
+        safety_factor: float = 100.0,
+        *,
+        estimator: Estimator = "jensen",
+        reduction: Reduction = "sum",
+        pairing: Pairing = "sub_batch",
+    ) -> None:
+        super().__init__()
+        _checks.factor(safety_factor)
+        _checks.option("estimator", estimator, Estimator)
+        _checks.option("reduction", reduction, Reduction)
+        _checks.option("pairing", pairing, Pairing)
+        self.combine_noise_masks = combine_noise_masks
+        self.safety_factor = safety_factor
+        self.estimator: Estimator = estimator
+        self.reduction: Reduction = reduction
+        self.pairing: Pairing = pairing
+
+    def forward(
+        self,
+        means_tensor: Tensor,
+        stds_tensor: Tensor,
+        noise_mask: Tensor,
+        clean_input_embeddings: Tensor,
+        noisy_input_embeddings: Tensor,
+        losses: Losses | None = None,
+    ) -> Tensor:
+        return mutual_information_sub_batch(
+            means_tensor,
+            stds_tensor,
+            noise_mask,
+            clean_input_embeddings,
+            noisy_input_embeddings,
+            self.combine_noise_masks,
+            losses,
+            self.safety_factor,
+            estimator=self.estimator,
+            reduction=self.reduction,
+            pairing=self.pairing,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"combine_noise_masks={self.combine_noise_masks}, safety_factor={self.safety_factor}, "
+            f"estimator={self.estimator!r}, reduction={self.reduction!r}, pairing={self.pairing!r}"
+        )
+
+
+class GaussianMixtureEntropy(nn.Module):
+    """`gaussian_mixture_entropy` with its options set once; see there for shapes, units and errors."""
+
+    def __init__(
+        self, safety_factor: float = 100.0, *, estimator: Estimator = "jensen", reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__()
+        _checks.factor(safety_factor)
+        _checks.option("estimator", estimator, Estimator)
+        _checks.option("reduction", reduction, Reduction)
+        self.safety_factor = safety_factor
+        self.estimator: Estimator = estimator
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self,
+        clean_embeddings: Tensor,
+        transformed_embeddings: Tensor,
+        means: Tensor,
+        stds: Tensor,
+        mask: Tensor,
+        losses: Losses | None = None,
+        *,
+        component_mask: Tensor | None = None,
+    ) -> Tensor:
+        return gaussian_mixture_entropy(
+            clean_embeddings,
+            transformed_embeddings,
+            means,
+            stds,
+            mask,
+            losses,
+            self.safety_factor,
+            component_mask=component_mask,
+            estimator=self.estimator,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, reduction={self.reduction!r}"
+        )
