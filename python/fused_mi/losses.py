@@ -11,9 +11,10 @@ from torch import Tensor
 
 from . import _checks
 from ._broadcast import outer_pattern, used_by
-from ._mixture import Components, Samples, Terms, mixture_terms
+from ._mixture import Terms, mixture_terms
 from ._types import Estimator, Pairing, Reduction
 from .reference.distance import square_distance
+from .reference.mixture import Mixture
 from .reference.pairs import pairs
 from .reference.variance import stabiliser
 
@@ -60,7 +61,7 @@ def square_mahalanobis_distance(
     outer = outer_pattern(x, y, stds, active)
     if outer is None:
         return square_distance(x, y, stds, active, eps).to(dtype)
-    q, _, _ = pairs(outer.y, None, outer.y_mask, None, outer.centers, None, outer.stds, outer.mask, eps)
+    q, _, _ = pairs(outer.y, outer.centers, None, outer.stds, Mixture(outer.y_mask, outer.mask, eps))
     return (q.T if outer.transposed else q).to(dtype)
 
 
@@ -97,7 +98,7 @@ def pairwise_square_mahalanobis_distance(
     _checks.shape("stds", stds, centers.shape, "(M, S, E)")
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    q, _, _ = pairs(y, None, active, None, centers, None, stds, components, eps)
+    q, _, _ = pairs(y, centers, None, stds, Mixture(active, components, eps))
     return q.to(dtype)
 
 
@@ -151,7 +152,7 @@ def gaussian_mixture_entropy(
     _checks.not_empty("transformed_embeddings", y)
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    terms = mixture_terms(Samples(y, active), Components(x, means, stds, components, eps), estimator)
+    terms = mixture_terms(y, x, means, stds, Mixture(active, components, eps), estimator)
     return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
 
 
@@ -216,16 +217,16 @@ def mutual_information_sub_batch(
     if batch % 2 and pairing != "leave_one_out":
         raise ValueError(f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}")
 
+    combine = combine_noise_masks_for_mutual_information_sub_batches
+    component_mask = active if combine else torch.ones_like(active)
+
     def terms_of(samples: slice, components: slice, exclude_diagonal: bool = False) -> Terms:
-        eps_i = stabiliser(stds[samples], active[samples], dtype, safety_factor)
-        mask = active[components] if combine_noise_masks_for_mutual_information_sub_batches else None
-        component_mask, eps_l = _component_mask(mask, stds[components], dtype, safety_factor)
-        return mixture_terms(
-            Samples(y[samples], active[samples], stds[samples], eps_i),
-            Components(x[components], mu[components], stds[components], component_mask, eps_l),
-            estimator,
-            exclude_diagonal,
+        eps_i, eps_l = (
+            stabiliser(stds[rows], mask[rows], dtype, safety_factor)
+            for rows, mask in ((samples, active), (components, component_mask))
         )
+        mixture = Mixture(active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal)
+        return mixture_terms(y, x, mu, stds, mixture, estimator)
 
     first, second = slice(0, batch // 2), slice(batch // 2, batch)
     if pairing == "leave_one_out":

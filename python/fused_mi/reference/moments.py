@@ -5,12 +5,13 @@ Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .masks import contributing, first_active_row
+from .mixture import Mixture, first_active_row
 from .streaming import Block, blocks, sum_over_blocks, working_dtype
 from .variance import log_determinant_terms, stabilised_variance
 
@@ -53,69 +54,123 @@ def squared_distances(samples: Moments, components: Moments) -> Tensor:
     )
 
 
-def moments(
-    y: Tensor,
-    sample_stds: Tensor | None,
-    sample_mask: Tensor,
-    sample_eps: Tensor | None,
-    x: Tensor,
-    mu: Tensor,
-    component_stds: Tensor,
-    component_mask: Tensor,
-    component_eps: Tensor,
-    exclude_diagonal: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O(N S E) work.
+class _Roles(NamedTuple):
+    """What value and gradient of one block share; b is the number of positions in it, e of features."""
+
+    sample_mask: Tensor  # (N, b)
+    component_mask: Tensor  # (M, b)
+    y: Tensor  # (N, b, e): y - samples.shift, 0 where not active
+    c: Tensor  # (M, b, e): x + mu - components.shift, 0 where not active
+    variance: Tensor  # (M, b, e)
+    precision: Tensor  # (M, b, e): 1 / variance, 0 where not active
+    samples: Moments
+    components: Moments
+
+
+def _roles(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, m: Mixture, masks: tuple[Tensor, Tensor]) -> _Roles:
+    dtype = working_dtype(y.device)
+    sample_mask, component_mask = masks
+    active_i, active_l = sample_mask[..., None], component_mask[..., None]
+    y, x = y[m.sample_rows], x[m.component_rows]
+    y_shift, x_shift = first_active_row(y, sample_mask).to(dtype), first_active_row(x, component_mask).to(dtype)
+    y = torch.where(active_i, y.to(dtype) - y_shift, 0)
+    c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[m.component_rows], 0)
+    variance = stabilised_variance(stds[m.component_rows], component_mask, m.component_eps, dtype)
+    precision = torch.where(active_l, variance.reciprocal(), 0)
+    samples = weighted_moments(active_i.to(dtype), y, y_shift)
+    return _Roles(
+        *masks, y, c, variance, precision, samples, weighted_moments(precision, c, x_shift)
+    )
+
+
+def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O((N + M) S E) work.
 
     Args:
-        y: (N, S, E) samples.
-        sample_stds: (N, S, E) their own stds, for k; None leaves k at 0.
-        sample_mask: (N, S) bool.
-        sample_eps: 0-dim, added to the variance of the samples.
-        x, mu: (M, S, E); the component centre is x + mu.
-        component_stds: (M, S, E) stds of the components.
-        component_mask: (M, S) bool; a position weighs 1 in a pair where both masks are set.
-        component_eps: 0-dim, added to the variance of the components.
-        exclude_diagonal: leave the pairs (i, i) out (N = M).
+        y: (rows, S, E) samples.
+        x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations stds. Where
+            `mixture.sample_eps` is given, stds holds those of the samples too, in their rows.
+        mixture: which rows and positions meet.
     """
-    dtype = working_dtype(y.device)
-    sample_mask, component_mask = contributing(sample_mask, component_mask, exclude_diagonal)
-    diagonal_mask = sample_mask & component_mask if exclude_diagonal else None
+    m = mixture
+    masks = m.contributing()
+    both = masks[0] & masks[1] if m.exclude_diagonal else None
 
-    def block_sums(
-        block: Block, y: Tensor, x: Tensor, mu: Tensor, component_stds: Tensor, *own: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        active_i, active_l = sample_mask[:, block[0]], component_mask[:, block[0]]
-        count_i, count_l = active_i.sum(0).to(dtype), active_l.sum(0).to(dtype)
-
-        y_shift, c_shift = first_active_row(y, active_i).to(dtype), first_active_row(x, active_l).to(dtype)
-        y_deviation = torch.where(active_i[..., None], y.to(dtype) - y_shift, 0)
-        c_deviation = torch.where(active_l[..., None], (x.to(dtype) - c_shift) + mu, 0)
-        variance = stabilised_variance(component_stds, active_l, component_eps, dtype)
-        precision = torch.where(active_l[..., None], variance.reciprocal(), 0)
-
-        samples = weighted_moments(active_i[..., None].to(dtype), y_deviation, y_shift)
-        components = weighted_moments(precision, c_deviation, c_shift)
-        q = squared_distances(samples, components).sum() / 2
-
-        log_l = log_determinant_terms(variance, active_l)
-        g = (count_i * log_l.sum(0)).sum()
+    def sums(block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r = _roles(y, x, mu, stds, m, (masks[0][:, block[0]], masks[1][:, block[0]]))
+        log_l = log_determinant_terms(r.variance, r.component_mask)
+        q = squared_distances(r.samples, r.components).sum() / 2
+        g = (r.sample_mask.sum(0) * log_l.sum(0)).sum()
         k = torch.zeros_like(g)
-        if own:
-            assert sample_eps is not None
-            log_i = log_determinant_terms(stabilised_variance(own[0], active_i, sample_eps, dtype), active_i)
-            k = (count_l * log_i.sum(0)).sum()
-
-        if diagonal_mask is not None:
-            both = diagonal_mask[:, block[0]]
-            distance = (y_deviation - c_deviation) + (y_shift - c_shift)
-            q = q - torch.where(both[..., None], distance.square() * precision, 0).sum() / 2
-            g = g - torch.where(both, log_l, 0).sum()
-            if own:
-                k = k - torch.where(both, log_i, 0).sum()
+        if m.sample_eps is not None:
+            own_variance = stabilised_variance(stds[m.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype)
+            log_i = log_determinant_terms(own_variance, r.sample_mask)
+            k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
+        if both is not None:
+            diagonal = both[:, block[0]]
+            distance = (r.y - r.c) + (r.samples.shift - r.components.shift)
+            q = q - torch.where(diagonal[..., None], distance.square() * r.precision, 0).sum() / 2
+            g = g - torch.where(diagonal, log_l, 0).sum()
+            if m.sample_eps is not None:
+                k = k - torch.where(diagonal, log_i, 0).sum()
         return q, g, k
 
+    def gradient(
+        block: Block,
+        upstream: tuple[Tensor, ...],
+        wanted: Sequence[bool],
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+    ) -> Sequence[Tensor | None]:
+        r = _roles(y, x, mu, stds, m, (masks[0][:, block[0]], masks[1][:, block[0]]))
+        upstream_q, upstream_g, upstream_k = upstream
+        active_i, active_l = r.sample_mask[..., None], r.component_mask[..., None]
+        shift = r.samples.shift - r.components.shift
+        diagonal = None if both is None else both[:, block[0], None]
+        if diagonal is not None:
+            own_distance = torch.where(diagonal, (r.y - r.c) + shift, 0)
+        result: list[Tensor | None] = [None] * 4
+        if wanted[0]:
+            d_y = r.components.weight * (r.y + (shift - r.components.delta))
+            if diagonal is not None:
+                d_y = d_y - r.precision * own_distance
+            result[0] = _in_rows(torch.where(active_i, upstream_q * d_y, 0), m.sample_rows, y)
+        from_mean = r.c - (shift + r.samples.delta)
+        if wanted[1] or wanted[2]:
+            d_c = r.samples.weight * from_mean
+            if diagonal is not None:
+                d_c = d_c + own_distance
+            d_c = torch.where(active_l, upstream_q * (r.precision * d_c), 0)
+            result[1] = _in_rows(d_c, m.component_rows, x) if wanted[1] else None
+            result[2] = _in_rows(d_c, m.component_rows, mu) if wanted[2] else None
+        if wanted[3]:
+            squares = r.samples.m2 + r.samples.weight * from_mean.square()
+            count_i, count_l = r.samples.weight, r.component_mask.sum(0)[:, None]
+            if diagonal is not None:
+                squares = squares - own_distance.square()
+                count_i, count_l = count_i - diagonal.long(), count_l - diagonal.long()
+            # sigma / v first: it stays in range where 1 / v does not.
+            slope = stds[m.component_rows] / r.variance
+            d_stds = slope * (upstream_g * count_i - upstream_q * (squares * r.precision))
+            result[3] = _in_rows(torch.where(active_l, d_stds, 0), m.component_rows, stds)
+            if m.sample_eps is not None:
+                own = stds[m.sample_rows]
+                own_variance = stabilised_variance(own, r.sample_mask, m.sample_eps, r.y.dtype)
+                d_own = torch.where(active_i, upstream_k * count_l * (own / own_variance), 0)
+                result[3] = result[3] + _in_rows(d_own, m.sample_rows, stds)
+        return result
+
     cut = blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)
-    own = () if sample_stds is None else (sample_stds,)
-    q, g, k = sum_over_blocks(block_sums, cut, y, x, mu, component_stds, *own)
+    q, g, k = sum_over_blocks(sums, cut, y, x, mu, stds, gradient=gradient)
     return q, g, k
+
+
+def _in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
+    """`values` as those rows of a tensor of the shape and dtype of `like`; the other rows are 0."""
+    values = values.to(like.dtype)
+    if values.shape == like.shape:
+        return values
+    start, stop, _ = rows.indices(like.shape[0])
+    return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))

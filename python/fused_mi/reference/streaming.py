@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ Block = tuple[slice, slice]
 """Positions and features of one block: `tensor[..., block[0], block[1]]`."""
 BlockFunction = Callable[..., tuple[Tensor, ...]]
 """`(block, *slices of the tensors) -> terms of the sums`; whatever carries no gradient it closes over."""
+BlockGradient = Callable[..., Sequence[Tensor | None]]
+"""`(block, upstream, wanted, *slices) -> gradient of each slice`, None where `wanted` is false."""
 
 # Temporaries of one block: in the caches of a CPU, and large enough elsewhere to hide the cost of a launch.
 _BLOCK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
@@ -39,9 +41,30 @@ def blocks(
     ]
 
 
+def _derived_gradient(function: BlockFunction) -> BlockGradient:
+    """The gradient of a block by autograd."""
+
+    def gradient(
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
+    ) -> Sequence[Tensor | None]:
+        chosen = [i for i, needed in enumerate(wanted) if needed]
+
+        def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
+            replaced = dict(zip(chosen, values, strict=True))
+            return function(block, *(replaced.get(i, t) for i, t in enumerate(slices)))
+
+        _, pull_back = torch.func.vjp(of_chosen, *(slices[i] for i in chosen))
+        found = dict(zip(chosen, pull_back(upstream), strict=True))
+        return [found.get(i) for i in range(len(slices))]
+
+    return gradient
+
+
 class _BlockSum(torch.autograd.Function):
     @staticmethod
-    def forward(function: BlockFunction, cut: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        function: BlockFunction, gradient: BlockGradient, cut: list[Block], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         totals: tuple[Tensor, ...] = ()
         for block in cut:
             terms = function(block, *(t[..., block[0], block[1]] for t in tensors))
@@ -50,45 +73,39 @@ class _BlockSum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.function, ctx.cut, *tensors = inputs
+        _, ctx.gradient, ctx.cut, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-
-        def gradients(block: Block) -> tuple[Tensor, ...]:
-            slices = [t[..., block[0], block[1]] for t in tensors]
-
-            def of_wanted(*chosen: Tensor) -> tuple[Tensor, ...]:
-                replaced = dict(zip(wanted, chosen, strict=True))
-                return ctx.function(block, *(replaced.get(i, t) for i, t in enumerate(slices)))
-
-            _, pull_back = torch.func.vjp(of_wanted, *(slices[i] for i in wanted))
-            return pull_back(upstream)
-
-        result: list[Tensor | None] = [None] * len(tensors)
+        wanted = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph: one block keeps the graph of the gradient simple
-            for i, gradient in zip(wanted, gradients((slice(None), slice(None))), strict=True):
-                result[i] = gradient
-        else:
-            for i in wanted:
-                result[i] = torch.empty(tensors[i].shape, dtype=tensors[i].dtype, device=tensors[i].device)
-            for block in ctx.cut:
-                for i, gradient in zip(wanted, gradients(block), strict=True):
-                    result[i][..., block[0], block[1]] = gradient  # type: ignore[index]
-        return None, None, *result
+            whole = (slice(None), slice(None))
+            return None, None, None, *ctx.gradient(whole, upstream, wanted, *tensors)
+        result = [
+            torch.empty(t.shape, dtype=t.dtype, device=t.device) if needed else None
+            for t, needed in zip(tensors, wanted, strict=True)
+        ]
+        for block in ctx.cut:
+            slices = (t[..., block[0], block[1]] for t in tensors)
+            for total, part in zip(result, ctx.gradient(block, upstream, wanted, *slices), strict=True):
+                if total is not None:
+                    total[..., block[0], block[1]] = part
+        return None, None, None, *result
 
 
-def sum_over_blocks(function: BlockFunction, cut: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
+def sum_over_blocks(
+    function: BlockFunction, cut: list[Block], *tensors: Tensor, gradient: BlockGradient | None = None
+) -> tuple[Tensor, ...]:
     """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a time.
 
     Args:
         function: maps a block and the slices of `tensors` to a tuple of terms, of the same shapes for every block.
         cut: the blocks, from `blocks`.
         tensors: floating tensors (..., S, E); they receive gradients.
+        gradient: the gradient of one block; by autograd where there is none.
 
-    The gradient recomputes each block; a second derivative holds the whole graph.
+    The gradient recomputes each block; a second derivative differentiates `gradient` and holds its whole graph.
     """
-    return _BlockSum.apply(function, cut, *tensors)  # type: ignore[no-any-return]
+    return _BlockSum.apply(function, gradient or _derived_gradient(function), cut, *tensors)  # type: ignore[no-any-return]
