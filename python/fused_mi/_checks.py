@@ -24,15 +24,20 @@ def activity(name: str, mask: Any, like: Tensor) -> Tensor:
     """A 0/1 mask of any real dtype as bool, on the device of `like`."""
     _tensor(name, mask)
     if mask.is_complex():
-        raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {mask.dtype}")
+        raise TypeError(
+            f"{name}: expected a bool, integer or floating-point tensor, got {mask.dtype}"
+        )
     _one_device({"the embeddings": like, name: mask})
-    return mask if mask.dtype == torch.bool else mask.detach() != 0
+    active: Tensor = mask if mask.dtype == torch.bool else mask.detach() != 0
+    return active
 
 
 def shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
     """`tensor` has exactly the shape `expected`; `meaning` names its dimensions."""
     if tensor.shape != torch.Size(expected):
-        raise ValueError(f"{name}: expected shape {meaning} = {tuple(expected)}, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {meaning} = {tuple(expected)}, got {tuple(tensor.shape)}"
+        )
 
 
 def dimensions(name: str, tensor: Tensor, meaning: str) -> None:
@@ -50,7 +55,9 @@ def not_empty(name: str, tensor: Tensor) -> None:
 def option(name: str, value: Any, literal: Any) -> None:
     """`value` is one of the strings of the type `literal`."""
     if value not in get_args(literal):
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(literal)))}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected one of {', '.join(map(repr, get_args(literal)))}, got {value!r}"
+        )
 
 
 def factor(safety_factor: Any) -> None:
@@ -70,4 +77,6 @@ def _one_device(tensors: Mapping[str, Tensor]) -> None:
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
-            raise ValueError(f"{name}: expected device {reference.device} as {first}, got {tensor.device}")
+            raise ValueError(
+                f"{name}: expected device {reference.device} as {first}, got {tensor.device}"
+            )

@@ -24,16 +24,28 @@ class Terms(NamedTuple):
 
     def mean_with(self, other: Terms) -> Terms:
         """The mean of two sets of terms of one estimator."""
-        return Terms(*(None if a is None else (a + b) / 2 for a, b in zip(self, other, strict=True)))
+        assignment = None
+        if self.assignment is not None and other.assignment is not None:
+            assignment = (self.assignment + other.assignment) / 2
+        return Terms(
+            (self.mahalanobis + other.mahalanobis) / 2,
+            (self.log_determinant + other.log_determinant) / 2,
+            assignment,
+            (self.std_log + other.std_log) / 2,
+            (self.total + other.total) / 2,
+        )
 
 
-def mixture_terms(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture, estimator: str) -> Terms:
+def mixture_terms(
+    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture, estimator: str
+) -> Terms:
     """Terms of `mean_il (q + g - k)` or, for "logsumexp", of `mean_i -log(1/M sum_l exp(-(q + g - k)))`.
 
     The arguments are those of `reference.moments.moments`; with `exclude_diagonal` M counts one component less.
     """
     samples, components = (
-        len(range(*rows.indices(t.shape[0]))) for rows, t in ((mixture.sample_rows, y), (mixture.component_rows, x))
+        len(range(*rows.indices(t.shape[0])))
+        for rows, t in ((mixture.sample_rows, y), (mixture.component_rows, x))
     )
     partners = components - mixture.exclude_diagonal
     if estimator == "jensen":
@@ -54,9 +66,17 @@ def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, count: int, exclude_diagon
     responsibilities = log_responsibilities.exp()
 
     def weighted_mean(values: Tensor) -> Tensor:
-        chosen = responsibilities > 0  # 0 * inf: a component that is never chosen adds nothing, to no gradient either
-        return torch.where(chosen, responsibilities * torch.where(chosen, values, 0), 0).sum(1).mean()
+        chosen = (
+            responsibilities > 0
+        )  # 0 * inf: a component that is never chosen adds nothing, to no gradient either
+        return (
+            torch.where(chosen, responsibilities * torch.where(chosen, values, 0), 0).sum(1).mean()
+        )
 
     assignment = math.log(count) + weighted_mean(log_responsibilities)
-    log_mean = torch.where(hopeless[:, 0], -math.inf, torch.logsumexp(log_densities, dim=1)) - math.log(count)
-    return Terms(weighted_mean(q), weighted_mean(g), assignment, -weighted_mean(k), -log_mean.mean())
+    log_mean = torch.where(
+        hopeless[:, 0], -math.inf, torch.logsumexp(log_densities, dim=1)
+    ) - math.log(count)
+    return Terms(
+        weighted_mean(q), weighted_mean(g), assignment, -weighted_mean(k), -log_mean.mean()
+    )

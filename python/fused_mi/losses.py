@@ -48,7 +48,9 @@ def square_mahalanobis_distance(
             raise ValueError(f"{name}: expected shape (..., S, E), got {tuple(tensor.shape)}")
         _checks.shape(name, tensor, (*tensor.shape[:-2], *x.shape[-2:]), "(..., S, E)")
     if active.dim() < 1 or active.shape[-1] not in (1, x.shape[-2]):
-        raise ValueError(f"mask: expected shape (..., S) with S = {x.shape[-2]}, got {tuple(active.shape)}")
+        raise ValueError(
+            f"mask: expected shape (..., S) with S = {x.shape[-2]}, got {tuple(active.shape)}"
+        )
     active = active.expand(*active.shape[:-1], x.shape[-2])
     try:
         torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], stds.shape[:-2], active.shape[:-1])
@@ -61,7 +63,9 @@ def square_mahalanobis_distance(
     outer = outer_pattern(x, y, stds, active)
     if outer is None:
         return square_distance(x, y, stds, active, eps).to(dtype)
-    q, _, _ = pairs(outer.y, outer.centers, None, outer.stds, Mixture(outer.y_mask, outer.mask, eps))
+    q, _, _ = pairs(
+        outer.y, outer.centers, None, outer.stds, Mixture(outer.y_mask, outer.mask, eps)
+    )
     return (q.T if outer.transposed else q).to(dtype)
 
 
@@ -215,7 +219,9 @@ def mutual_information_sub_batch(
     if batch < 2:
         raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
     if batch % 2 and pairing != "leave_one_out":
-        raise ValueError(f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}")
+        raise ValueError(
+            f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
+        )
 
     combine = combine_noise_masks_for_mutual_information_sub_batches
     component_mask = active if combine else torch.ones_like(active)
@@ -225,7 +231,9 @@ def mutual_information_sub_batch(
             stabiliser(stds[rows], mask[rows], dtype, safety_factor)
             for rows, mask in ((samples, active), (components, component_mask))
         )
-        mixture = Mixture(active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal)
+        mixture = Mixture(
+            active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal
+        )
         return mixture_terms(y, x, mu, stds, mixture, estimator)
 
     first, second = slice(0, batch // 2), slice(batch // 2, batch)
@@ -254,7 +262,9 @@ def gaussian_entropy_log_loss(stds: Tensor, noise_mask: Tensor | None = None) ->
         ValueError: the shape of noise_mask is no prefix of that of stds, or devices differ.
     """
     mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: -(values + eps).log())
-    return torch.where(any_active, mean - math.log(2 * math.pi * math.e) / 2, 0 * mean).to(stds.dtype)
+    return torch.where(any_active, mean - math.log(2 * math.pi * math.e) / 2, 0 * mean).to(
+        stds.dtype
+    )
 
 
 def masked_negative_log_mean(stds: Tensor, noise_mask: Tensor | None = None) -> Tensor:
@@ -264,7 +274,9 @@ def masked_negative_log_mean(stds: Tensor, noise_mask: Tensor | None = None) -> 
     """
     mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: values)
     eps = torch.finfo(stds.dtype).eps
-    return torch.where(any_active, -(torch.where(any_active, mean, 1 + 0 * mean) + eps).log(), 0 * mean).to(stds.dtype)
+    return torch.where(
+        any_active, -(torch.where(any_active, mean, 1 + 0 * mean) + eps).log(), 0 * mean
+    ).to(stds.dtype)
 
 
 def _masked_mean(
@@ -272,7 +284,11 @@ def _masked_mean(
 ) -> tuple[Tensor, Tensor]:
     """Mean of `function(stds, eps)` over the active elements, 0 if there are none, and whether there are any."""
     dtype = _checks.floating(stds=stds)
-    active = stds.new_ones((), dtype=torch.bool) if noise_mask is None else _checks.activity("noise_mask", noise_mask, stds)
+    active = (
+        stds.new_ones((), dtype=torch.bool)
+        if noise_mask is None
+        else _checks.activity("noise_mask", noise_mask, stds)
+    )
     if noise_mask is not None:
         _checks.shape("noise_mask", active, stds.shape[: active.dim()], "a prefix of that of stds")
         active = active[(...,) + (None,) * (stds.dim() - active.dim())]
@@ -300,7 +316,9 @@ def _component_mask(
     return active, stabiliser(stds, active, dtype, safety_factor)
 
 
-def _report(terms: Terms, factor: int, dtype: torch.dtype, losses: Losses | None, information: bool) -> Tensor:
+def _report(
+    terms: Terms, factor: int, dtype: torch.dtype, losses: Losses | None, information: bool
+) -> Tensor:
     """Scale the terms, write them into `losses` under their public names, and return the total in `dtype`."""
     total = (factor * terms.total).to(dtype)
     if losses is not None:

@@ -66,7 +66,11 @@ class GaussianMixtureEntropy(nn.Module):
     """`gaussian_mixture_entropy` with its options set once; see there for shapes, units and errors."""
 
     def __init__(
-        self, safety_factor: float = 100.0, *, estimator: Estimator = "jensen", reduction: Reduction = "mean"
+        self,
+        safety_factor: float = 100.0,
+        *,
+        estimator: Estimator = "jensen",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         _checks.factor(safety_factor)
@@ -101,6 +105,4 @@ class GaussianMixtureEntropy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, reduction={self.reduction!r}"
-        )
+        return f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, reduction={self.reduction!r}"

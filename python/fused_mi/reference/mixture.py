@@ -19,7 +19,9 @@ class Mixture(NamedTuple):
     sample_mask: Tensor  # (rows, S) bool
     component_mask: Tensor  # (rows, S) bool
     component_eps: Tensor  # 0-dim, added to the variance of the components
-    sample_eps: Tensor | None = None  # 0-dim, added to that of the samples; None: no variance of their own, k = 0
+    sample_eps: Tensor | None = (
+        None  # 0-dim, added to that of the samples; None: no variance of their own, k = 0
+    )
     sample_rows: slice = ALL
     component_rows: slice = ALL
     exclude_diagonal: bool = False  # leave the pairs (i, i) out (N = M)
@@ -30,13 +32,18 @@ class Mixture(NamedTuple):
         A position counts when it is active in its own row and in a partner's; with `exclude_diagonal` a row is no
         partner of itself. The rest is deselected, so that no value there, NaN included, has any influence.
         """
-        sample_mask, component_mask = self.sample_mask[self.sample_rows], self.component_mask[self.component_rows]
+        sample_mask, component_mask = (
+            self.sample_mask[self.sample_rows],
+            self.component_mask[self.component_rows],
+        )
         samples, components = sample_mask.long(), component_mask.long()
         partners_of_samples, partners_of_components = components.sum(0), samples.sum(0)
         if self.exclude_diagonal:
             partners_of_samples = partners_of_samples - components
             partners_of_components = partners_of_components - samples
-        return sample_mask & (partners_of_samples > 0), component_mask & (partners_of_components > 0)
+        return sample_mask & (partners_of_samples > 0), component_mask & (
+            partners_of_components > 0
+        )
 
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:

@@ -67,12 +67,17 @@ class _Roles(NamedTuple):
     components: Moments
 
 
-def _roles(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, m: Mixture, masks: tuple[Tensor, Tensor]) -> _Roles:
+def _roles(
+    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, m: Mixture, masks: tuple[Tensor, Tensor]
+) -> _Roles:
     dtype = working_dtype(y.device)
     sample_mask, component_mask = masks
     active_i, active_l = sample_mask[..., None], component_mask[..., None]
     y, x = y[m.sample_rows], x[m.component_rows]
-    y_shift, x_shift = first_active_row(y, sample_mask).to(dtype), first_active_row(x, component_mask).to(dtype)
+    y_shift, x_shift = (
+        first_active_row(y, sample_mask).to(dtype),
+        first_active_row(x, component_mask).to(dtype),
+    )
     y = torch.where(active_i, y.to(dtype) - y_shift, 0)
     c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[m.component_rows], 0)
     variance = stabilised_variance(stds[m.component_rows], component_mask, m.component_eps, dtype)
@@ -83,7 +88,9 @@ def _roles(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, m: Mixture, masks: tu
     )
 
 
-def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
+def moments(
+    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O((N + M) S E) work.
 
     Args:
@@ -96,14 +103,18 @@ def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture) ->
     masks = m.contributing()
     both = masks[0] & masks[1] if m.exclude_diagonal else None
 
-    def sums(block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sums(
+        block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         r = _roles(y, x, mu, stds, m, (masks[0][:, block[0]], masks[1][:, block[0]]))
         log_l = log_determinant_terms(r.variance, r.component_mask)
         q = squared_distances(r.samples, r.components).sum() / 2
         g = (r.sample_mask.sum(0) * log_l.sum(0)).sum()
         k = torch.zeros_like(g)
         if m.sample_eps is not None:
-            own_variance = stabilised_variance(stds[m.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype)
+            own_variance = stabilised_variance(
+                stds[m.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype
+            )
             log_i = log_determinant_terms(own_variance, r.sample_mask)
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
         if both is not None:
@@ -154,12 +165,13 @@ def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture) ->
             # sigma / v first: it stays in range where 1 / v does not.
             slope = stds[m.component_rows] / r.variance
             d_stds = slope * (upstream_g * count_i - upstream_q * (squares * r.precision))
-            result[3] = _in_rows(torch.where(active_l, d_stds, 0), m.component_rows, stds)
+            d_stds_total = _in_rows(torch.where(active_l, d_stds, 0), m.component_rows, stds)
             if m.sample_eps is not None:
                 own = stds[m.sample_rows]
                 own_variance = stabilised_variance(own, r.sample_mask, m.sample_eps, r.y.dtype)
                 d_own = torch.where(active_i, upstream_k * count_l * (own / own_variance), 0)
-                result[3] = result[3] + _in_rows(d_own, m.sample_rows, stds)
+                d_stds_total = d_stds_total + _in_rows(d_own, m.sample_rows, stds)
+            result[3] = d_stds_total
         return result
 
     cut = blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)

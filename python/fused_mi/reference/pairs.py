@@ -10,7 +10,9 @@ from .streaming import Block, blocks, sum_over_blocks, working_dtype
 from .variance import log_determinant_terms, stabilised_variance
 
 
-def pairs(y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
+def pairs(
+    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixture
+) -> tuple[Tensor, Tensor, Tensor]:
     """q, g and k of every pair, in nats: three (N, M) tensors in the working dtype, O(N M S E) work.
 
     The arguments are those of `moments.moments`, whose results are the sums of these matrices; `mu` None is 0. With
@@ -20,7 +22,9 @@ def pairs(y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixtur
     masks = m.contributing()
     dtype = working_dtype(y.device)
 
-    def energies(block: Block, y: Tensor, x: Tensor, stds: Tensor, *means: Tensor) -> tuple[Tensor, ...]:
+    def energies(
+        block: Block, y: Tensor, x: Tensor, stds: Tensor, *means: Tensor
+    ) -> tuple[Tensor, ...]:
         active_i, active_l = masks[0][:, block[0]], masks[1][:, block[0]]
         y, x = y[m.sample_rows], x[m.component_rows]
         shift = first_active_row(x, active_l).to(dtype)
@@ -41,6 +45,8 @@ def pairs(y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixtur
             k = log_determinant_terms(own_variance, active_i) @ active_l.to(dtype).T
         return q, g, k
 
-    cut = blocks(masks[0].shape[0] * masks[1].shape[0], y.shape[1], y.shape[2], y.device, min_features=1)
+    cut = blocks(
+        masks[0].shape[0] * masks[1].shape[0], y.shape[1], y.shape[2], y.device, min_features=1
+    )
     q, g, k = sum_over_blocks(energies, cut, y, x, stds, *(() if mu is None else (mu,)))
     return q, g, k

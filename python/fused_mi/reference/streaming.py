@@ -53,7 +53,7 @@ def _derived_gradient(function: BlockFunction) -> BlockGradient:
             replaced = dict(zip(chosen, values, strict=True))
             return function(block, *(replaced.get(i, t) for i, t in enumerate(slices)))
 
-        _, pull_back = torch.func.vjp(of_chosen, *(slices[i] for i in chosen))
+        pull_back = torch.func.vjp(of_chosen, *(slices[i] for i in chosen))[1]
         found = dict(zip(chosen, pull_back(upstream), strict=True))
         return [found.get(i) for i in range(len(slices))]
 
@@ -80,7 +80,9 @@ class _BlockSum(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # create_graph: one block keeps the graph of the gradient simple
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph: one block keeps the graph of the gradient simple
             whole = (slice(None), slice(None))
             return None, None, None, *ctx.gradient(whole, upstream, wanted, *tensors)
         result = [
@@ -89,14 +91,19 @@ class _BlockSum(torch.autograd.Function):
         ]
         for block in ctx.cut:
             slices = (t[..., block[0], block[1]] for t in tensors)
-            for total, part in zip(result, ctx.gradient(block, upstream, wanted, *slices), strict=True):
+            for total, part in zip(
+                result, ctx.gradient(block, upstream, wanted, *slices), strict=True
+            ):
                 if total is not None:
                     total[..., block[0], block[1]] = part
         return None, None, None, *result
 
 
 def sum_over_blocks(
-    function: BlockFunction, cut: list[Block], *tensors: Tensor, gradient: BlockGradient | None = None
+    function: BlockFunction,
+    cut: list[Block],
+    *tensors: Tensor,
+    gradient: BlockGradient | None = None,
 ) -> tuple[Tensor, ...]:
     """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a time.
 

@@ -28,7 +28,9 @@ def min_positive_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype)
     return torch.where(smallest < math.inf, smallest, 1)
 
 
-def stabiliser(stds: Tensor, mask: Tensor | None, dtype: torch.dtype, safety_factor: float) -> Tensor:
+def stabiliser(
+    stds: Tensor, mask: Tensor | None, dtype: torch.dtype, safety_factor: float
+) -> Tensor:
     """eps = safety_factor * finfo(dtype).eps * the smallest positive active variance; 0-dim, in `dtype`, > 0."""
     info = torch.finfo(dtype)
     smallest_subnormal = info.tiny * info.eps
