@@ -1,16 +1,15 @@
-"""Mutual information between clean and noisy embeddings, and its parts, as losses for training in PyTorch."""
+"""Mutual-information losses for training noise layers in PyTorch, and the terms they consist of."""
 
 from ._types import ComponentLossesDict
 from ._version import __version__
 from .losses import (
-    gaussian_entropy_log_loss,
     gaussian_mixture_entropy,
-    masked_negative_log_mean,
     mutual_information_sub_batch,
     pairwise_square_mahalanobis_distance,
     square_mahalanobis_distance,
 )
 from .modules import GaussianMixtureEntropy, MutualInformationLoss
+from .std_losses import gaussian_entropy_log_loss, masked_negative_log_mean
 
 __all__ = [
     "ComponentLossesDict",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def used_by(active: Tensor, stds: Tensor) -> Tensor:
-    """The positions of `stds` (..., S, E) that some broadcast active position uses; broadcasts against (..., S)."""
+    """The positions of `stds` (..., S, E) that some broadcast active position uses; broadcasts
+    against (..., S)."""
     extra = active.dim() - (stds.dim() - 1)
     for _ in range(extra):
         active = active.any(0)
@@ -20,7 +21,8 @@ def used_by(active: Tensor, stds: Tensor) -> Tensor:
 
 
 class Outer(NamedTuple):
-    """One side against the other: arguments of all pairs, and whether the result (N, M) is to be transposed."""
+    """One side against the other: arguments of all pairs, and whether the result (N, M) is to be
+    transposed."""
 
     y: Tensor  # (N, S, E)
     y_mask: Tensor  # (N, S)
@@ -31,7 +33,8 @@ class Outer(NamedTuple):
 
 
 def outer_pattern(x: Tensor, y: Tensor, stds: Tensor, active: Tensor) -> Outer | None:
-    """Arguments (N, 1, S, E) with (1, M, S, E), either way round, stds along one of them; None for other patterns."""
+    """Arguments (N, 1, S, E) with (1, M, S, E), either way round, stds along one of them; None for
+    other patterns."""
     tensors = (x, y, stds, active[..., None])
     if max(t.dim() for t in tensors) != 4:
         return None

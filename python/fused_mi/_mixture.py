@@ -1,4 +1,4 @@
-"""From the energies of a mixture to the terms of a loss: the two estimators, shared by entropy and information."""
+"""From the energies of a mixture to the terms of a loss: the two estimators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .reference.pairs import pairs
 
 
 class Terms(NamedTuple):
-    """Parts of the loss, means over the samples in nats; the first three add up to `total` together with the last."""
+    """Parts of the loss, means over the samples in nats; the others add up to `total`."""
 
     mahalanobis: Tensor
     log_determinant: Tensor
@@ -39,9 +39,11 @@ class Terms(NamedTuple):
 def mixture_terms(
     y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture, estimator: str
 ) -> Terms:
-    """Terms of `mean_il (q + g - k)` or, for "logsumexp", of `mean_i -log(1/M sum_l exp(-(q + g - k)))`.
+    """Terms of the mean energy "jensen" or of the entropy "logsumexp", of energies e = q + g - k:
+    `mean_il e_il`, or `mean_i -log(1/M sum_l exp(-e_il))`.
 
-    The arguments are those of `reference.moments.moments`; with `exclude_diagonal` M counts one component less.
+    The arguments are those of `reference.moments.moments`; with `exclude_diagonal` M counts one
+    component less.
     """
     samples, components = (
         len(range(*rows.indices(t.shape[0])))

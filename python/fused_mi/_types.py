@@ -12,10 +12,11 @@ Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
 
 
 class ComponentLossesDict(TypedDict, total=False):
-    """What a loss writes into its `losses` argument: 0-dim tensors in nats, each differentiable on its own.
+    """What a loss writes into its `losses` argument: 0-dim tensors in nats, each differentiable on
+    its own.
 
-    The entropy is the sum of the first two (three for `estimator="logsumexp"`); the mutual information is the
-    entropy plus `std_log_loss`.
+    The entropy is the sum of the first two (three for `estimator="logsumexp"`); the mutual
+    information is the entropy plus `std_log_loss`.
     """
 
     gaussian_mixture_mahalanobis_distance_loss: Tensor

@@ -1,9 +1,8 @@
-"""The public losses: checks of arguments, the roles of samples and components, reductions. Every value is in nats."""
+"""The losses of the mixture: checks of arguments, roles of samples and components, reductions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -30,11 +29,13 @@ def square_mahalanobis_distance(
     Args:
         x, y, stds: (..., S, E) floating tensors; leading dimensions broadcast.
         mask: (..., S), non-zero = active; broadcasts against the leading dimensions and S.
-        safety_factor: eps is this times finfo(T).eps times the smallest positive variance that an active position uses.
+        safety_factor: eps is this times finfo(T).eps times the smallest positive variance that an
+            active position uses.
 
     Returns:
-        The broadcast leading shape in T (float64 if any input is, else float32), in nats. The outer pattern
-        (N, 1, S, E) with (1, M, S, E) takes the path of all pairs; no N*M*S*E tensor is built in any pattern.
+        The broadcast leading shape in T (float64 if any input is, else float32), in nats. The outer
+        pattern (N, 1, S, E) with (1, M, S, E) takes the path of all pairs; no N*M*S*E tensor is
+        built in any pattern.
 
     Raises:
         TypeError: no tensor, or no real floating dtype.
@@ -84,8 +85,8 @@ def pairwise_square_mahalanobis_distance(
         centers, stds: (M, S, E) centres and standard deviations of the components.
         mask: (N, S), non-zero = active.
         component_mask: (M, S); if given, a position weighs 1 in the pairs where both are active.
-        safety_factor: as in `square_mahalanobis_distance`; the minimum runs over the active positions of the
-            components, or over all of them without `component_mask`.
+        safety_factor: as in `square_mahalanobis_distance`; the minimum runs over the active
+            positions of the components, or over all of them without `component_mask`.
 
     Returns:
         (N, M) in T, in nats.
@@ -121,17 +122,19 @@ def gaussian_mixture_entropy(
 ) -> Tensor:
     """Monte Carlo entropy of a mixture of diagonal Gaussians at samples from another batch.
 
-    With the energies `q + g = -log N(y_i; x_l + mu_l, diag(stds_l^2 + eps))` over the active positions, "jensen" is
-    their mean over all pairs, an upper bound of "logsumexp", `mean_i -log(1/M sum_l exp(-(q_il + g_il)))`.
+    With the energies `q + g = -log N(y_i; x_l + mu_l, diag(stds_l^2 + eps))` over the active
+    positions, "jensen" is their mean over all pairs, an upper bound of "logsumexp",
+    `mean_i -log(1/M sum_l exp(-(q_il + g_il)))`.
 
     Args:
         clean_embeddings, means, stds: (M, S, E); component l is centred at clean + means.
         transformed_embeddings: (N, S, E) samples.
         mask: (N, S) of the samples, non-zero = active.
-        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add up to the result.
+        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add
+            up to the result.
         safety_factor: as in `pairwise_square_mahalanobis_distance`.
-        component_mask: (M, S); a position weighs 1 in a pair where both masks are active. Under "logsumexp",
-            densities over different numbers of features then meet in one sum.
+        component_mask: (M, S); a position weighs 1 in a pair where both masks are active. Under
+            "logsumexp", densities over different numbers of features then meet in one sum.
         estimator: "jensen", O(N S E) work, or "logsumexp", O(N M S E) work.
         reduction: "mean" over the samples or "sum", N times that.
 
@@ -174,32 +177,37 @@ def mutual_information_sub_batch(
     reduction: Reduction = "sum",
     pairing: Pairing = "sub_batch",
 ) -> Tensor:
-    """Mutual information of clean embeddings x and noisy ones y = x + mu + sigma * N(0, I), plus d/2.
+    """Mutual information, plus d/2, of embeddings x and y = x + mu + sigma * N(0, I).
 
     Samples are scored against the mixture of components built from other rows of the batch:
-    `N * mean_il (q_il + g_il - k_il)`, which is `1/B sum_il [log |Sigma_i^-1 Sigma_l| + ||y_i - x_l - mu_l||^2]`.
-    d, the number of active features of a sample, enters through h(Y|X) = k + d/2; training ignores the constant,
-    a report of information in nats subtracts it.
+    `N * mean_il (q_il + g_il - k_il)`, which is
+    `1/B sum_il [log |Sigma_i^-1 Sigma_l| + ||y_i - x_l - mu_l||^2_{Sigma_l^-1}]`. d, the number of
+    active features of a sample, enters through h(Y|X) = k + d/2; training ignores the constant, a
+    report of information in nats subtracts it.
 
     Args:
         means_tensor, stds_tensor: (B, S, E) mu and sigma.
         noise_mask: (B, S), non-zero = the position carries noise.
         clean_input_embeddings, noisy_input_embeddings: (B, S, E) x and y.
-        combine_noise_masks_for_mutual_information_sub_batches: a position counts where it is active in sample and
-            component; otherwise where it is active in the sample.
-        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add up to the result.
-        safety_factor: eps of each role is this times finfo(T).eps times its smallest positive active variance.
+        combine_noise_masks_for_mutual_information_sub_batches: a position counts where it is active
+            in sample and component; otherwise where it is active in the sample.
+        losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add
+            up to the result.
+        safety_factor: eps of each role is this times finfo(T).eps times its smallest positive
+            active variance.
         estimator: "jensen", linear in B, or "logsumexp" over all pairs, never above it.
         reduction: "sum" over the N samples, or "mean", nats per sample.
-        pairing: "sub_batch", the first half scored against the second (N = B/2); "symmetric", the mean of both
-            directions; "leave_one_out", every row against all others (N = B; odd B allowed).
+        pairing: "sub_batch", the first half scored against the second (N = B/2); "symmetric", the
+            mean of both directions; "leave_one_out", every row against all others (N = B; odd B
+            allowed).
 
     Returns:
         0-dim in T, in nats.
 
     Raises:
         TypeError: no tensor, or no real floating dtype.
-        ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or an option is unknown.
+        ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or
+            an option is unknown.
     """
     mu, stds, x, y = means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings
     dtype = _checks.floating(
@@ -247,57 +255,6 @@ def mutual_information_sub_batch(
     return _report(terms, count if reduction == "sum" else 1, dtype, losses, information=True)
 
 
-def gaussian_entropy_log_loss(stds: Tensor, noise_mask: Tensor | None = None) -> Tensor:
-    """Minus the mean entropy of one Gaussian feature: `mean -log(stds + finfo.eps) - 1/2 log(2 pi e)`, in nats.
-
-    Args:
-        stds: any shape, for example (B, S, E).
-        noise_mask: non-zero = active; its shape is a prefix of that of stds, for example (B, S). None = all active.
-
-    Returns:
-        0-dim in the dtype of stds, accumulated in T; 0 with zero gradients where nothing is active.
-
-    Raises:
-        TypeError: no tensor, or no real floating dtype.
-        ValueError: the shape of noise_mask is no prefix of that of stds, or devices differ.
-    """
-    mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: -(values + eps).log())
-    return torch.where(any_active, mean - math.log(2 * math.pi * math.e) / 2, 0 * mean).to(
-        stds.dtype
-    )
-
-
-def masked_negative_log_mean(stds: Tensor, noise_mask: Tensor | None = None) -> Tensor:
-    """`-log(mean of the active stds + finfo(stds.dtype).eps)`, in nats: a bonus for large noise.
-
-    Arguments, result and errors are those of `gaussian_entropy_log_loss`.
-    """
-    mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: values)
-    eps = torch.finfo(stds.dtype).eps
-    return torch.where(
-        any_active, -(torch.where(any_active, mean, 1 + 0 * mean) + eps).log(), 0 * mean
-    ).to(stds.dtype)
-
-
-def _masked_mean(
-    stds: Tensor, noise_mask: Tensor | None, function: Callable[[Tensor, float], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mean of `function(stds, eps)` over the active elements, 0 if there are none, and whether there are any."""
-    dtype = _checks.floating(stds=stds)
-    active = (
-        stds.new_ones((), dtype=torch.bool)
-        if noise_mask is None
-        else _checks.activity("noise_mask", noise_mask, stds)
-    )
-    if noise_mask is not None:
-        _checks.shape("noise_mask", active, stds.shape[: active.dim()], "a prefix of that of stds")
-        active = active[(...,) + (None,) * (stds.dim() - active.dim())]
-    active = active.expand(stds.shape)
-    count = active.sum()
-    values = function(torch.where(active, stds, 1).to(dtype), torch.finfo(stds.dtype).eps)
-    return torch.where(active, values, 0).sum() / count.clamp(min=1), count > 0
-
-
 def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
     active = _checks.activity("mask", mask, y)
     _checks.shape("mask", active, y.shape[:2], "(N, S)")
@@ -307,7 +264,8 @@ def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
 def _component_mask(
     mask: Tensor | None, stds: Tensor, dtype: torch.dtype, safety_factor: float
 ) -> tuple[Tensor, Tensor]:
-    """The mask (M, S) of the components, all active where there is none, and the eps of their variances."""
+    """The mask (M, S) of the components, all active where there is none, and the eps of their
+    variances."""
     if mask is None:
         active = torch.ones(stds.shape[:2], dtype=torch.bool, device=stds.device)
     else:

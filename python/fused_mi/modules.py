@@ -10,7 +10,8 @@ from .losses import Losses, gaussian_mixture_entropy, mutual_information_sub_bat
 
 
 class MutualInformationLoss(nn.Module):
-    """`mutual_information_sub_batch` with its options set once; see there for shapes, units and errors."""
+    """`mutual_information_sub_batch` with its options set once; see there for shapes, units and
+    errors."""
 
     def __init__(
         self,
@@ -63,7 +64,8 @@ class MutualInformationLoss(nn.Module):
 
 
 class GaussianMixtureEntropy(nn.Module):
-    """`gaussian_mixture_entropy` with its options set once; see there for shapes, units and errors."""
+    """`gaussian_mixture_entropy` with its options set once; see there for shapes, units and
+    errors."""
 
     def __init__(
         self,

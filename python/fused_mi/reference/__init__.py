@@ -1,1 +1,2 @@
-"""Plain torch implementations: any device, any floating dtype, differentiable twice; the oracle of every fused kernel."""
+"""Plain torch implementations: any device, any floating dtype, differentiable twice; the oracle of
+every fused kernel."""

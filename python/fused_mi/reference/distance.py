@@ -1,4 +1,5 @@
-"""Squared Mahalanobis distances over arbitrary leading dimensions, streamed over positions and features."""
+"""Squared Mahalanobis distances over arbitrary leading dimensions, streamed over positions and
+features."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from .variance import stabilised_variance
 
 
 def square_distance(x: Tensor, y: Tensor, stds: Tensor, mask: Tensor, eps: Tensor) -> Tensor:
-    """`1/2 sum_s mask_s sum_e (x - y)^2 / (stds^2 + eps)` over broadcast leading dimensions, in the working dtype.
+    """`1/2 sum_s mask_s sum_e (x - y)^2 / (stds^2 + eps)` over broadcast leading dimensions, in the
+    working dtype.
 
     Args:
         x, y, stds: (..., S, E), broadcast in their leading dimensions only.

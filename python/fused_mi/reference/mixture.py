@@ -11,7 +11,8 @@ ALL = slice(None)
 
 
 class Mixture(NamedTuple):
-    """The constants of a mixture: N samples scored against M components, each a range of rows of its tensors.
+    """The constants of a mixture: N samples scored against M components, each a range of rows of
+    its tensors.
 
     A position has weight 1 in a pair where the masks of both are active, and 0 elsewhere.
     """
@@ -29,8 +30,9 @@ class Mixture(NamedTuple):
     def contributing(self) -> tuple[Tensor, Tensor]:
         """Positions of samples (N, S) and of components (M, S) that have weight in some pair.
 
-        A position counts when it is active in its own row and in a partner's; with `exclude_diagonal` a row is no
-        partner of itself. The rest is deselected, so that no value there, NaN included, has any influence.
+        A position counts when it is active in its own row and in a partner's; with
+        `exclude_diagonal` a row is no partner of itself. The rest is deselected, so that no value
+        there, NaN included, has any influence.
         """
         sample_mask, component_mask = (
             self.sample_mask[self.sample_rows],
@@ -47,7 +49,8 @@ class Mixture(NamedTuple):
 
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
-    """Row of `values` (rows, S, E) that is the first active one at each position of `mask` (rows, S): (S, E), else 0.
+    """Row of `values` (rows, S, E) that is the first active one at each position of `mask` (rows,
+    S): (S, E), else 0.
 
     A constant to autograd: every use of it as a shift cancels.
     """

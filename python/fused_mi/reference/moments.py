@@ -1,6 +1,8 @@
-"""The Jensen loss is linear in the batch: the double sum over pairs from two sets of mergeable moments.
+"""The Jensen loss is linear in the batch: the double sum over pairs from two sets of mergeable
+moments.
 
-Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan, Golub & LeVeque (1979), STAN-CS-79-773.
+Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan, Golub & LeVeque
+(1979), STAN-CS-79-773.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from .variance import log_determinant_terms, stabilised_variance
 
 
 class Moments(NamedTuple):
-    """Weighted moments of rows, per position and feature; the mean is `shift + delta`, never rounded into one number."""
+    """Weighted moments of rows, per position and feature; the mean is `shift + delta`, never
+    rounded into one number."""
 
     weight: Tensor  # (S, E) or (S, 1): sum of the weights
     shift: Tensor  # (S, E): a row's value near the mean
@@ -26,7 +29,8 @@ class Moments(NamedTuple):
 
 
 def weighted_moments(weights: Tensor, deviations: Tensor, shift: Tensor) -> Moments:
-    """Moments of rows `shift + deviations` (rows, S, E) with `weights` (rows, S, E or 1) >= 0; all zero weights give 0."""
+    """Moments of rows `shift + deviations` (rows, S, E) with `weights` (rows, S, E or 1) >= 0; all
+    zero weights give 0."""
     weight = weights.sum(0)
     delta = (weights * deviations).sum(0) / torch.where(weight > 0, weight, 1)
     return Moments(weight, shift, delta, (weights * (deviations - delta).square()).sum(0))
@@ -45,7 +49,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def squared_distances(samples: Moments, components: Moments) -> Tensor:
-    """`sum_il w_ils (y_i - c_l)^2 / v_l` per position and feature (S, E): three terms, none negative."""
+    """`sum_il w_ils (y_i - c_l)^2 / v_l` per position and feature (S, E): three terms, none
+    negative."""
     distance = (samples.shift - components.shift) + (samples.delta - components.delta)
     return (
         samples.m2 * components.weight
@@ -55,7 +60,8 @@ def squared_distances(samples: Moments, components: Moments) -> Tensor:
 
 
 class _Roles(NamedTuple):
-    """What value and gradient of one block share; b is the number of positions in it, e of features."""
+    """What value and gradient of one block share; b is the number of positions in it, e of
+    features."""
 
     sample_mask: Tensor  # (N, b)
     component_mask: Tensor  # (M, b)
@@ -91,12 +97,14 @@ def _roles(
 def moments(
     y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O((N + M) S E) work.
+    """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O((N +
+    M) S E) work.
 
     Args:
         y: (rows, S, E) samples.
-        x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations stds. Where
-            `mixture.sample_eps` is given, stds holds those of the samples too, in their rows.
+        x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations
+            stds. Where `mixture.sample_eps` is given, stds holds those of the samples too, in their
+            rows.
         mixture: which rows and positions meet.
     """
     m = mixture

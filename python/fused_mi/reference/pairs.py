@@ -1,4 +1,5 @@
-"""Energies of all N x M pairs: squared distances by true differences, log-determinants by row sums."""
+"""Energies of all N x M pairs: squared distances by true differences, log-determinants by row
+sums."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from .variance import log_determinant_terms, stabilised_variance
 def pairs(
     y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixture
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, g and k of every pair, in nats: three (N, M) tensors in the working dtype, O(N M S E) work.
+    """q, g and k of every pair, in nats: three (N, M) tensors in the working dtype, O(N M S E)
+    work.
 
-    The arguments are those of `moments.moments`, whose results are the sums of these matrices; `mu` None is 0. With
-    `exclude_diagonal`, the diagonal entries are finite but mean nothing: the caller leaves them out.
+    The arguments are those of `moments.moments`, whose results are the sums of these matrices; `mu`
+    None is 0. With `exclude_diagonal`, the diagonal entries are finite but mean nothing: the caller
+    leaves them out.
     """
     m = mixture
     masks = m.contributing()

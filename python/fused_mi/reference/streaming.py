@@ -11,23 +11,23 @@ from torch import Tensor
 Block = tuple[slice, slice]
 """Positions and features of one block: `tensor[..., block[0], block[1]]`."""
 BlockFunction = Callable[..., tuple[Tensor, ...]]
-"""`(block, *slices of the tensors) -> terms of the sums`; whatever carries no gradient it closes over."""
+"""`(block, *slices of the tensors) -> terms of the sums`; it closes over all constants."""
 BlockGradient = Callable[..., Sequence[Tensor | None]]
 """`(block, upstream, wanted, *slices) -> gradient of each slice`, None where `wanted` is false."""
 
-# Temporaries of one block: in the caches of a CPU, and large enough elsewhere to hide the cost of a launch.
+# One temporary of a block: in the caches of a CPU; elsewhere large enough to hide its launch.
 _BLOCK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of all arithmetic on `device`: float64, or float32 where the device has no float64."""
+    """The dtype of all arithmetic on `device`: float64, or float32 where it has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def blocks(
     rows: int, positions: int, features: int, device: torch.device, min_features: int = 64
 ) -> list[Block]:
-    """Cut (positions, features) so that `rows` times a block is about a cache (or a launch) in size.
+    """Cut (positions, features) so that `rows` times a block is about a cache in size.
 
     Runs shorter than `min_features` would waste the cache lines of an input that has `rows` rows.
     """
@@ -105,14 +105,17 @@ def sum_over_blocks(
     *tensors: Tensor,
     gradient: BlockGradient | None = None,
 ) -> tuple[Tensor, ...]:
-    """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a time.
+    """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a
+    time.
 
     Args:
-        function: maps a block and the slices of `tensors` to a tuple of terms, of the same shapes for every block.
+        function: maps a block and the slices of `tensors` to a tuple of terms, of the same shapes
+            for every block.
         cut: the blocks, from `blocks`.
         tensors: floating tensors (..., S, E); they receive gradients.
         gradient: the gradient of one block; by autograd where there is none.
 
-    The gradient recomputes each block; a second derivative differentiates `gradient` and holds its whole graph.
+    The gradient recomputes each block; a second derivative differentiates `gradient` and holds its
+    whole graph.
     """
     return _BlockSum.apply(function, gradient or _derived_gradient(function), cut, *tensors)  # type: ignore[no-any-return]
