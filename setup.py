@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    # The Triton project installs a package called triton_kernels: ours must not be importable by that name.
+    # The Triton project has a package called triton_kernels: ours must not be importable as that.
     package_dir={"": "python", "fused_mi.triton_kernels": "triton_kernels"},
     packages=[*find_packages("python"), "fused_mi.triton_kernels"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,38 +23,55 @@ class Terms(NamedTuple):
     std_log: Tensor
     total: Tensor
 
-    def mean_with(self, other: Terms) -> Terms:
-        """The mean of two sets of terms of one estimator."""
-        assignment = None
-        if self.assignment is not None and other.assignment is not None:
-            assignment = (self.assignment + other.assignment) / 2
-        return Terms(
-            (self.mahalanobis + other.mahalanobis) / 2,
-            (self.log_determinant + other.log_determinant) / 2,
-            assignment,
-            (self.std_log + other.std_log) / 2,
-            (self.total + other.total) / 2,
-        )
-
 
 def mixture_terms(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture, estimator: str
+    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, estimator: str, *mixtures: Mixture
 ) -> Terms:
     """Terms of the mean energy "jensen" or of the entropy "logsumexp", of energies e = q + g - k:
-    `mean_il e_il`, or `mean_i -log(1/M sum_l exp(-e_il))`.
+    `mean_il e_il`, or `mean_i -log(1/M sum_l exp(-e_il))`; the mean over several mixtures.
 
     The arguments are those of `reference.moments.moments`; with `exclude_diagonal` M counts one
     component less.
     """
-    samples, components = (
-        len(range(*rows.indices(t.shape[0])))
-        for rows, t in ((mixture.sample_rows, y), (mixture.component_rows, x))
-    )
-    partners = components - mixture.exclude_diagonal
     if estimator == "jensen":
-        q, g, k = (total / (samples * partners) for total in moments(y, x, mu, stds, mixture))
-        return Terms(q, g, None, -k, q + g - k)
-    return _logsumexp_terms(*pairs(y, x, mu, stds, mixture), partners, mixture.exclude_diagonal)
+        terms = [
+            _jensen_terms(*sums, *_sizes(mixture))
+            for sums, mixture in zip(moments(y, x, mu, stds, *mixtures), mixtures, strict=True)
+        ]
+    else:
+        terms = [
+            _logsumexp_terms(
+                *pairs(y, x, mu, stds, mixture), _sizes(mixture)[1], mixture.exclude_diagonal
+            )
+            for mixture in mixtures
+        ]
+    return terms[0] if len(terms) == 1 else _mean(terms)
+
+
+def _sizes(mixture: Mixture) -> tuple[int, int]:
+    """Samples, and partners of each."""
+    samples, components = (
+        len(range(*rows.indices(mask.shape[0])))
+        for rows, mask in (
+            (mixture.sample_rows, mixture.sample_mask),
+            (mixture.component_rows, mixture.component_mask),
+        )
+    )
+    return samples, components - mixture.exclude_diagonal
+
+
+def _mean(terms: Sequence[Terms]) -> Terms:
+    """The mean of the terms of one estimator."""
+    columns = (
+        None if column[0] is None else sum(column) / len(terms)
+        for column in zip(*terms, strict=True)
+    )
+    return Terms(*columns)  # type: ignore[arg-type]
+
+
+def _jensen_terms(q: Tensor, g: Tensor, k: Tensor, samples: int, partners: int) -> Terms:
+    q, g, k = (total / (samples * partners) for total in (q, g, k))
+    return Terms(q, g, None, -k, q + g - k)
 
 
 def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, count: int, exclude_diagonal: bool) -> Terms:

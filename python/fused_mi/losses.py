@@ -159,7 +159,7 @@ def gaussian_mixture_entropy(
     _checks.not_empty("transformed_embeddings", y)
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    terms = mixture_terms(y, x, means, stds, Mixture(active, components, eps), estimator)
+    terms = mixture_terms(y, x, means, stds, estimator, Mixture(active, components, eps))
     return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
 
 
@@ -234,23 +234,21 @@ def mutual_information_sub_batch(
     combine = combine_noise_masks_for_mutual_information_sub_batches
     component_mask = active if combine else torch.ones_like(active)
 
-    def terms_of(samples: slice, components: slice, exclude_diagonal: bool = False) -> Terms:
+    def mixture(samples: slice, components: slice, exclude_diagonal: bool = False) -> Mixture:
         eps_i, eps_l = (
             stabiliser(stds[rows], mask[rows], dtype, safety_factor)
             for rows, mask in ((samples, active), (components, component_mask))
         )
-        mixture = Mixture(
-            active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal
-        )
-        return mixture_terms(y, x, mu, stds, mixture, estimator)
+        return Mixture(active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal)
 
     first, second = slice(0, batch // 2), slice(batch // 2, batch)
     if pairing == "leave_one_out":
-        terms = terms_of(slice(None), slice(None), exclude_diagonal=True)
+        mixtures = [mixture(slice(None), slice(None), exclude_diagonal=True)]
     else:
-        terms = terms_of(first, second)
+        mixtures = [mixture(first, second)]
         if pairing == "symmetric":
-            terms = terms.mean_with(terms_of(second, first))
+            mixtures.append(mixture(second, first))
+    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
     count = batch if pairing == "leave_one_out" else batch // 2
     return _report(terms, count if reduction == "sum" else 1, dtype, losses, information=True)
 
@@ -277,7 +275,7 @@ def _component_mask(
 def _report(
     terms: Terms, factor: int, dtype: torch.dtype, losses: Losses | None, information: bool
 ) -> Tensor:
-    """Scale the terms, write them into `losses` under their public names, and return the total in `dtype`."""
+    """Scale the terms, write them into `losses` by their names, return the total in `dtype`."""
     total = (factor * terms.total).to(dtype)
     if losses is not None:
         named = {

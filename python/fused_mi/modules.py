@@ -107,4 +107,7 @@ class GaussianMixtureEntropy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, reduction={self.reduction!r}"
+        return (
+            f"safety_factor={self.safety_factor}, "
+            f"estimator={self.estimator!r}, reduction={self.reduction!r}"
+        )

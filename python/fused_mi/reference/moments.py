@@ -73,48 +73,38 @@ class _Roles(NamedTuple):
     components: Moments
 
 
-def _roles(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, m: Mixture, masks: tuple[Tensor, Tensor]
-) -> _Roles:
-    dtype = working_dtype(y.device)
-    sample_mask, component_mask = masks
-    active_i, active_l = sample_mask[..., None], component_mask[..., None]
-    y, x = y[m.sample_rows], x[m.component_rows]
-    y_shift, x_shift = (
-        first_active_row(y, sample_mask).to(dtype),
-        first_active_row(x, component_mask).to(dtype),
-    )
-    y = torch.where(active_i, y.to(dtype) - y_shift, 0)
-    c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[m.component_rows], 0)
-    variance = stabilised_variance(stds[m.component_rows], component_mask, m.component_eps, dtype)
-    precision = torch.where(active_l, variance.reciprocal(), 0)
-    samples = weighted_moments(active_i.to(dtype), y, y_shift)
-    return _Roles(
-        *masks, y, c, variance, precision, samples, weighted_moments(precision, c, x_shift)
-    )
+Sums = tuple[Tensor, Tensor, Tensor]
+"""Sums over all pairs of q, g and k: 0-dim tensors in the working dtype, in nats."""
 
 
-def moments(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over all pairs of q, g and k, in nats: three 0-dim tensors in the working dtype, O((N +
-    M) S E) work.
+class _Direction:
+    """Value and gradient of the sums over the pairs of one mixture, for one block of (y, x, mu,
+    stds)."""
 
-    Args:
-        y: (rows, S, E) samples.
-        x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations
-            stds. Where `mixture.sample_eps` is given, stds holds those of the samples too, in their
-            rows.
-        mixture: which rows and positions meet.
-    """
-    m = mixture
-    masks = m.contributing()
-    both = masks[0] & masks[1] if m.exclude_diagonal else None
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.masks = mixture.contributing()
+        self.both = self.masks[0] & self.masks[1] if mixture.exclude_diagonal else None
 
-    def sums(
-        block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        r = _roles(y, x, mu, stds, m, (masks[0][:, block[0]], masks[1][:, block[0]]))
+    def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> _Roles:
+        m, dtype = self.mixture, working_dtype(y.device)
+        sample_mask, component_mask = (mask[:, block[0]] for mask in self.masks)
+        active_i, active_l = sample_mask[..., None], component_mask[..., None]
+        y, x = y[m.sample_rows], x[m.component_rows]
+        y_shift = first_active_row(y, sample_mask).to(dtype)
+        x_shift = first_active_row(x, component_mask).to(dtype)
+        y = torch.where(active_i, y.to(dtype) - y_shift, 0)
+        c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[m.component_rows], 0)
+        variance = stabilised_variance(
+            stds[m.component_rows], component_mask, m.component_eps, dtype
+        )
+        precision = torch.where(active_l, variance.reciprocal(), 0)
+        samples = weighted_moments(active_i.to(dtype), y, y_shift)
+        components = weighted_moments(precision, c, x_shift)
+        return _Roles(sample_mask, component_mask, y, c, variance, precision, samples, components)
+
+    def sums(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Sums:
+        m, r = self.mixture, self._roles(block, y, x, mu, stds)
         log_l = log_determinant_terms(r.variance, r.component_mask)
         q = squared_distances(r.samples, r.components).sum() / 2
         g = (r.sample_mask.sum(0) * log_l.sum(0)).sum()
@@ -125,8 +115,8 @@ def moments(
             )
             log_i = log_determinant_terms(own_variance, r.sample_mask)
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
-        if both is not None:
-            diagonal = both[:, block[0]]
+        if self.both is not None:
+            diagonal = self.both[:, block[0]]
             distance = (r.y - r.c) + (r.samples.shift - r.components.shift)
             q = q - torch.where(diagonal[..., None], distance.square() * r.precision, 0).sum() / 2
             g = g - torch.where(diagonal, log_l, 0).sum()
@@ -135,6 +125,7 @@ def moments(
         return q, g, k
 
     def gradient(
+        self,
         block: Block,
         upstream: tuple[Tensor, ...],
         wanted: Sequence[bool],
@@ -143,11 +134,11 @@ def moments(
         mu: Tensor,
         stds: Tensor,
     ) -> Sequence[Tensor | None]:
-        r = _roles(y, x, mu, stds, m, (masks[0][:, block[0]], masks[1][:, block[0]]))
+        m, r = self.mixture, self._roles(block, y, x, mu, stds)
         upstream_q, upstream_g, upstream_k = upstream
         active_i, active_l = r.sample_mask[..., None], r.component_mask[..., None]
         shift = r.samples.shift - r.components.shift
-        diagonal = None if both is None else both[:, block[0], None]
+        diagonal = None if self.both is None else self.both[:, block[0], None]
         if diagonal is not None:
             own_distance = torch.where(diagonal, (r.y - r.c) + shift, 0)
         result: list[Tensor | None] = [None] * 4
@@ -182,9 +173,36 @@ def moments(
             result[3] = d_stds_total
         return result
 
+
+def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, *mixtures: Mixture) -> list[Sums]:
+    """Sums over all pairs of q, g and k for each mixture, in one pass, O((N + M) S E) work.
+
+    Args:
+        y: (rows, S, E) samples.
+        x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations
+            stds. Where `sample_eps` is given, stds holds those of the samples too, in their rows.
+        mixtures: which rows and positions meet.
+    """
+    directions = [_Direction(mixture) for mixture in mixtures]
+
+    def sums(block: Block, *slices: Tensor) -> tuple[Tensor, ...]:
+        return tuple(total for direction in directions for total in direction.sums(block, *slices))
+
+    def gradient(
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
+    ) -> Sequence[Tensor | None]:
+        parts = [
+            direction.gradient(block, upstream[3 * n : 3 * n + 3], wanted, *slices)
+            for n, direction in enumerate(directions)
+        ]
+        return [
+            sum(of_input) if needed else None
+            for of_input, needed in zip(zip(*parts, strict=True), wanted, strict=True)
+        ]
+
     cut = blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)
-    q, g, k = sum_over_blocks(sums, cut, y, x, mu, stds, gradient=gradient)
-    return q, g, k
+    totals = sum_over_blocks(sums, cut, y, x, mu, stds, gradient=gradient)
+    return [(totals[n], totals[n + 1], totals[n + 2]) for n in range(0, len(totals), 3)]
 
 
 def _in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""Inputs that many tests start from, and one way to run a function on them."""
+
+import fused_mi
+import torch
+
+MI_ARGUMENTS = (
+    "means_tensor",
+    "stds_tensor",
+    "noise_mask",
+    "clean_input_embeddings",
+    "noisy_input_embeddings",
+)
+MASK = 2  # index of the mask among them
+FLOATING = (0, 1, 3, 4)
+ESTIMATORS = ("jensen", "logsumexp")
+PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
+REDUCTIONS = ("sum", "mean")
+
+
+def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.6):
+    """(means, stds, mask, clean, noisy). Position 0 is active in every row, and the smallest stds
+    of both halves lie there, so that replacing values elsewhere never moves the stabiliser."""
+    gen = torch.Generator().manual_seed(seed)
+    shape = (b, s, e)
+    clean = torch.randn(shape, generator=gen, dtype=torch.float64) + offset
+    means = 0.3 * torch.randn(shape, generator=gen, dtype=torch.float64)
+    stds = 0.5 + torch.rand(shape, generator=gen, dtype=torch.float64)
+    noisy = clean + means + stds * torch.randn(shape, generator=gen, dtype=torch.float64)
+    mask = torch.rand((b, s), generator=gen) < density
+    if s and e:
+        mask[:, 0] = True
+        stds[:, 0, 0] = 0.4
+    means, stds, clean, noisy = (t.to(dtype) for t in (means, stds, clean, noisy))
+    return [means, stds, mask, clean, noisy]
+
+
+def leaves(inputs, dtype=None):
+    """Fresh copies; the floating ones require a gradient."""
+    out = []
+    for t in inputs:
+        floating = t.is_floating_point() and t.dim() == 3
+        copy = t.detach().clone().to(dtype) if floating and dtype else t.detach().clone()
+        out.append(copy.requires_grad_(floating))
+    return out
+
+
+def mi(inputs, combine=True, losses=None, **options):
+    return fused_mi.mutual_information_sub_batch(*inputs, combine, losses, **options)
+
+
+def gradients(value, inputs, **options):
+    wanted = [t for t in inputs if t.requires_grad]
+    return torch.autograd.grad(value, wanted, allow_unused=True, **options)
+
+
+def value_and_gradients(function, inputs, dtype=None):
+    """``function(list of leaves) -> scalar``; returns it detached, and one gradient per leaf."""
+    fresh = leaves(inputs, dtype)
+    value = function(fresh)
+    return value.detach(), gradients(value, fresh)
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
