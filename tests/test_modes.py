@@ -255,6 +255,8 @@ def test_fake_tensors(options):
     assert [g.shape for g in grads] == [inputs[i].shape for i in FLOATING]
 
 
+# The compiler itself instantiates autograd functions while it traces them.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @every_mode
 def test_compile_with_a_full_graph(options):
     torch._dynamo.reset()
