@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 import torch
-from fused_mi.reference import moments as of_mixtures
 from fused_mi.reference.mixture import Mixture
-from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
+from fused_mi.reference.moments import Moments, merge, moments, squared_distances, weighted_moments
 from fused_mi.reference.pairs import pairs
 
 F64 = torch.float64
@@ -106,12 +105,6 @@ def pair_arguments(n=4, m=5, s=6, e=3, seed=0, offset=0.0, dtype=F64):
     return [y, own, mask_i, eps_i, x, mu, stds, mask_l, eps_l]
 
 
-def moments(*arguments):
-    """The sums of one mixture."""
-    (sums,) = of_mixtures.moments(*arguments)
-    return sums
-
-
 def energies(function, arguments, exclude_diagonal=False):
     """``moments`` or ``pairs`` of samples and components, stacked to the rows of one batch."""
     y, own, mask_i, eps_i, x, mu, stds, mask_l, eps_l = arguments
@@ -126,7 +119,7 @@ def energies(function, arguments, exclude_diagonal=False):
     masks = at(samples, mask_i), at(components, mask_l)
     mixture = Mixture(*masks, eps_l, eps_i, samples, components, exclude_diagonal)
     tensors = at(samples, y), at(components, x), at(components, mu), all_stds
-    return function(*tensors, mixture)[0] if function is moments else function(*tensors, mixture)
+    return function(*tensors, mixture)
 
 
 @pytest.mark.parametrize("exclude_diagonal", [False, True])
@@ -153,10 +146,10 @@ def test_several_mixtures_of_one_batch_in_one_pass():
         Mixture(mask, torch.ones_like(mask), eps, eps_l, slice(3, 6), slice(0, 3)),
         Mixture(mask, mask, eps_l, None, exclude_diagonal=True),
     ]
-    together = moments(y, x, mu, own, *mixtures)
+    together = of_mixtures.moments(y, x, mu, own, *mixtures)
     assert len(together) == 3
     for sums, mixture in zip(together, mixtures, strict=True):
-        (alone,) = moments(y, x, mu, own, mixture)
+        alone = moments(y, x, mu, own, mixture)
         assert all(torch.equal(a, b) for a, b in zip(sums, alone, strict=True))
     assert len({sums[0].item() for sums in together}) == 3
 

@@ -74,15 +74,11 @@ def test_the_counter_sees_an_intermediate():
     assert wasteful > 8
 
 
-@pytest.mark.parametrize(("pairing", "s"), [("sub_batch", 64), ("leave_one_out", 16)])
+@pytest.mark.parametrize(
+    ("pairing", "s"), [("sub_batch", 64), ("symmetric", 32), ("leave_one_out", 32)]
+)
 def test_jensen_memory(pairing, s):
     assert extra_memory(lambda t: mi(t, pairing=pairing), random_inputs(128, s, 768)) < 4
-
-
-def test_jensen_memory_of_two_directions():
-    """Even if autograd holds the gradients of both directions, 4 more inputs, and one of their sums."""
-    inputs = random_inputs(128, 16, 768)
-    assert extra_memory(lambda t: mi(t, pairing="symmetric"), inputs) < 4 + 1 + 3
 
 
 def test_pairs_memory():
