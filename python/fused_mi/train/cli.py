@@ -1,0 +1,141 @@
+"""``fused-mi train``: options in, one clear line and exit code 2 for anything wrong with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+EXTRA = ("typer", "rich", "transformers", "safetensors", "tensorboard", "matplotlib")
+_MISSING = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print("fused-mi: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+if _MISSING:
+
+    def app() -> NoReturn:
+        """Stands in for the command line where the extra is not installed."""
+        fail(f"{', '.join(_MISSING)} missing: pip install 'fused-mi[train]'")
+
+else:
+    import typer
+
+    from .config import ConfigError, TrainConfig
+
+    class _App(typer.Typer):
+        """Typer, with its multi-line boxes for wrong options replaced by one line."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs["standalone_mode"] = False
+            try:
+                code = super().__call__(*args, **kwargs)
+            except (ConfigError, OSError) as error:
+                fail(str(error))
+            except (typer.Abort, KeyboardInterrupt):
+                fail("stopped; what was saved before is kept, nothing was added", 130)
+            except Exception as error:
+                # Usage errors; typer has its own copy of click, so their class has no fixed home.
+                if not hasattr(error, "format_message"):
+                    raise
+                fail(error.format_message())
+            sys.exit(code if isinstance(code, int) else 0)
+
+    app = _App(
+        name="fused-mi",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Mutual-information losses: train a noise layer on text with them.",
+    )
+
+    @app.callback()
+    def _commands() -> None:
+        """Keeps ``train`` a subcommand while it is the only one."""
+
+    _D = TrainConfig()
+
+    def _option(field: str, text: str) -> Any:
+        flag = "--" + field.replace("_", "-")
+        return typer.Option(flag, help=f"{text} [default: {getattr(_D, field)}]")
+
+    @app.command()
+    def train(
+        alpha: Annotated[
+            float | None, _option("alpha", "Weight of the MI, in nats per noised feature.")
+        ] = None,
+        batch_size: Annotated[int | None, _option("batch_size", "Passages per step.")] = None,
+        steps: Annotated[int | None, _option("steps", "Optimiser steps in total.")] = None,
+        lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
+        seq_len: Annotated[int | None, _option("seq_len", "Tokens per passage.")] = None,
+        estimator: Annotated[
+            str | None, _option("estimator", "MI estimator: jensen or logsumexp.")
+        ] = None,
+        pairing: Annotated[
+            str | None,
+            _option("pairing", "Scored pairs: sub_batch, symmetric or leave_one_out."),
+        ] = None,
+        device: Annotated[str | None, _option("device", "Torch device: cpu, cuda, ...")] = None,
+        dtype: Annotated[
+            str | None, _option("dtype", "Encoder precision: float32, bfloat16 or float64.")
+        ] = None,
+        seed: Annotated[int | None, _option("seed", "Fixes split, batches and noise.")] = None,
+        min_std: Annotated[float | None, _option("min_std", "Lower bound of sigma.")] = None,
+        max_std: Annotated[float | None, _option("max_std", "Upper bound of sigma.")] = None,
+        model: Annotated[
+            str | None, _option("model", "Packaged model, a local folder or a hub name.")
+        ] = None,
+        text: Annotated[
+            str | None,
+            _option("text", "File, folder of .txt/.md/.rst files, or CPython's own reference."),
+        ] = None,
+        eval_passages: Annotated[
+            int | None, _option("eval_passages", "Held-out passages to evaluate, at most.")
+        ] = None,
+        save_every: Annotated[
+            int | None, _option("save_every", "Steps between checkpoints.")
+        ] = None,
+        output: Annotated[
+            str | None, typer.Option(help="Output folder [default: the next free runs/NNN]")
+        ] = None,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on with the run in --output (or the last one).")
+        ] = False,
+        sweep: Annotated[
+            str | None,
+            typer.Option(help="alpha=a,b,c: one run per alpha, and the privacy-utility curve."),
+        ] = None,
+    ) -> int:
+        """Train a noise layer against a frozen sentence encoder and report what it hides."""
+        options = {k: v for k, v in locals().items() if k not in {"output", "resume", "sweep"}}
+        given = {name: value for name, value in options.items() if value is not None}
+        if sweep is not None and "alpha" in given:
+            raise ConfigError("--alpha and --sweep alpha=... exclude each other")
+        alphas = _alphas(sweep) if sweep is not None else None
+        TrainConfig(**given)  # wrong values fail here, before anything heavy is imported
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from . import session
+
+        folder = Path(output).expanduser() if output is not None else session.pick_folder(resume)
+        if alphas is None:
+            return session.run_one(given, folder, resume)
+        return session.run_sweep(given, alphas, folder, resume)
+
+
+def _alphas(sweep: str) -> list[float]:
+    name, _, values = sweep.partition("=")
+    try:
+        alphas = [float(value) for value in values.split(",")]
+    except ValueError:
+        alphas = []
+    if name != "alpha" or not alphas or len(set(alphas)) < len(alphas):
+        raise ConfigError(f"--sweep must look like alpha=0.5,1,2 (each once), got {sweep!r}")
+    return alphas
+
+
+if __name__ == "__main__":
+    app()

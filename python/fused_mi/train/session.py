@@ -1,0 +1,124 @@
+"""What the command does with its options: one run or a sweep, progress bar, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich.console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from . import checkpoint, plots, report, trainer
+from .config import ConfigError, TrainConfig
+from .finish import finish
+from .report import Outcome
+
+ROOT = Path("runs")
+SHOWN = ("loss", "mi_per_feature", "utility", "tokens_per_second")  # in the progress bar
+
+
+def pick_folder(resume: bool) -> Path:
+    """The last numbered folder below runs/ to resume, otherwise the next free one."""
+    numbers = [int(path.name) for path in ROOT.glob("*") if path.name.isdigit()]
+    last = max(numbers, default=0)
+    if resume and not numbers:
+        raise ConfigError(f"there is no run below {ROOT}/ to resume")
+    return ROOT / f"{last if resume else last + 1:03d}"
+
+
+def run_one(given: dict[str, Any], folder: Path, resume: bool) -> int:
+    run = _prepare(given, folder, resume)
+    outcome = _train_and_finish(run)
+    if outcome is None:
+        return 130
+    report.print_table(outcome)
+    print(f"Written to {folder}/: report.md, plots, metrics.csv, events/, {checkpoint.FILE_NAME}")
+    return 0
+
+
+def run_sweep(given: dict[str, Any], alphas: list[float], folder: Path, resume: bool) -> int:
+    """One run per alpha in a subfolder; on resume, subfolders without a checkpoint start anew."""
+    folders = [folder / f"alpha={alpha:g}" for alpha in alphas]
+    exists = [(sub / checkpoint.FILE_NAME).exists() for sub in folders]
+    if resume and not any(exists):
+        raise ConfigError(f"there is no checkpoint of this sweep in {folder} to resume from")
+    for sub in folders if not resume else ():
+        _check_free(sub)
+    configs = [{**given, "alpha": alpha} for alpha in alphas]
+    for config in configs:
+        TrainConfig(**config)
+    outcomes = []
+    for config, sub, saved in zip(configs, folders, exists, strict=True):
+        outcome = _train_and_finish(_prepare(config, sub, resume and saved))
+        if outcome is None:
+            return 130
+        report.print_table(outcome)
+        outcomes.append(outcome)
+    plots.sweep(outcomes, folder)
+    report.write_sweep(outcomes, folder)
+    print(f"Written to {folder}/: sweep.md, sweep.csv, sweep.png and one folder per alpha")
+    return 0
+
+
+def _prepare(given: dict[str, Any], folder: Path, resume: bool) -> trainer.Run:
+    if not resume:
+        _check_free(folder)
+        return trainer.prepare(TrainConfig(**given), folder, None)
+    saved = checkpoint.read(folder)
+    return trainer.prepare(trainer.resumed_config(saved.config, given), folder, saved)
+
+
+def _check_free(folder: Path) -> None:
+    """Nothing saved before is overwritten."""
+    if (folder / checkpoint.FILE_NAME).exists():
+        raise ConfigError(f"--output {folder} holds a run: add --resume or name another folder")
+
+
+def _train_and_finish(run: trainer.Run) -> Outcome | None:
+    """None after Ctrl-C, which has then been explained."""
+    try:
+        _train_with_bar(run)
+        with rich.console.Console(stderr=True).status("evaluating on held-out text"):
+            return finish(run)
+    except trainer.Interrupted as stop:
+        print(
+            f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
+            f"go on with --resume --output {run.folder}",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"fused-mi: stopped during the evaluation, the layer is saved; "
+            f"evaluate with --resume --output {run.folder}",
+            file=sys.stderr,
+        )
+    return None
+
+
+def _train_with_bar(run: trainer.Run) -> None:
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=10),
+        TextColumn(
+            # As MI the nats per feature; short, so that the line fits into 80 columns.
+            "loss {task.fields[loss]:.3f} MI {task.fields[mi_per_feature]:.4f} "
+            "utility {task.fields[utility]:.3f} {task.fields[tokens_per_second]:.0f} tokens/s ETA"
+        ),
+        TimeRemainingColumn(),
+    )
+    nothing: dict[str, Any] = dict.fromkeys(SHOWN, 0.0)
+    console = rich.console.Console(stderr=True)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=run.config.steps, completed=run.step, **nothing)
+        trainer.train(run, lambda row: bar.update(task, completed=row["step"], **_shown(row)))
+
+
+def _shown(row: dict[str, float]) -> dict[str, Any]:
+    return {name: row[name] for name in SHOWN}

@@ -1,0 +1,112 @@
+"""Text to token passages of one length, split into training and held-out passages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import BUILT_IN_TEXT, ConfigError
+from .seeds import generator
+
+HELD_OUT_SHARE = 0.1
+MIN_TOKENS = 8  # shorter rests of a document say too little to have a sentence embedding
+
+
+@dataclass(frozen=True)
+class Passages:
+    """``ids`` and masks, each (P, S); ``noise_mask`` leaves out special and padding tokens."""
+
+    ids: Tensor
+    attention_mask: Tensor
+    noise_mask: Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Passages:
+        return Passages(self.ids[rows], self.attention_mask[rows], self.noise_mask[rows])
+
+    def to(self, device: str) -> Passages:
+        return Passages(
+            self.ids.to(device), self.attention_mask.to(device), self.noise_mask.to(device)
+        )
+
+
+def read_documents(source: str) -> list[str]:
+    """The documents of a file, of every text file below a folder, or of CPython's own reference."""
+    if source == BUILT_IN_TEXT:
+        from pydoc_data.topics import topics
+
+        documents = [topics[name] for name in sorted(topics)]
+    else:
+        documents = [_read(path) for path in _files(Path(source))]
+    documents = [" ".join(document.split()) for document in documents]
+    documents = [document for document in documents if document]
+    if not documents:
+        raise ConfigError(f"--text {source}: there is no text in it")
+    return documents
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix in {".txt", ".md", ".rst"})
+        if not files:
+            raise ConfigError(f"--text {path}: the folder holds no .txt, .md or .rst file")
+        return files
+    if not path.is_file():
+        raise ConfigError(f"--text {path}: no such file or folder")
+    return [path]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"--text {path}: the file is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"--text {path}: {error.strerror}") from None
+
+
+def cut(tokenizer: Any, documents: list[str], seq_len: int) -> Passages:
+    """Distinct windows of ``seq_len`` tokens, special tokens included, and their masks."""
+    encoded = tokenizer(
+        documents,
+        max_length=seq_len,
+        truncation=True,
+        padding="max_length",
+        return_overflowing_tokens=True,
+        return_special_tokens_mask=True,
+    )
+    ids = torch.tensor(encoded["input_ids"])
+    attention = torch.tensor(encoded["attention_mask"]).bool()
+    noise = attention & ~torch.tensor(encoded["special_tokens_mask"]).bool()
+    enough = noise.sum(1) >= min(MIN_TOKENS, seq_len // 2)
+    first: dict[tuple[int, ...], int] = {}
+    for row in enough.nonzero().flatten().tolist():
+        # A duplicate could stand in both the training and the held-out part.
+        first.setdefault(tuple(ids[row].tolist()), row)
+    rows = torch.tensor(list(first.values()), dtype=torch.long)
+    return Passages(ids[rows], attention[rows], noise[rows])
+
+
+def split(passages: Passages, seed: int, batch_size: int) -> tuple[Passages, Passages]:
+    """Training and held-out passages, disjoint, fixed by the seed; the held-out number is even."""
+    order = torch.randperm(len(passages), generator=generator("cpu", seed, "split"))
+    held_out = max(4, int(len(passages) * HELD_OUT_SHARE)) // 2 * 2
+    if len(passages) - held_out < batch_size:
+        raise ConfigError(
+            f"--text gives {len(passages)} passages, {held_out} of them held out: "
+            f"too few for --batch-size {batch_size}"
+        )
+    return passages[order[held_out:]], passages[order[:held_out]]
+
+
+def batch_rows(count: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """The rows (B,) of one step; each epoch is a new permutation, so the step says it all."""
+    epoch, position = divmod(step, count // batch_size)
+    order = torch.randperm(count, generator=generator("cpu", seed, "epoch", epoch))
+    return order[position * batch_size : (position + 1) * batch_size]

@@ -1,0 +1,168 @@
+"""The training loop: prepare everything that can fail, then step, save and stop cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from . import checkpoint as checkpoints
+from . import encoder as encoders
+from . import text
+from .config import ConfigError, TrainConfig
+from .metrics import MetricsWriter
+from .noise import NoiseLayer
+from .objective import objective
+from .seeds import generator
+
+Progress = Callable[[dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Ctrl-C: everything up to ``step`` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+@dataclass
+class Run:
+    """A run that is ready to go: all input was read and checked, and nothing was written yet."""
+
+    config: TrainConfig
+    folder: Path
+    encoder: encoders.Encoder
+    layer: NoiseLayer
+    optimizer: torch.optim.Optimizer
+    train: text.Passages
+    held_out: text.Passages
+    step: int = 0
+
+
+def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | None) -> Run:
+    """Loads model and text and checks them against config, folder and checkpoint."""
+    _check_device(config)
+    _check_writable(folder)
+    documents = text.read_documents(config.text)  # the cheap checks come before the model loads
+    encoder, tokenizer = encoders.load(config.model, config.device, config.dtype, config.seq_len)
+    passages = text.cut(tokenizer, documents, config.seq_len)
+    train, held_out = text.split(passages, config.seed, config.batch_size)
+    held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
+    layer = build_layer(config, encoder)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
+    if saved is not None:
+        checkpoints.restore(saved, layer, optimizer)
+    step = saved.step if saved else 0
+    if step > config.steps:
+        raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
+    return Run(config, folder, encoder, layer, optimizer, train, held_out, step)
+
+
+def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
+    """The noise layer; float32 at least, because Adam's small steps vanish in bfloat16."""
+    table = encoder.table
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        layer = NoiseLayer(
+            table.shape[1], config.min_std, config.max_std, float(table.float().std())
+        )
+    return layer.to(config.device, torch.promote_types(table.dtype, torch.float32))
+
+
+def train(run: Run, progress: Progress = lambda row: None) -> None:
+    """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted)."""
+    config = run.config
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with MetricsWriter(run.folder, run.step) as writer, _ctrl_c() as stopped:
+        while run.step < config.steps:
+            row = _one_step(run)
+            writer.write(row)
+            progress(row)
+            if run.step % config.save_every == 0 or run.step == config.steps or stopped:
+                checkpoints.save(run.folder, config, run.step, run.layer, run.optimizer)
+            if stopped:
+                raise Interrupted(run.step)
+
+
+def _one_step(run: Run) -> dict[str, float]:
+    config, start = run.config, time.perf_counter()
+    rows = text.batch_rows(len(run.train), config.batch_size, config.seed, run.step)
+    batch = run.train[rows].to(config.device)
+    noise = generator(config.device, config.seed, "noise", run.step)
+    terms = objective(
+        run.layer, run.encoder, batch, config.alpha, config.estimator, config.pairing, noise
+    )
+    run.optimizer.zero_grad()
+    terms.loss.backward()
+    run.optimizer.step()
+    run.step += 1
+    return {
+        "step": run.step,
+        "loss": float(terms.loss.detach()),
+        "utility": float(terms.utility.detach()),
+        "mi": float(terms.mi.detach()),
+        "mi_per_feature": float(terms.mi_per_feature.detach()),
+        "sigma_mean": float(terms.sigma_mean),
+        "tokens_per_second": int(batch.attention_mask.sum()) / (time.perf_counter() - start),
+    }
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Collects the first SIGINT, so that no step is cut in half; the second one raises."""
+    stopped: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # only the main thread may set handlers
+        yield stopped
+        return
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def resumed_config(saved: TrainConfig, given: dict[str, object]) -> TrainConfig:
+    """The saved config with what may change on resume; anything else would be another curve."""
+    may_change = {"steps", "device", "save_every", "eval_passages"}
+    for field, value in given.items():
+        if field not in may_change and value != getattr(saved, field):
+            raise ConfigError(
+                f"--{field.replace('_', '-')} {value} differs from the saved run "
+                f"({getattr(saved, field)}); leave it out to resume, or start in another folder"
+            )
+    return replace(saved, **{k: v for k, v in given.items() if k in may_change})  # type: ignore[arg-type]
+
+
+def _check_device(config: TrainConfig) -> None:
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--device {config.device} cannot be used: {reason}") from None
+
+
+def _check_writable(folder: Path) -> None:
+    """Fails before training, not after it; creates nothing."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"--output {folder}: {existing} is not a folder")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # access() is not to be trusted for root
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: not writable: {error.strerror}") from None
