@@ -21,7 +21,7 @@ def min_positive_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype)
             not count.
     """
     variance = stds.detach().to(dtype).square()
-    counts = (variance > 0) & (variance < math.inf)
+    counts = variance > 0
     if mask is not None:
         counts = counts & mask[..., None]
     if variance.numel() == 0:
