@@ -416,11 +416,11 @@ def test_only_the_informed_attacker_sees_through_a_shift(parts):
     found, train, held_out = parts
     data = HeldOut(found, held_out, train, 0)
 
-    class Shifted(IsotropicNoise):
+    class Shifted(NoiseLayer):
         def parameters_of(self, x):
             return 100.0 - 2 * x, torch.full_like(x, 1e-3)
 
-    recovery = data.evaluate(Shifted(0.0), "sub_batch").recovery
+    recovery = data.evaluate(Shifted(16, 0.1, 1.0, 1.0), "sub_batch").recovery
     assert recovery["informed"] == 1.0 and recovery["nearest"] < 0.2
 
 

@@ -39,7 +39,7 @@ class TrainConfig:
     max_std: float = 1.0
     model: str = PACKAGED_MODEL
     text: str = BUILT_IN_TEXT
-    eval_passages: int = 256
+    eval_passages: int = 128
     save_every: int = 20
 
     def __post_init__(self) -> None:

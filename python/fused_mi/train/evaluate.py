@@ -121,12 +121,14 @@ class HeldOut:
 class _GaussianScores:
     """log N(y; center_v, diag sigma_v^2) for every word v, as two matrix products.
 
-    Up to a constant. Everything is relative to the mean centre, which keeps the products small.
+    Up to a constant per y. Relative to the mean centre, which keeps the products small.
     """
 
     def __init__(self, centers: Tensor, sigma: Tensor) -> None:
         self.shift = centers.mean(0)  # (E,)
         shifted = centers - self.shift
+        # With one sigma for all words, y^2 is the same for all of them and decides nothing.
+        self.shared = bool((sigma == sigma[:1]).all())
         self.precision = sigma.square().reciprocal()  # (V, E)
         self.weighted = shifted * self.precision
         self.constant = -(shifted * self.weighted).sum(1) / 2 - sigma.log().sum(1)  # (V,)
@@ -135,6 +137,8 @@ class _GaussianScores:
         """(T, E) -> (T, V)."""
         y = y - self.shift
         scores = torch.addmm(self.constant, y, self.weighted.T)
+        if self.shared:
+            return scores
         return scores.addmm_(y.square(), self.precision.T, alpha=-0.5)
 
 

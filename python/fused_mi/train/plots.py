@@ -32,7 +32,7 @@ def curves(folder: Path) -> None:
         axes.set(xlabel="step", title=name.replace("_", " "))
         if name == "mi_per_feature":
             axes.set(ylabel="nats")
-            axes.set_yscale("symlog", linthresh=1e-3)
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     _save(figure, folder / "curves.png")
 
@@ -65,7 +65,7 @@ def _privacy_utility(outcomes: list[Outcome], path: Path) -> None:
         axes.plot(xs, ys, "-*", color=color, markersize=12, label=f"trained: {name}")
     axes.set(xlabel="utility (cosine)", ylabel="share of tokens recovered", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center right")
     _save(figure, path)
 
 

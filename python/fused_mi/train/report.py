@@ -16,10 +16,10 @@ SAME_UTILITY = 0.01  # utilities closer than this count as equal
 
 ROWS = (
     ("utility (cosine)", lambda e: e.utility),
-    ("MI, Jensen bound [nats/passage]", lambda e: e.mi["jensen"]),
-    ("MI, Jensen bound [nats/feature]", lambda e: e.mi_per_feature["jensen"]),
-    ("MI, logsumexp [nats/passage]", lambda e: e.mi["logsumexp"]),
-    ("MI, logsumexp [nats/feature]", lambda e: e.mi_per_feature["logsumexp"]),
+    ("MI, Jensen bound, nats/passage", lambda e: e.mi["jensen"]),
+    ("MI, Jensen bound, nats/feature", lambda e: e.mi_per_feature["jensen"]),
+    ("MI, logsumexp, nats/passage", lambda e: e.mi["logsumexp"]),
+    ("MI, logsumexp, nats/feature", lambda e: e.mi_per_feature["logsumexp"]),
     ("tokens recovered: nearest", lambda e: e.recovery["nearest"]),
     ("tokens recovered: informed", lambda e: e.recovery["informed"]),
     ("tokens recovered: informed + prior", lambda e: e.recovery["prior"]),
