@@ -7,6 +7,7 @@ Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -195,14 +196,15 @@ def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, *mixtures: Mixture) 
             direction.gradient(block, upstream[3 * n : 3 * n + 3], wanted, *slices)
             for n, direction in enumerate(directions)
         ]
-        return [
-            sum(of_input) if needed else None
-            for of_input, needed in zip(zip(*parts, strict=True), wanted, strict=True)
-        ]
+        return [functools.reduce(_add, of_input) for of_input in zip(*parts, strict=True)]
 
     cut = blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)
     totals = sum_over_blocks(sums, cut, y, x, mu, stds, gradient=gradient)
     return [(totals[n], totals[n + 1], totals[n + 2]) for n in range(0, len(totals), 3)]
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b
 
 
 def _in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:

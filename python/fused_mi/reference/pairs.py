@@ -48,8 +48,8 @@ def pairs(
             k = log_determinant_terms(own_variance, active_i) @ active_l.to(dtype).T
         return q, g, k
 
-    cut = blocks(
-        masks[0].shape[0] * masks[1].shape[0], y.shape[1], y.shape[2], y.device, min_features=1
-    )
+    # Two large temporaries at a time: the standardised differences and their squares.
+    rows = 2 * masks[0].shape[0] * masks[1].shape[0]
+    cut = blocks(rows, y.shape[1], y.shape[2], y.device, min_features=1)
     q, g, k = sum_over_blocks(energies, cut, y, x, stds, *(() if mu is None else (mu,)))
     return q, g, k

@@ -16,7 +16,7 @@ BlockGradient = Callable[..., Sequence[Tensor | None]]
 """`(block, upstream, wanted, *slices) -> gradient of each slice`, None where `wanted` is false."""
 
 # One temporary of a block: in the caches of a CPU; elsewhere large enough to hide its launch.
-_BLOCK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
+_BLOCK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
