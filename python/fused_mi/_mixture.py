@@ -86,9 +86,8 @@ def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, count: int, exclude_diagon
     responsibilities = log_responsibilities.exp()
 
     def weighted_mean(values: Tensor) -> Tensor:
-        chosen = (
-            responsibilities > 0
-        )  # 0 * inf: a component that is never chosen adds nothing, to no gradient either
+        # 0 * inf: a component that is never chosen adds nothing, to no gradient either.
+        chosen = responsibilities > 0
         return (
             torch.where(chosen, responsibilities * torch.where(chosen, values, 0), 0).sum(1).mean()
         )

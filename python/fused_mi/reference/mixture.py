@@ -20,9 +20,7 @@ class Mixture(NamedTuple):
     sample_mask: Tensor  # (rows, S) bool
     component_mask: Tensor  # (rows, S) bool
     component_eps: Tensor  # 0-dim, added to the variance of the components
-    sample_eps: Tensor | None = (
-        None  # 0-dim, added to that of the samples; None: no variance of their own, k = 0
-    )
+    sample_eps: Tensor | None = None  # 0-dim, the same for the samples' own; None leaves k at 0
     sample_rows: slice = ALL
     component_rows: slice = ALL
     exclude_diagonal: bool = False  # leave the pairs (i, i) out (N = M)

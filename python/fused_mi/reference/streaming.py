@@ -80,9 +80,8 @@ class _BlockSum(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph: one block keeps the graph of the gradient simple
+        if torch.is_grad_enabled():
+            # create_graph: one block keeps the graph of the gradient simple.
             whole = (slice(None), slice(None))
             return None, None, None, *ctx.gradient(whole, upstream, wanted, *tensors)
         result = [
