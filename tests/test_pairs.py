@@ -4,7 +4,7 @@ import fused_mi
 import pytest
 import torch
 from cases import MASK, mi_inputs
-from fused_mi.reference.pairs import pairs
+from fused_mi.ops.pairs import pairs
 from oracle import Role, broadcast_energies, eps_of, loop_energies
 from test_moments import energies, pair_arguments
 

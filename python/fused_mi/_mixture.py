@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .ops.moments import moments
+from .ops.pairs import pairs
 from .reference.mixture import Mixture
-from .reference.moments import moments
-from .reference.pairs import pairs
 
 
 class Terms(NamedTuple):
@@ -30,34 +30,17 @@ def mixture_terms(
     """Terms of the mean energy "jensen" or of the entropy "logsumexp", of energies e = q + g - k:
     `mean_il e_il`, or `mean_i -log(1/M sum_l exp(-e_il))`; the mean over several mixtures.
 
-    The arguments are those of `reference.moments.moments`; with `exclude_diagonal` M counts one
-    component less.
+    The arguments are those of `ops.moments.moments`; with `exclude_diagonal` M counts one component
+    less.
     """
-    if estimator == "jensen":
-        terms = [
-            _jensen_terms(*sums, *_sizes(mixture))
-            for sums, mixture in zip(moments(y, x, mu, stds, *mixtures), mixtures, strict=True)
-        ]
-    else:
-        terms = [
-            _logsumexp_terms(
-                *pairs(y, x, mu, stds, mixture), _sizes(mixture)[1], mixture.exclude_diagonal
-            )
-            for mixture in mixtures
-        ]
-    return terms[0] if len(terms) == 1 else _mean(terms)
-
-
-def _sizes(mixture: Mixture) -> tuple[int, int]:
-    """Samples, and partners of each."""
-    samples, components = (
-        len(range(*rows.indices(mask.shape[0])))
-        for rows, mask in (
-            (mixture.sample_rows, mixture.sample_mask),
-            (mixture.component_rows, mixture.component_mask),
-        )
+    operator, terms_of = (
+        (moments, _jensen_terms) if estimator == "jensen" else (pairs, _logsumexp_terms)
     )
-    return samples, components - mixture.exclude_diagonal
+    terms = [
+        terms_of(*energies, mixture)
+        for energies, mixture in zip(operator(y, x, mu, stds, *mixtures), mixtures, strict=True)
+    ]
+    return terms[0] if len(terms) == 1 else _mean(terms)
 
 
 def _mean(terms: Sequence[Terms]) -> Terms:
@@ -69,14 +52,18 @@ def _mean(terms: Sequence[Terms]) -> Terms:
     return Terms(*columns)  # type: ignore[arg-type]
 
 
-def _jensen_terms(q: Tensor, g: Tensor, k: Tensor, samples: int, partners: int) -> Terms:
-    q, g, k = (total / (samples * partners) for total in (q, g, k))
+def _jensen_terms(q: Tensor, g: Tensor, k: Tensor, mixture: Mixture) -> Terms:
+    pairs_count = mixture.samples * (mixture.components - mixture.exclude_diagonal)
+    q, g, k = (total / pairs_count for total in (q, g, k))
     return Terms(q, g, None, -k, q + g - k)
 
 
-def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, count: int, exclude_diagonal: bool) -> Terms:
+def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, mixture: Mixture) -> Terms:
     energies = q + g - k
-    if exclude_diagonal:
+    # A tensor: a Python number would make the batch size a constant of a compiled graph.
+    partners = mixture.components - mixture.exclude_diagonal
+    log_partners = torch.full((), partners, dtype=energies.dtype, device=energies.device).log()
+    if mixture.exclude_diagonal:
         diagonal = torch.eye(energies.shape[0], dtype=torch.bool, device=energies.device)
         energies = energies.masked_fill(diagonal, math.inf)
     # Where every energy overflowed there is nothing to compare: equal responsibilities, not NaN.
@@ -92,10 +79,10 @@ def _logsumexp_terms(q: Tensor, g: Tensor, k: Tensor, count: int, exclude_diagon
             torch.where(chosen, responsibilities * torch.where(chosen, values, 0), 0).sum(1).mean()
         )
 
-    assignment = math.log(count) + weighted_mean(log_responsibilities)
-    log_mean = torch.where(
-        hopeless[:, 0], -math.inf, torch.logsumexp(log_densities, dim=1)
-    ) - math.log(count)
+    assignment = log_partners + weighted_mean(log_responsibilities)
+    log_mean = (
+        torch.where(hopeless[:, 0], -math.inf, torch.logsumexp(log_densities, dim=1)) - log_partners
+    )
     return Terms(
         weighted_mean(q), weighted_mean(g), assignment, -weighted_mean(k), -log_mean.mean()
     )

@@ -12,10 +12,11 @@ from . import _checks
 from ._broadcast import outer_pattern, used_by
 from ._mixture import Terms, mixture_terms
 from ._types import Estimator, Pairing, Reduction
+from .ops.pairs import pairs
+from .ops.variance import stabiliser
+from .reference import variance
 from .reference.distance import square_distance
 from .reference.mixture import Mixture
-from .reference.pairs import pairs
-from .reference.variance import stabiliser
 
 Losses = MutableMapping[str, Any]
 """Any mutable mapping, `ComponentLossesDict` among them."""
@@ -60,13 +61,12 @@ def square_mahalanobis_distance(
             f"x, y, stds, mask: expected leading shapes that broadcast, got {tuple(x.shape[:-2])}, "
             f"{tuple(y.shape[:-2])}, {tuple(stds.shape[:-2])}, {tuple(active.shape[:-1])}"
         ) from error
-    eps = stabiliser(stds, used_by(active, stds), dtype, safety_factor)
+    eps = variance.stabiliser(stds, used_by(active, stds), dtype, safety_factor)
     outer = outer_pattern(x, y, stds, active)
     if outer is None:
         return square_distance(x, y, stds, active, eps).to(dtype)
-    q, _, _ = pairs(
-        outer.y, outer.centers, None, outer.stds, Mixture(outer.y_mask, outer.mask, eps)
-    )
+    mixture = Mixture.of_all_rows(outer.y_mask, outer.mask, eps)
+    ((q, _, _),) = pairs(outer.y, outer.centers, None, outer.stds, mixture)
     return (q.T if outer.transposed else q).to(dtype)
 
 
@@ -103,7 +103,8 @@ def pairwise_square_mahalanobis_distance(
     _checks.shape("stds", stds, centers.shape, "(M, S, E)")
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    q, _, _ = pairs(y, centers, None, stds, Mixture(active, components, eps))
+    mixture = Mixture.of_all_rows(active, components, eps)
+    ((q, _, _),) = pairs(y, centers, None, stds, mixture)
     return q.to(dtype)
 
 
@@ -159,7 +160,8 @@ def gaussian_mixture_entropy(
     _checks.not_empty("transformed_embeddings", y)
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    terms = mixture_terms(y, x, means, stds, estimator, Mixture(active, components, eps))
+    mixture = Mixture.of_all_rows(active, components, eps)
+    terms = mixture_terms(y, x, means, stds, estimator, mixture)
     return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
 
 
@@ -226,7 +228,7 @@ def mutual_information_sub_batch(
     batch = mu.shape[0]
     if batch < 2:
         raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
-    if batch % 2 and pairing != "leave_one_out":
+    if pairing != "leave_one_out" and batch % 2:
         raise ValueError(
             f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
         )
@@ -234,23 +236,37 @@ def mutual_information_sub_batch(
     combine = combine_noise_masks_for_mutual_information_sub_batches
     component_mask = active if combine else torch.ones_like(active)
 
-    def mixture(samples: slice, components: slice, exclude_diagonal: bool = False) -> Mixture:
-        eps_i, eps_l = (
-            stabiliser(stds[rows], mask[rows], dtype, safety_factor)
-            for rows, mask in ((samples, active), (components, component_mask))
-        )
-        return Mixture(active, component_mask, eps_l, eps_i, samples, components, exclude_diagonal)
-
-    first, second = slice(0, batch // 2), slice(batch // 2, batch)
     if pairing == "leave_one_out":
-        mixtures = [mixture(slice(None), slice(None), exclude_diagonal=True)]
+        parts, directions = [(0, batch)], [(0, 0)]
     else:
-        mixtures = [mixture(first, second)]
-        if pairing == "symmetric":
-            mixtures.append(mixture(second, first))
+        parts = [(0, batch // 2), (batch // 2, batch)]
+        directions = [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
+
+    def stabilisers(mask: Tensor, used: set[int]) -> dict[int, Tensor]:
+        return {i: stabiliser(stds, mask, parts[i], dtype, safety_factor) for i in used}
+
+    samples_used, components_used = ({d[role] for d in directions} for role in (0, 1))
+    if combine:
+        sample_eps = component_eps = stabilisers(active, samples_used | components_used)
+    else:
+        sample_eps = stabilisers(active, samples_used)
+        component_eps = stabilisers(component_mask, components_used)
+    mixtures = [
+        Mixture(
+            active,
+            component_mask,
+            component_eps[components],
+            sample_eps[samples],
+            parts[samples],
+            parts[components],
+            exclude_diagonal=pairing == "leave_one_out",
+        )
+        for samples, components in directions
+    ]
     terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
-    count = batch if pairing == "leave_one_out" else batch // 2
-    return _report(terms, count if reduction == "sum" else 1, dtype, losses, information=True)
+    return _report(
+        terms, mixtures[0].samples if reduction == "sum" else 1, dtype, losses, information=True
+    )
 
 
 def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
@@ -269,7 +285,7 @@ def _component_mask(
     else:
         active = _checks.activity("component_mask", mask, stds)
         _checks.shape("component_mask", active, stds.shape[:2], "(M, S)")
-    return active, stabiliser(stds, active, dtype, safety_factor)
+    return active, stabiliser(stds, active, (0, stds.shape[0]), dtype, safety_factor)
 
 
 def _report(

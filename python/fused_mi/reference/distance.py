@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .streaming import Block, blocks, sum_over_blocks, working_dtype
+from .streaming import Block, blocks, differentiable_sum_over_blocks, working_dtype
 from .variance import stabilised_variance
 
 
@@ -29,4 +29,4 @@ def square_distance(x: Tensor, y: Tensor, stds: Tensor, mask: Tensor, eps: Tenso
 
     leading = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], stds.shape[:-2], mask.shape[:-1])
     cut = blocks(leading.numel(), x.shape[-2], x.shape[-1], x.device, min_features=1)
-    return sum_over_blocks(block_distance, cut, x, y, stds)[0]
+    return differentiable_sum_over_blocks(block_distance, cut, x, y, stds)[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-ALL = slice(None)
+Rows = tuple[int, int]
+"""A range of rows, start and stop."""
 
 
 class Mixture(NamedTuple):
@@ -20,10 +22,28 @@ class Mixture(NamedTuple):
     sample_mask: Tensor  # (rows, S) bool
     component_mask: Tensor  # (rows, S) bool
     component_eps: Tensor  # 0-dim, added to the variance of the components
-    sample_eps: Tensor | None = None  # 0-dim, the same for the samples' own; None leaves k at 0
-    sample_rows: slice = ALL
-    component_rows: slice = ALL
+    sample_eps: Tensor | None  # 0-dim, the same for the samples' own; None leaves k at 0
+    sample_rows: Rows
+    component_rows: Rows
     exclude_diagonal: bool = False  # leave the pairs (i, i) out (N = M)
+
+    @classmethod
+    def of_all_rows(
+        cls, sample_mask: Tensor, component_mask: Tensor, component_eps: Tensor
+    ) -> Mixture:
+        """Every sample against every component, samples without variances of their own."""
+        rows = (0, sample_mask.shape[0]), (0, component_mask.shape[0])
+        return cls(sample_mask, component_mask, component_eps, None, *rows)
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.sample_rows[1] - self.sample_rows[0]
+
+    @property
+    def components(self) -> int:
+        """M."""
+        return self.component_rows[1] - self.component_rows[0]
 
     def contributing(self) -> tuple[Tensor, Tensor]:
         """Positions of samples (N, S) and of components (M, S) that have weight in some pair.
@@ -32,10 +52,8 @@ class Mixture(NamedTuple):
         `exclude_diagonal` a row is no partner of itself. The rest is deselected, so that no value
         there, NaN included, has any influence.
         """
-        sample_mask, component_mask = (
-            self.sample_mask[self.sample_rows],
-            self.component_mask[self.component_rows],
-        )
+        sample_mask = self.sample_mask[slice(*self.sample_rows)]
+        component_mask = self.component_mask[slice(*self.component_rows)]
         samples, components = sample_mask.long(), component_mask.long()
         partners_of_samples, partners_of_components = components.sum(0), samples.sum(0)
         if self.exclude_diagonal:
@@ -44,6 +62,53 @@ class Mixture(NamedTuple):
         return sample_mask & (partners_of_samples > 0), component_mask & (
             partners_of_components > 0
         )
+
+
+Constants = tuple[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool]
+"""Mixtures as arguments of an operator: both masks, eps of components and of samples (D,), four row
+bounds each (4 * D: samples, components), exclude_diagonal."""
+
+
+def flatten(mixtures: Sequence[Mixture]) -> Constants:
+    """Mixtures over the same masks as the arguments of an operator."""
+    first = mixtures[0]
+    sample_eps = [m.sample_eps for m in mixtures if m.sample_eps is not None]
+    rows = [bound for m in mixtures for bound in (*m.sample_rows, *m.component_rows)]
+    return (
+        first.sample_mask,
+        first.component_mask,
+        _vector([m.component_eps for m in mixtures]),
+        _vector(sample_eps) if sample_eps else None,
+        rows,
+        first.exclude_diagonal,
+    )
+
+
+def unflatten(
+    sample_mask: Tensor,
+    component_mask: Tensor,
+    component_eps: Tensor,
+    sample_eps: Tensor | None,
+    rows: Sequence[int],
+    exclude_diagonal: bool,
+) -> list[Mixture]:
+    """The mixtures that `flatten` was given."""
+    return [
+        Mixture(
+            sample_mask,
+            component_mask,
+            component_eps[d],
+            None if sample_eps is None else sample_eps[d],
+            (rows[4 * d], rows[4 * d + 1]),
+            (rows[4 * d + 2], rows[4 * d + 3]),
+            exclude_diagonal,
+        )
+        for d in range(len(rows) // 4)
+    ]
+
+
+def _vector(scalars: Sequence[Tensor]) -> Tensor:
+    return scalars[0].reshape(1) if len(scalars) == 1 else torch.stack(list(scalars))
 
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
@@ -57,3 +122,12 @@ def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
     row = mask.long().argmax(0)
     first = values.detach()[row, torch.arange(values.shape[1], device=values.device)]
     return torch.where(mask.any(0)[:, None], first, 0)
+
+
+def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
+    """`values` as those rows of a tensor of the shape and dtype of `like`; the other rows are 0."""
+    values = values.to(like.dtype)
+    if values.shape == like.shape:
+        return values
+    start, stop, _ = rows.indices(like.shape[0])
+    return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))

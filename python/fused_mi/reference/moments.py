@@ -14,9 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import Mixture, first_active_row
-from .streaming import Block, blocks, sum_over_blocks, working_dtype
-from .variance import log_determinant_terms, stabilised_variance
+from .mixture import Mixture, first_active_row, in_rows
+from .streaming import WHOLE, Block, add, blocks, gradient_over_blocks, working_dtype
+from .variance import (
+    log_determinant_terms,
+    moments_dtype,
+    precision_scale,
+    stabilised_variance,
+)
 
 
 class Moments(NamedTuple):
@@ -74,16 +79,14 @@ class _Roles(NamedTuple):
     components: Moments
 
 
-Sums = tuple[Tensor, Tensor, Tensor]
-"""Sums over all pairs of q, g and k: 0-dim tensors in the working dtype, in nats."""
-
-
 class _Direction:
     """Value and gradient of the sums over the pairs of one mixture, for one block of (y, x, mu,
     stds)."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
+        self.sample_rows = slice(*mixture.sample_rows)
+        self.component_rows = slice(*mixture.component_rows)
         self.masks = mixture.contributing()
         self.both = self.masks[0] & self.masks[1] if mixture.exclude_diagonal else None
 
@@ -91,20 +94,23 @@ class _Direction:
         m, dtype = self.mixture, working_dtype(y.device)
         sample_mask, component_mask = (mask[:, block[0]] for mask in self.masks)
         active_i, active_l = sample_mask[..., None], component_mask[..., None]
-        y, x = y[m.sample_rows], x[m.component_rows]
+        y, x = y[self.sample_rows], x[self.component_rows]
         y_shift = first_active_row(y, sample_mask).to(dtype)
         x_shift = first_active_row(x, component_mask).to(dtype)
         y = torch.where(active_i, y.to(dtype) - y_shift, 0)
-        c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[m.component_rows], 0)
+        c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[self.component_rows], 0)
         variance = stabilised_variance(
-            stds[m.component_rows], component_mask, m.component_eps, dtype
+            stds[self.component_rows], component_mask, m.component_eps, dtype
         )
         precision = torch.where(active_l, variance.reciprocal(), 0)
         samples = weighted_moments(active_i.to(dtype), y, y_shift)
         components = weighted_moments(precision, c, x_shift)
         return _Roles(sample_mask, component_mask, y, c, variance, precision, samples, components)
 
-    def sums(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Sums:
+    def sums(
+        self, block: Block, dtype: torch.dtype, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(3,) sums of q, g and k, and (4, b, e) the moments of both roles, for a `dtype`."""
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
         log_l = log_determinant_terms(r.variance, r.component_mask)
         q = squared_distances(r.samples, r.components).sum() / 2
@@ -112,7 +118,7 @@ class _Direction:
         k = torch.zeros_like(g)
         if m.sample_eps is not None:
             own_variance = stabilised_variance(
-                stds[m.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype
+                stds[self.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype
             )
             log_i = log_determinant_terms(own_variance, r.sample_mask)
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
@@ -123,7 +129,11 @@ class _Direction:
             g = g - torch.where(diagonal, log_l, 0).sum()
             if m.sample_eps is not None:
                 k = k - torch.where(diagonal, log_i, 0).sum()
-        return q, g, k
+        scaled_weight = r.components.weight * precision_scale(m.component_eps, dtype)
+        of_roles = torch.stack(
+            (r.samples.delta, r.samples.m2, r.components.delta, scaled_weight.expand_as(r.y[0]))
+        )
+        return torch.stack((q, g, k)), of_roles
 
     def gradient(
         self,
@@ -147,15 +157,15 @@ class _Direction:
             d_y = r.components.weight * (r.y + (shift - r.components.delta))
             if diagonal is not None:
                 d_y = d_y - r.precision * own_distance
-            result[0] = _in_rows(torch.where(active_i, upstream_q * d_y, 0), m.sample_rows, y)
+            result[0] = in_rows(torch.where(active_i, upstream_q * d_y, 0), self.sample_rows, y)
         from_mean = r.c - (shift + r.samples.delta)
         if wanted[1] or wanted[2]:
             d_c = r.samples.weight * from_mean
             if diagonal is not None:
                 d_c = d_c + own_distance
             d_c = torch.where(active_l, upstream_q * (r.precision * d_c), 0)
-            result[1] = _in_rows(d_c, m.component_rows, x) if wanted[1] else None
-            result[2] = _in_rows(d_c, m.component_rows, mu) if wanted[2] else None
+            result[1] = in_rows(d_c, self.component_rows, x) if wanted[1] else None
+            result[2] = in_rows(d_c, self.component_rows, mu) if wanted[2] else None
         if wanted[3]:
             squares = r.samples.m2 + r.samples.weight * from_mean.square()
             count_i, count_l = r.samples.weight, r.component_mask.sum(0)[:, None]
@@ -163,54 +173,78 @@ class _Direction:
                 squares = squares - own_distance.square()
                 count_i, count_l = count_i - diagonal.long(), count_l - diagonal.long()
             # sigma / v first: it stays in range where 1 / v does not.
-            slope = stds[m.component_rows] / r.variance
+            slope = torch.where(active_l, stds[self.component_rows], 0) / r.variance
             d_stds = slope * (upstream_g * count_i - upstream_q * (squares * r.precision))
-            d_stds_total = _in_rows(torch.where(active_l, d_stds, 0), m.component_rows, stds)
+            d_stds_total = in_rows(torch.where(active_l, d_stds, 0), self.component_rows, stds)
             if m.sample_eps is not None:
-                own = stds[m.sample_rows]
+                own = torch.where(active_i, stds[self.sample_rows], 0)
                 own_variance = stabilised_variance(own, r.sample_mask, m.sample_eps, r.y.dtype)
                 d_own = torch.where(active_i, upstream_k * count_l * (own / own_variance), 0)
-                d_stds_total = d_stds_total + _in_rows(d_own, m.sample_rows, stds)
+                d_stds_total = d_stds_total + in_rows(d_own, self.sample_rows, stds)
             result[3] = d_stds_total
         return result
 
 
-def moments(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, *mixtures: Mixture) -> list[Sums]:
+def moments(
+    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
+) -> tuple[Tensor, Tensor]:
     """Sums over all pairs of q, g and k for each mixture, in one pass, O((N + M) S E) work.
 
     Args:
         y: (rows, S, E) samples.
         x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations
             stds. Where `sample_eps` is given, stds holds those of the samples too, in their rows.
-        mixtures: which rows and positions meet.
+        mixtures: D of them over the same masks: which rows and positions meet.
+
+    Returns:
+        (D, 3) the sums, in nats, in the working dtype, and (D, 4, S, E) what the backward pass of
+        any backend needs: the samples' delta and m2, the components' delta and weight, see
+        `Moments`; shifts are the first contributing rows of y and x, the weight is times
+        `precision_scale`.
     """
     directions = [_Direction(mixture) for mixture in mixtures]
+    shape = len(mixtures), 4, *y.shape[1:]
+    dtype = moments_dtype(y, x, mu, stds, exact=mixtures[0].exclude_diagonal)
+    state = torch.empty(shape, dtype=dtype, device=y.device)
+    total = torch.zeros((len(mixtures), 3), dtype=working_dtype(y.device), device=y.device)
+    for block in _blocks(y, x):
+        slices = [t[..., block[0], block[1]] for t in (y, x, mu, stds)]
+        for d, direction in enumerate(directions):
+            sums, state[d, :, block[0], block[1]] = direction.sums(block, dtype, *slices)
+            total[d] += sums
+    return total, state
 
-    def sums(block: Block, *slices: Tensor) -> tuple[Tensor, ...]:
-        return tuple(total for direction in directions for total in direction.sums(block, *slices))
+
+def moments_backward(
+    upstream: Tensor,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    state: Tensor | None,
+    mixtures: Sequence[Mixture],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of y, x, mu and stds, None where `wanted` is false, given `upstream` (D, 3).
+
+    Computes the moments anew, in the working dtype, and so leaves `state` unread. With grad mode on
+    the result is differentiable, and holds its whole graph."""
+    directions = [_Direction(mixture) for mixture in mixtures]
 
     def gradient(
         block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
     ) -> Sequence[Tensor | None]:
         parts = [
-            direction.gradient(block, upstream[3 * n : 3 * n + 3], wanted, *slices)
-            for n, direction in enumerate(directions)
+            direction.gradient(block, of_sums.unbind(), wanted, *slices)
+            for direction, of_sums in zip(directions, upstream, strict=True)
         ]
-        return [functools.reduce(_add, of_input) for of_input in zip(*parts, strict=True)]
+        return functools.reduce(add, parts)
 
-    cut = blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)
-    totals = sum_over_blocks(sums, cut, y, x, mu, stds, gradient=gradient)
-    return [(totals[n], totals[n + 1], totals[n + 2]) for n in range(0, len(totals), 3)]
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a + b
+    tensors = (y, x, mu, stds)
+    if torch.is_grad_enabled():
+        return list(gradient(WHOLE, upstream.unbind(), wanted, *tensors))
+    return gradient_over_blocks(gradient, _blocks(y, x), upstream.unbind(), wanted, *tensors)
 
 
-def _in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
-    """`values` as those rows of a tensor of the shape and dtype of `like`; the other rows are 0."""
-    values = values.to(like.dtype)
-    if values.shape == like.shape:
-        return values
-    start, stop, _ = rows.indices(like.shape[0])
-    return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))
+def _blocks(y: Tensor, x: Tensor) -> list[Block]:
+    return blocks(max(y.shape[0], x.shape[0]), y.shape[1], y.shape[2], y.device)

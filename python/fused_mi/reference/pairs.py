@@ -3,53 +3,169 @@ sums."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from .mixture import Mixture, first_active_row
-from .streaming import Block, blocks, sum_over_blocks, working_dtype
+from .mixture import Mixture, first_active_row, in_rows
+from .streaming import (
+    WHOLE,
+    Block,
+    add,
+    blocks,
+    gradient_over_blocks,
+    sum_over_blocks,
+    working_dtype,
+)
 from .variance import log_determinant_terms, stabilised_variance
 
 
+class _Roles(NamedTuple):
+    """What value and gradient of one block share; b is the number of positions in it, e of
+    features."""
+
+    sample_mask: Tensor  # (N, b)
+    component_mask: Tensor  # (M, b)
+    standardised: Tensor  # (N, M, b, e): (y_i - c_l) / sqrt(v_l)
+    variance: Tensor  # (M, b, e)
+    own_variance: Tensor | None  # (N, b, e)
+
+
+class _Direction:
+    """Energies of the pairs of one mixture and their gradient, for a block of (y, x, mu, stds)."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.masks = mixture.contributing()
+        self.sample_rows = slice(*mixture.sample_rows)
+        self.component_rows = slice(*mixture.component_rows)
+
+    def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor) -> _Roles:
+        m, dtype = self.mixture, working_dtype(y.device)
+        active_i, active_l = (mask[:, block[0]] for mask in self.masks)
+        y, x = y[self.sample_rows], x[self.component_rows]
+        shift = first_active_row(x, active_l).to(dtype)
+        deviation = x.to(dtype) - shift
+        if mu is not None:
+            deviation = deviation + mu[self.component_rows]
+        sample = torch.where(active_i[..., None], y.to(dtype) - shift, 0)
+        centre = torch.where(active_l[..., None], deviation, 0)
+        variance = stabilised_variance(stds[self.component_rows], active_l, m.component_eps, dtype)
+        own_variance = None
+        if m.sample_eps is not None:
+            own_variance = stabilised_variance(
+                stds[self.sample_rows], active_i, m.sample_eps, dtype
+            )
+        standardised = (sample[:, None] - centre) * variance.rsqrt()
+        return _Roles(active_i, active_l, standardised, variance, own_variance)
+
+    def energies(
+        self, block: Block, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor
+    ) -> tuple[Tensor, ...]:
+        r = self._roles(block, y, x, mu, stds)
+        shared = r.sample_mask[:, None] & r.component_mask
+        q = torch.where(shared, r.standardised.square().sum(-1), 0).sum(-1) / 2
+        g = r.sample_mask.to(q.dtype) @ log_determinant_terms(r.variance, r.component_mask).T
+        k = torch.zeros_like(g)
+        if r.own_variance is not None:
+            own = log_determinant_terms(r.own_variance, r.sample_mask)
+            k = own @ r.component_mask.to(q.dtype).T
+        return q, g, k
+
+    def gradient(
+        self,
+        block: Block,
+        upstream: tuple[Tensor, ...],
+        wanted: Sequence[bool],
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor | None,
+        stds: Tensor,
+    ) -> Sequence[Tensor | None]:
+        r = self._roles(block, y, x, mu, stds)
+        upstream_q, upstream_g, upstream_k = upstream
+        shared = (r.sample_mask[:, None] & r.component_mask)[..., None]
+        # Select after the product: neither value nor upstream of another position gets through.
+        pull = torch.where(shared, upstream_q[..., None, None] * r.standardised, 0)
+        by_centre = pull * r.variance.rsqrt() if any(wanted[:3]) else pull
+        result: list[Tensor | None] = [None] * 4
+        if wanted[0]:
+            result[0] = in_rows(by_centre.sum(1), self.sample_rows, y)
+        if wanted[1] or wanted[2]:
+            d_c = -by_centre.sum(0)
+            result[1] = in_rows(d_c, self.component_rows, x) if wanted[1] else None
+            if mu is not None and wanted[2]:
+                result[2] = in_rows(d_c, self.component_rows, mu)
+        if wanted[3]:
+            dtype = pull.dtype
+            of_logs = upstream_g.T @ r.sample_mask.to(dtype)
+            of_squares = torch.where(shared, pull * r.standardised, 0).sum(0)
+            active_l = r.component_mask[..., None]
+            sigma = torch.where(active_l, stds[self.component_rows], 0)
+            d_stds = sigma / r.variance * (of_logs[..., None] - of_squares)
+            d_stds = torch.where(active_l, d_stds, 0)
+            total = in_rows(d_stds, self.component_rows, stds)
+            if r.own_variance is not None:
+                of_own = (upstream_k @ r.component_mask.to(dtype))[..., None]
+                active_i = r.sample_mask[..., None]
+                sigma = torch.where(active_i, stds[self.sample_rows], 0)
+                d_own = torch.where(active_i, of_own * (sigma / r.own_variance), 0)
+                total = total + in_rows(d_own, self.sample_rows, stds)
+            result[3] = total
+        return result
+
+
 def pairs(
-    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixture: Mixture
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, g and k of every pair, in nats: three (N, M) tensors in the working dtype, O(N M S E)
-    work.
+    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+) -> Tensor:
+    """q, g and k of every pair, in nats: (D, 3, N, M) in the working dtype, O(N M S E) work.
 
     The arguments are those of `moments.moments`, whose results are the sums of these matrices; `mu`
     None is 0. With `exclude_diagonal`, the diagonal entries are finite but mean nothing: the caller
     leaves them out.
     """
-    m = mixture
-    masks = m.contributing()
-    dtype = working_dtype(y.device)
+    cut = _blocks(mixtures[0], y)
+    energies = [
+        sum_over_blocks(_Direction(mixture).energies, cut, y, x, mu, stds) for mixture in mixtures
+    ]
+    return torch.stack([torch.stack(of_mixture) for of_mixture in energies])
 
-    def energies(
-        block: Block, y: Tensor, x: Tensor, stds: Tensor, *means: Tensor
-    ) -> tuple[Tensor, ...]:
-        active_i, active_l = masks[0][:, block[0]], masks[1][:, block[0]]
-        y, x = y[m.sample_rows], x[m.component_rows]
-        shift = first_active_row(x, active_l).to(dtype)
-        deviation = x.to(dtype) - shift
-        for offset in means:  # mu, if there is one
-            deviation = deviation + offset[m.component_rows]
-        sample = torch.where(active_i[..., None], y.to(dtype) - shift, 0)
-        centre = torch.where(active_l[..., None], deviation, 0)
-        variance = stabilised_variance(stds[m.component_rows], active_l, m.component_eps, dtype)
 
-        standardised = (sample[:, None] - centre) * variance.rsqrt()
-        shared = active_i[:, None] & active_l
-        q = torch.where(shared, standardised.square().sum(-1), 0).sum(-1) / 2
-        g = active_i.to(dtype) @ log_determinant_terms(variance, active_l).T
-        k = torch.zeros_like(g)
-        if m.sample_eps is not None:
-            own_variance = stabilised_variance(stds[m.sample_rows], active_i, m.sample_eps, dtype)
-            k = log_determinant_terms(own_variance, active_i) @ active_l.to(dtype).T
-        return q, g, k
+def pairs_backward(
+    upstream: Tensor,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor | None,
+    stds: Tensor,
+    state: None,
+    mixtures: Sequence[Mixture],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of y, x, mu and stds, None where `wanted` is false, given `upstream` (D, 3, N, M).
 
+    With grad mode on the result is differentiable, and holds its whole graph."""
+    directions = [_Direction(mixture) for mixture in mixtures]
+
+    def gradient(
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Any
+    ) -> Sequence[Tensor | None]:
+        parts = [
+            direction.gradient(block, of_energies.unbind(), wanted, *slices)
+            for direction, of_energies in zip(directions, upstream, strict=True)
+        ]
+        return functools.reduce(add, parts)
+
+    tensors = (y, x, mu, stds)
+    if torch.is_grad_enabled():
+        return list(gradient(WHOLE, upstream.unbind(), wanted, *tensors))
+    cut = _blocks(mixtures[0], y)
+    return gradient_over_blocks(gradient, cut, upstream.unbind(), wanted, *tensors)
+
+
+def _blocks(mixture: Mixture, y: Tensor) -> list[Block]:
     # Two large temporaries at a time: the standardised differences and their squares.
-    rows = 2 * masks[0].shape[0] * masks[1].shape[0]
-    cut = blocks(rows, y.shape[1], y.shape[2], y.device, min_features=1)
-    q, g, k = sum_over_blocks(energies, cut, y, x, stds, *(() if mu is None else (mu,)))
-    return q, g, k
+    rows = 2 * mixture.samples * mixture.components
+    return blocks(rows, y.shape[1], y.shape[2], y.device, min_features=1)

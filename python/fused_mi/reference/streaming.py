@@ -14,6 +14,7 @@ BlockFunction = Callable[..., tuple[Tensor, ...]]
 """`(block, *slices of the tensors) -> terms of the sums`; it closes over all constants."""
 BlockGradient = Callable[..., Sequence[Tensor | None]]
 """`(block, upstream, wanted, *slices) -> gradient of each slice`, None where `wanted` is false."""
+WHOLE: Block = (slice(None), slice(None))
 
 # One temporary of a block: in the caches of a CPU; elsewhere large enough to hide its launch.
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
@@ -41,8 +42,62 @@ def blocks(
     ]
 
 
-def _derived_gradient(function: BlockFunction) -> BlockGradient:
-    """The gradient of a block by autograd."""
+def sum_over_blocks(
+    function: BlockFunction, cut: list[Block], *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
+    """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a
+    time; not differentiable.
+
+    Args:
+        function: maps a block and the slices of `tensors` to a tuple of terms, of the same shapes
+            for every block.
+        cut: the blocks, from `blocks`.
+        tensors: floating tensors (..., S, E), or None.
+    """
+    totals: tuple[Tensor, ...] = ()
+    for block in cut:
+        terms = function(block, *_slices(block, tensors))
+        totals = tuple(a + b for a, b in zip(totals, terms, strict=True)) if totals else terms
+    return totals
+
+
+def gradient_over_blocks(
+    gradient: BlockGradient,
+    cut: list[Block],
+    upstream: tuple[Tensor, ...],
+    wanted: Sequence[bool],
+    *tensors: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradient of `sum_over_blocks` from that of one block; not differentiable.
+
+    Args:
+        gradient: of one block; `derived_gradient(function)` where nothing better is known.
+        upstream: gradient of each term.
+        wanted: which of `tensors` need a gradient; the others' entry is None.
+    """
+    result = [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if t is not None and needed else None
+        for t, needed in zip(tensors, wanted, strict=True)
+    ]
+    for block in cut:
+        parts = gradient(block, upstream, wanted, *_slices(block, tensors))
+        for total, part in zip(result, parts, strict=True):
+            if total is not None and part is not None:
+                total[..., block[0], block[1]] = part
+    return result
+
+
+def _slices(block: Block, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [t if t is None else t[..., block[0], block[1]] for t in tensors]
+
+
+def add(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sums of two lists of gradients, None where either has none."""
+    return [None if p is None or q is None else p + q for p, q in zip(a, b, strict=True)]
+
+
+def derived_gradient(function: BlockFunction) -> BlockGradient:
+    """The gradient of a block by autograd; itself differentiable."""
 
     def gradient(
         block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
@@ -62,59 +117,27 @@ def _derived_gradient(function: BlockFunction) -> BlockGradient:
 
 class _BlockSum(torch.autograd.Function):
     @staticmethod
-    def forward(
-        function: BlockFunction, gradient: BlockGradient, cut: list[Block], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        totals: tuple[Tensor, ...] = ()
-        for block in cut:
-            terms = function(block, *(t[..., block[0], block[1]] for t in tensors))
-            totals = tuple(a + b for a, b in zip(totals, terms, strict=True)) if totals else terms
-        return totals
+    def forward(function: BlockFunction, cut: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return sum_over_blocks(function, cut, *tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.gradient, ctx.cut, *tensors = inputs
+        ctx.function, ctx.cut, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3:]
+        gradient, wanted = derived_gradient(ctx.function), ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             # create_graph: one block keeps the graph of the gradient simple.
-            whole = (slice(None), slice(None))
-            return None, None, None, *ctx.gradient(whole, upstream, wanted, *tensors)
-        result = [
-            torch.empty(t.shape, dtype=t.dtype, device=t.device) if needed else None
-            for t, needed in zip(tensors, wanted, strict=True)
-        ]
-        for block in ctx.cut:
-            slices = (t[..., block[0], block[1]] for t in tensors)
-            for total, part in zip(
-                result, ctx.gradient(block, upstream, wanted, *slices), strict=True
-            ):
-                if total is not None:
-                    total[..., block[0], block[1]] = part
-        return None, None, None, *result
+            return None, None, *gradient(WHOLE, upstream, wanted, *ctx.saved_tensors)
+        parts = gradient_over_blocks(gradient, ctx.cut, upstream, wanted, *ctx.saved_tensors)
+        return None, None, *parts
 
 
-def sum_over_blocks(
-    function: BlockFunction,
-    cut: list[Block],
-    *tensors: Tensor,
-    gradient: BlockGradient | None = None,
+def differentiable_sum_over_blocks(
+    function: BlockFunction, cut: list[Block], *tensors: Tensor
 ) -> tuple[Tensor, ...]:
-    """`sum over blocks of function(block, *slices)`, holding the temporaries of one block at a
-    time.
-
-    Args:
-        function: maps a block and the slices of `tensors` to a tuple of terms, of the same shapes
-            for every block.
-        cut: the blocks, from `blocks`.
-        tensors: floating tensors (..., S, E); they receive gradients.
-        gradient: the gradient of one block; by autograd where there is none.
-
-    The gradient recomputes each block; a second derivative differentiates `gradient` and holds its
-    whole graph.
-    """
-    return _BlockSum.apply(function, gradient or _derived_gradient(function), cut, *tensors)  # type: ignore[no-any-return]
+    """`sum_over_blocks` for autograd: the gradient recomputes each block, and a second derivative
+    holds the whole graph of the first."""
+    return _BlockSum.apply(function, cut, *tensors)  # type: ignore[no-any-return]

@@ -1,0 +1,143 @@
+"""Which implementation serves an operator: the fastest usable one, or the one that was forced.
+
+A backend is a package with one module for each operator that it serves, named after it, with
+functions of the same names in all backends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import _triton
+
+OPERATORS = ("variance", "moments", "pairs")
+BACKENDS = ("triton", "reference")  # the fastest first
+VARIABLE = "FUSED_MI_BACKEND"
+_PACKAGES = {"triton": "fused_mi.triton_kernels", "reference": "fused_mi.reference"}
+
+_log = logging.getLogger("fused_mi")
+_forced: str | None = None
+
+
+class Backend(NamedTuple):
+    """A backend, whether it can be used here at all, and why or why not."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The backend that serves an operator, and why."""
+
+    operator: str
+    backend: str
+    reason: str
+
+
+def backends() -> list[Backend]:
+    """Every backend, the fastest first: whether it is usable in this process, and the reason."""
+    return [Backend(name, *_usable(name)) for name in BACKENDS]
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend for every operator called inside; it raises where it cannot serve.
+
+    Holds for the whole process, not only for this thread: autograd runs backward passes in threads
+    of its own. A backward pass outside of the `with` block chooses anew. Goes before the
+    environment variable `FUSED_MI_BACKEND`. Functions without an operator are not affected.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
+    global _forced
+    _check(name, "use_backend")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def explain(*tensors: Tensor) -> list[Choice]:
+    """Which backend would serve each operator for these tensors, and why.
+
+    Raises:
+        RuntimeError: a forced backend cannot serve one of them.
+    """
+    return [_choose(operator, tensors[0].device.type, forced()) for operator in OPERATORS]
+
+
+def choose(operator: str, *tensors: Tensor) -> ModuleType:
+    """The module that serves `operator` for these tensors.
+
+    Raises:
+        RuntimeError: a forced backend cannot serve it.
+    """
+    choice = _choose(operator, tensors[0].device.type, forced())
+    return _module(choice.backend, operator)
+
+
+def forced() -> str | None:
+    """The name of the forced backend, by `use_backend` or by the environment; None = automatic."""
+    if _forced is not None:
+        return _forced
+    name = os.environ.get(VARIABLE)
+    if name:
+        _check(name, VARIABLE)
+    return name or None
+
+
+def _check(name: str, argument: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
+        )
+
+
+@functools.cache
+def _module(backend: str, operator: str) -> ModuleType:
+    return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
+
+
+@functools.cache
+def _choose(operator: str, device: str, wanted: str | None) -> Choice:
+    if wanted is not None:
+        serves, reason = _serves(wanted, operator, device)
+        if not serves:
+            raise RuntimeError(
+                f"backend {wanted!r} was forced and cannot serve {operator}: {reason}"
+            )
+        return Choice(operator, wanted, "forced")
+    rejected = []
+    for name in BACKENDS:
+        serves, reason = _serves(name, operator, device)
+        if serves and name == "triton" and device == "cpu":
+            serves, reason = False, "its interpreter is for tests: only when forced"
+        if serves:
+            break
+        rejected.append(f"{name}: {reason}")
+    because = "; ".join(rejected) or "the fastest"
+    _log.info("%s on %s is served by %s (%s)", operator, device, name, because)
+    return Choice(operator, name, because)
+
+
+def _usable(backend: str) -> tuple[bool, str]:
+    return _triton.usable() if backend == "triton" else (True, "plain torch, on any device")
+
+
+def _serves(backend: str, operator: str, device: str) -> tuple[bool, str]:
+    usable, reason = _usable(backend)
+    if usable and backend == "triton":
+        return _triton.serves(operator, device)
+    return usable, reason

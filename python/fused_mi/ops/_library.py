@@ -1,0 +1,56 @@
+"""The operators' namespace, `torch.ops.fused_mi`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "fused_mi"
+library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> torch._ops.OpOverload:
+    """Register an operator `name(arguments) -> results`: one implementation for every device, which
+    chooses the backend, and what tracing sees of it."""
+    name = schema[: schema.index("(")]
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    operator: torch._ops.OpOverload = getattr(torch.ops.fused_mi, name).default
+    return operator
+
+
+def differentiate(
+    operator: torch._ops.OpOverload,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Give an operator its gradient, for autograd and `torch.compile`; returns a function that
+    works under the transforms of `torch.func` as well, which only know autograd functions."""
+    torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=library)
+
+    def forward(*arguments: Any) -> Any:
+        results = operator(*arguments)
+        # Autograd functions do not track the tensors of a list.
+        return tuple(results) if isinstance(results, list) else results
+
+    function = type(
+        operator.name(),
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+        },
+    )
+
+    def call(*arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)  # type: ignore[attr-defined]
+        return operator(*arguments)
+
+    return call

@@ -1,0 +1,51 @@
+"""Whether the Triton kernels can be used, and the reason."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import torch
+
+MINIMUM = (3, 6)
+_OPERATORS = ("variance", "moments")
+
+
+@functools.cache
+def usable() -> tuple[bool, str]:
+    """In this process at all: Triton imports, and there is a GPU or the interpreter."""
+    try:
+        import triton
+
+        importlib.import_module("fused_mi.triton_kernels.moments")
+    except ModuleNotFoundError as error:
+        return False, f"not installed: {error}"
+    except Exception as error:  # whatever a broken installation raises: the plain path serves
+        return False, f"its import failed: {type(error).__name__}: {error}"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MINIMUM:
+        return False, f"Triton {triton.__version__} is older than {MINIMUM[0]}.{MINIMUM[1]}"
+    if interpreting():
+        return True, f"Triton {triton.__version__}, interpreter (TRITON_INTERPRET), CPU tensors"
+    if not torch.cuda.is_available():
+        return False, "no GPU that torch can use"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return False, "the GPU is older than compute capability 8.0"
+    return True, f"Triton {triton.__version__}, {torch.cuda.get_device_name()}"
+
+
+def interpreting() -> bool:
+    """The kernels run in Triton's interpreter, on CPU tensors."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def serves(operator: str, device: str) -> tuple[bool, str]:
+    """This operator on this type of device, given that Triton is usable."""
+    if operator not in _OPERATORS:
+        return False, "there is no such kernel"
+    expected = "cpu" if interpreting() else "cuda"
+    if device != expected:
+        return False, f"it serves {expected} tensors here, not {device}"
+    return True, ""

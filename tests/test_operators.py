@@ -1,0 +1,104 @@
+"""The operators `torch.ops.fused_mi`: registration, tracing, and one graph for all batch sizes."""
+
+import fused_mi  # noqa: F401  registers the operators
+import pytest
+import torch
+from cases import PAIRINGS, leaves, mi, mi_inputs, value_and_gradients
+from torch._dynamo.utils import counters
+
+EVERYTHING, HALVES, BOTH = (
+    (0, 6, 0, 6),
+    (0, 3, 3, 6),
+    (0, 3, 3, 6, 3, 6, 0, 3),
+)
+
+
+def arguments(rows, exclude_diagonal, own, dtype=torch.float32, requires_grad=True):
+    means, stds, mask, clean, noisy = mi_inputs(dtype=dtype)
+    tensors = [t.requires_grad_(requires_grad) for t in (noisy, clean, means, stds)]
+    eps = torch.full((len(rows) // 4,), 1e-5, dtype=torch.float32)
+    return (*tensors, mask, mask, eps, eps if own else None, list(rows), exclude_diagonal)
+
+
+cases = pytest.mark.parametrize(
+    ("rows", "exclude_diagonal", "own"),
+    [
+        (HALVES, False, True),
+        (HALVES, False, False),
+        (BOTH, False, True),
+        (EVERYTHING, True, True),
+    ],
+)
+
+
+@cases
+@pytest.mark.parametrize("name", ["moments", "pairs"])
+def test_opcheck(name, rows, exclude_diagonal, own):
+    operator = getattr(torch.ops.fused_mi, name)
+    given = arguments(rows, exclude_diagonal, own)
+    torch.library.opcheck(operator, given)
+    outputs = operator(*given)
+    upstream = torch.randn_like(outputs[0] if name == "moments" else outputs).requires_grad_()
+    state = outputs[1] if name == "moments" else None
+    backward = getattr(torch.ops.fused_mi, f"{name}_backward")
+    for wanted in ([True] * 4, [False, True, False, True]):
+        torch.library.opcheck(backward, (upstream, *given[:4], state, *given[4:], wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck_of_the_variance(dtype):
+    _, stds, mask, _, _ = mi_inputs(dtype=torch.float32)
+    torch.library.opcheck(torch.ops.fused_mi.variance, (stds, mask, 1, 5, dtype, 100.0))
+
+
+def test_the_state_of_the_moments_takes_no_gradient():
+    sums, state = torch.ops.fused_mi.moments(*arguments(HALVES, False, True))
+    assert sums.requires_grad
+    assert not state.requires_grad
+
+
+# The compiler itself instantiates autograd functions while it traces them.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_one_graph_for_every_batch_size(estimator, pairing):
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"estimator": estimator, "pairing": pairing}
+    compiled = torch.compile(
+        lambda *t: mi(t, **options), backend="aot_eager", fullgraph=True, dynamic=True
+    )
+    # Sizes of 1 are constants to the compiler: logsumexp has a graph of its own for N = 1.
+    least = 4 if estimator == "logsumexp" and pairing != "leave_one_out" else 2
+    for b in range(least, 22):
+        if b % 2 and pairing != "leave_one_out":
+            continue
+        inputs = mi_inputs(b, 5, 3, dtype=torch.float32, seed=b)
+        value, grads = value_and_gradients(lambda t: compiled(*t), inputs)
+        plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+        torch.testing.assert_close(value, plain, rtol=1e-6, atol=1e-6)
+        for a, b_ in zip(grads, plain_grads, strict=True):
+            torch.testing.assert_close(a, b_, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1
+    for shape in ((6, 1, 3), (6, 5, 1)):
+        compiled(*leaves(mi_inputs(*shape, dtype=torch.float32))).backward()
+    assert counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+def test_transforms_of_torch_func(estimator):
+    means, stds, mask, clean, noisy = mi_inputs(b=4, s=2, e=2)
+
+    def loss(noisy, stds):
+        return mi([means, stds, mask, clean, noisy], estimator=estimator, safety_factor=0.0)
+
+    inputs = [means, stds, mask, clean, noisy]
+    _, grads = value_and_gradients(lambda t: mi(t, estimator=estimator, safety_factor=0.0), inputs)
+    by_noisy, by_stds = torch.func.grad(loss, argnums=(0, 1))(noisy, stds)
+    torch.testing.assert_close(by_noisy, grads[3], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(by_stds, grads[1], rtol=1e-12, atol=1e-13)
+    second = torch.func.grad(lambda n: torch.func.grad(loss)(n, stds).square().sum())(noisy)
+    wanted = noisy.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(wanted, stds), wanted, create_graph=True)
+    (want,) = torch.autograd.grad(first.square().sum(), wanted)
+    torch.testing.assert_close(second, want, rtol=1e-12, atol=1e-13)
