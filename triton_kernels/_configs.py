@@ -1,0 +1,72 @@
+"""All tile sizes: by architecture, width of the elements and shape."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+_WARP = 32
+_VECTOR_BYTES = 16  # of one load or store of one thread
+_MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its length
+_MAX_SPLITS = 64  # one program merges them
+
+
+class Tile(NamedTuple):
+    """ROWS x FEATURES elements of a program, each row of the tile an independent stream."""
+
+    ROWS: int
+    FEATURES: int
+    num_warps: int
+
+    def meta(self) -> dict[str, Any]:
+        """As keyword arguments of a launch."""
+        return self._asdict()
+
+
+def features_tile(features: int, *tensors: Tensor) -> Tile:
+    """One vector of 16 bytes of the narrowest input for each thread; short features leave threads
+    for more rows."""
+    warps = _warps(tensors[0].device)
+    vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
+    elements = warps * _WARP * vector
+    # A row of one warp: long enough for the memory, and four rows in flight for each program.
+    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
+    return Tile(elements // width, width, warps)
+
+
+def finish_tile(features: int) -> Tile:
+    """For the merge of the parts, in float64."""
+    width = min(triton.next_power_of_2(max(features, 1)), 256)
+    return Tile(1, width, max(1, min(4, width // 64)))
+
+
+REDUCE = {"BLOCK": 512, "num_warps": 4}
+"""For the last sum, in one program."""
+
+
+def splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the rows of one tile of features, and rows for each of them."""
+    if rows == 0 or programs == 0:
+        return 0, 0
+    fill = triton.cdiv(_programs(device), programs)
+    accuracy = triton.cdiv(rows, _MAX_ROWS_PER_SPLIT * tile_rows)
+    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, tile_rows))
+    per_split = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
+    return triton.cdiv(rows, per_split), per_split
+
+
+@functools.cache
+def _warps(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else 4
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """Enough to fill the machine several times over."""
+    if device.type == "cpu":  # the interpreter
+        return 1
+    return 8 * torch.cuda.get_device_properties(device).multi_processor_count

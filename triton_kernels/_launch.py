@@ -1,0 +1,52 @@
+"""The one way to launch a kernel: on the device of its tensors, on the current stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """A launch that was recorded, or is about to happen."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches inside are listed, not executed: for compilation ahead of time and inspection."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **meta: Any) -> None:
+    """Run `programs` programs of a kernel; `meta` are its constants and `num_warps`."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, programs, arguments, meta))
+        return
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **meta)
+    else:
+        kernel[(programs,)](*arguments, **meta)
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """The type of all arithmetic of a kernel."""
+    return tl.float64 if dtype == torch.float64 else tl.float32

@@ -1,0 +1,196 @@
+"""Gradients of the sums over all pairs: elementwise, given the moments of the other role."""
+
+import triton
+import triton.language as tl
+
+from ._tiles import load, partners, position, precision_scale, variance_terms
+
+
+@triton.jit
+def _times(upstream, pull):
+    """Their product; select, so that an upstream gradient of 0 does not meet an overflow."""
+    return tl.where(upstream == 0, 0.0, upstream * pull)
+
+
+@triton.jit
+def _store(tensor, index, s, e, S, E, value, mask):
+    """Into a contiguous `tensor` (rows, S, E)."""
+    offset = (index.to(tl.int64) * S + s) * E
+    tl.store(tensor + offset + e, value.to(tensor.dtype.element_ty), mask=mask)
+
+
+@triton.jit(
+    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "S"],
+    do_not_specialize_on_alignment=[
+        "sample_eps",
+        "component_eps",
+        "partner_eps",
+        "sample_upstream",
+        "component_upstream",
+    ],
+)
+def gradient_kernel(
+    y,  # (rows, S, E)
+    x,  # (rows, S, E)
+    mu,  # (rows, S, E)
+    stds,  # (rows, S, E)
+    sample_eps,  # ()
+    component_eps,  # () of the mixture in which these rows are components
+    partner_eps,  # () of the components of the mixture in which these rows are samples
+    sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
+    component_active,  # (rows, S) uint8, of the one in which they are components
+    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
+    component_counts,
+    sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
+    component_state,
+    sample_upstream,  # (3,) float64, of the same mixtures: gradients of the sums of q, g and k
+    component_upstream,
+    d_y,  # (rows, S, E), written
+    d_x,
+    d_mu,
+    d_stds,
+    y_stride_row,
+    y_stride_s,
+    y_stride_e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    start,
+    rows,
+    rows_per_split,
+    partner_start,  # first row of the other role, whose first contributing row is the shift
+    S,
+    E,
+    tiles,
+    SAMPLES: tl.constexpr,
+    OWN_STDS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    D_Y: tl.constexpr,
+    D_X: tl.constexpr,
+    D_MU: tl.constexpr,
+    D_STDS: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """Every wanted gradient of `rows` rows from `start`, zeros where they have none of that role."""
+    PULL_Y: tl.constexpr = SAMPLES and D_Y
+    PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and D_STDS
+    PULL_C: tl.constexpr = COMPONENTS and (D_X or D_MU)
+    PULL_STDS: tl.constexpr = COMPONENTS and D_STDS
+    DIAGONAL: tl.constexpr = EXCLUDE_DIAGONAL and (PULL_Y or PULL_C or PULL_STDS)
+
+    tile, s, split = position(tiles, S)
+    e = tile * FEATURES + tl.arange(0, FEATURES)[None, :]
+    inside_e = e < E
+    plane = S.to(tl.int64) * E
+    at_position = s.to(tl.int64) * E + e
+    partner_row = tl.zeros((1, 1), tl.int32) + partner_start
+    if SAMPLES:
+        components = tl.load(sample_counts + S + s)
+        some_i = (components > 0) & inside_e
+    if COMPONENTS:
+        samples = tl.load(component_counts + s)
+        some_l = (samples > 0) & inside_e
+        eps_l = tl.load(component_eps).to(ACC)
+    if PULL_Y or DIAGONAL:
+        row = partner_row + tl.load(sample_counts + 3 * S + s)
+        x_shift = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
+    if PULL_Y:
+        state = sample_state + at_position
+        delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
+        weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
+        upstream_y = tl.load(sample_upstream)
+        scale = precision_scale(tl.load(partner_eps).to(ACC), ACC)
+        upstream_y = (upstream_y / scale).to(ACC)
+    if PULL_OWN:
+        eps_i = tl.load(sample_eps).to(ACC)
+        upstream_k = tl.load(sample_upstream + 2).to(ACC)
+    if PULL_C or PULL_STDS or DIAGONAL:
+        row = partner_row + tl.load(component_counts + 2 * S + s)
+        y_shift = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
+    if PULL_C or PULL_STDS:
+        state = component_state + at_position
+        delta_y = tl.load(state, mask=some_l, other=0.0)
+        upstream_c = tl.load(component_upstream)
+        upstream_c = (upstream_c / precision_scale(eps_l, ACC)).to(ACC)
+    if PULL_STDS:
+        m2_y = tl.load(component_state + at_position + plane, mask=some_l, other=0.0)
+        upstream_g = tl.load(component_upstream + 1).to(ACC)
+
+    end = min((split + 1) * rows_per_split, rows)
+    for begin in range(split * rows_per_split, end, ROWS):
+        index = begin + tl.arange(0, ROWS)[:, None]
+        row = start + index
+        inside = (index < end) & inside_e
+        at = index.to(tl.int64) * S + s
+        here_i = tl.zeros((ROWS, 1), tl.int1)
+        here_l = tl.zeros((ROWS, 1), tl.int1)
+        if SAMPLES:
+            here_i = tl.load(sample_active + at, mask=index < end, other=0) != 0
+        if COMPONENTS:
+            here_l = tl.load(component_active + at, mask=index < end, other=0) != 0
+        use_i = here_i & inside_e
+        use_l = here_l & inside_e
+        gradient_y = tl.zeros((ROWS, FEATURES), ACC)
+        gradient_c = tl.zeros((ROWS, FEATURES), ACC)
+        gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+
+        if PULL_OWN or PULL_C or PULL_STDS or DIAGONAL:
+            use = use_l
+            if PULL_OWN:
+                use = use | use_i
+            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+            sigma = tl.where(use, sigma, 1.0)
+        if PULL_Y or DIAGONAL:
+            value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
+            from_x_shift = value - x_shift
+        if PULL_C or PULL_STDS or DIAGONAL:
+            precision, slope, _ = variance_terms(sigma, eps_l, ACC)
+            value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC)
+            offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
+            from_y_shift = (value - y_shift) + offset
+        if DIAGONAL:
+            own = from_x_shift - ((value - x_shift) + offset)
+            own = tl.where(use_i & use_l, own, 0.0)
+
+        if PULL_Y:
+            pull = weight * (from_x_shift - delta_c)
+            if EXCLUDE_DIAGONAL:
+                pull -= precision * own
+            gradient_y = tl.where(use_i, _times(upstream_y, pull), 0.0)
+        if PULL_OWN:
+            _, slope_i, _ = variance_terms(sigma, eps_i, ACC)
+            others = partners(components, here_l, EXCLUDE_DIAGONAL, ACC)
+            gradient_stds += tl.where(use_i, upstream_k * (others * slope_i), 0.0)
+        if PULL_C or PULL_STDS:
+            from_mean = from_y_shift - delta_y
+            count = samples.to(ACC)
+            if PULL_C:
+                pull = count * from_mean
+                if EXCLUDE_DIAGONAL:
+                    pull += own
+                gradient_c = tl.where(use_l, _times(upstream_c, precision * pull), 0.0)
+            if PULL_STDS:
+                squares = m2_y + count * (from_mean * from_mean)
+                if EXCLUDE_DIAGONAL:
+                    squares -= own * own
+                others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
+                pull = slope * (upstream_g * others - _times(upstream_c, squares * precision))
+                gradient_stds += tl.where(use_l, pull, 0.0)
+
+        if D_Y:
+            _store(d_y, row, s, e, S, E, gradient_y, inside)
+        if D_X:
+            _store(d_x, row, s, e, S, E, gradient_c, inside)
+        if D_MU:
+            _store(d_mu, row, s, e, S, E, gradient_c, inside)
+        if D_STDS:
+            _store(d_stds, row, s, e, S, E, gradient_stds, inside)

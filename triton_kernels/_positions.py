@@ -1,0 +1,195 @@
+"""Which positions of which rows contribute, how many, and which is the first."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fused_mi.reference.mixture import Mixture
+
+from ._launch import launch
+
+
+class Positions(NamedTuple):
+    """The contributing positions of one mixture, see `Mixture.contributing`."""
+
+    sample_active: Tensor  # (N, S) uint8
+    component_active: Tensor  # (M, S) uint8
+    # (4, S) int32: contributing samples and components, and the first index of each
+    counts: Tensor
+
+
+@triton.jit
+def _active_part(mask, start, index, inside, s, stride_row, stride_s):
+    row = (start + index).to(tl.int64)
+    return tl.load(mask + row * stride_row + s.to(tl.int64) * stride_s, mask=inside, other=0) != 0
+
+
+@triton.jit
+def _contributing(
+    mask,
+    partner_mask,
+    partners,  # (BLOCK_S,) of each position
+    active,  # (rows, S) uint8, written
+    counts,  # (S,) written
+    first,  # (S,) written
+    start,
+    partner_start,
+    rows,
+    S,
+    s,
+    stride_row,
+    stride_s,
+    partner_stride_row,
+    partner_stride_s,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    total = tl.zeros((BLOCK_S,), tl.int32)
+    least = tl.zeros((BLOCK_S,), tl.int32) + rows
+    for begin in range(0, rows, BLOCK_ROWS):
+        index = begin + tl.arange(0, BLOCK_ROWS)[:, None]
+        inside = (index < rows) & (s < S)[None, :]
+        here = _active_part(mask, start, index, inside, s[None, :], stride_row, stride_s)
+        others = partners[None, :] + tl.zeros((BLOCK_ROWS, BLOCK_S), tl.int32)
+        if EXCLUDE_DIAGONAL:
+            others -= _active_part(
+                partner_mask,
+                partner_start,
+                index,
+                inside,
+                s[None, :],
+                partner_stride_row,
+                partner_stride_s,
+            ).to(tl.int32)
+        here = here & (others > 0)
+        tl.store(active + index.to(tl.int64) * S + s[None, :], here.to(tl.uint8), mask=inside)
+        total += tl.sum(here.to(tl.int32), 0)
+        least = tl.minimum(least, tl.min(tl.where(here, index, rows), 0))
+    tl.store(counts + s, total, mask=s < S)
+    tl.store(first + s, least, mask=s < S)
+
+
+@triton.jit
+def _count(
+    mask, start, rows, S, s, stride_row, stride_s, BLOCK_ROWS: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    total = tl.zeros((BLOCK_S,), tl.int32)
+    for begin in range(0, rows, BLOCK_ROWS):
+        index = begin + tl.arange(0, BLOCK_ROWS)[:, None]
+        inside = (index < rows) & (s < S)[None, :]
+        here = _active_part(mask, start, index, inside, s[None, :], stride_row, stride_s)
+        total += tl.sum(here.to(tl.int32), 0)
+    return total
+
+
+@triton.jit(do_not_specialize=["N", "M", "sample_start", "component_start"])
+def _positions_kernel(
+    sample_mask,  # (rows, S) bool
+    component_mask,  # (rows, S) bool
+    sample_active,  # (N, S) uint8
+    component_active,  # (M, S) uint8
+    counts,  # (4, S) int32
+    sample_start,
+    component_start,
+    N,
+    M,
+    S,
+    sample_stride_row,
+    sample_stride_s,
+    component_stride_row,
+    component_stride_s,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    samples = _count(
+        sample_mask, sample_start, N, S, s, sample_stride_row, sample_stride_s, BLOCK_ROWS, BLOCK_S
+    )
+    components = _count(
+        component_mask,
+        component_start,
+        M,
+        S,
+        s,
+        component_stride_row,
+        component_stride_s,
+        BLOCK_ROWS,
+        BLOCK_S,
+    )
+    _contributing(
+        sample_mask,
+        component_mask,
+        components,
+        sample_active,
+        counts,
+        counts + 2 * S,
+        sample_start,
+        component_start,
+        N,
+        S,
+        s,
+        sample_stride_row,
+        sample_stride_s,
+        component_stride_row,
+        component_stride_s,
+        EXCLUDE_DIAGONAL,
+        BLOCK_ROWS,
+        BLOCK_S,
+    )
+    _contributing(
+        component_mask,
+        sample_mask,
+        samples,
+        component_active,
+        counts + S,
+        counts + 3 * S,
+        component_start,
+        sample_start,
+        M,
+        S,
+        s,
+        component_stride_row,
+        component_stride_s,
+        sample_stride_row,
+        sample_stride_s,
+        EXCLUDE_DIAGONAL,
+        BLOCK_ROWS,
+        BLOCK_S,
+    )
+
+
+def positions(mixture: Mixture) -> Positions:
+    """The contributing positions of a mixture, on its device."""
+    m, sample_mask, component_mask = mixture, mixture.sample_mask, mixture.component_mask
+    S, device = sample_mask.shape[1], sample_mask.device
+    result = Positions(
+        torch.empty((m.samples, S), dtype=torch.uint8, device=device),
+        torch.empty((m.components, S), dtype=torch.uint8, device=device),
+        torch.empty((4, S), dtype=torch.int32, device=device),
+    )
+    block_s = min(triton.next_power_of_2(max(S, 1)), 32)
+    launch(
+        _positions_kernel,
+        triton.cdiv(S, block_s),
+        sample_mask,
+        component_mask,
+        *result,
+        m.sample_rows[0],
+        m.component_rows[0],
+        m.samples,
+        m.components,
+        S,
+        *sample_mask.stride(),
+        *component_mask.stride(),
+        EXCLUDE_DIAGONAL=m.exclude_diagonal,
+        BLOCK_ROWS=2048 // block_s,
+        BLOCK_S=block_s,
+    )
+    return result

@@ -1,0 +1,54 @@
+"""What the kernels share: addresses in 64 bits, and the variance of one standard deviation."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load(tensor, row, s, e, stride_row, stride_s, stride_e, mask, ACC: tl.constexpr):
+    """Tile of `tensor` (rows, S, E) at (row, s, e) in ACC; where not `mask`, 0 and no traffic."""
+    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
+    return tl.load(tensor + offset + e.to(tl.int64) * stride_e, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def position(tiles, S):
+    """Feature tile, position, and index along the batch of this program of `tiles * S * batch`."""
+    program = tl.program_id(0)
+    return program % tiles, (program // tiles) % S, program // tiles // S
+
+
+@triton.jit
+def partners(count, here, EXCLUDE_DIAGONAL: tl.constexpr, ACC: tl.constexpr):
+    """How many of `count` rows of the other role a row meets: not itself, where it is `here`."""
+    if EXCLUDE_DIAGONAL:
+        return (count - here.to(tl.int32)).to(ACC)
+    return count.to(ACC)
+
+
+@triton.jit
+def precision_scale(eps, ACC: tl.constexpr):
+    """A power of two that keeps `scale / v` in range for every v >= eps, see the plain variance."""
+    if ACC == tl.float64:
+        return 1.0
+    return tl.where(eps < 2.0**-100, 2.0**-60, 1.0)
+
+
+@triton.jit
+def variance_terms(sigma, eps, ACC: tl.constexpr):
+    """Of v = sigma^2 + eps: `scale / v`, `sigma / v`, and `log v + log(2 pi)`.
+
+    A square that overflows is taken of `sigma * 2^-64`; `scale / v` is never 0, so that an infinite
+    distance times it is infinite and not NaN.
+    """
+    LOG_2PI: tl.constexpr = 1.8378770664093453
+    LOG_2_128: tl.constexpr = 88.722839111673
+    large = sigma * sigma + eps == float("inf")
+    shrink = tl.where(large, 2.0**-64, 1.0).to(ACC)
+    shrunk = sigma * shrink
+    v = shrunk * shrunk + eps * (shrink * shrink)
+    reciprocal = 1.0 / v
+    precision = reciprocal * shrink * shrink * precision_scale(eps, ACC)
+    precision = tl.maximum(precision, 1e-45, propagate_nan=tl.PropagateNan.ALL).to(ACC)
+    log_terms = tl.log(v) + large.to(ACC) * LOG_2_128 + LOG_2PI
+    return precision, shrunk * reciprocal * shrink, log_terms
