@@ -16,6 +16,8 @@ from oracle import (
     mixture_entropy,
 )
 
+pytestmark = pytest.mark.every_backend
+
 every_option = pytest.mark.parametrize(
     "options",
     [

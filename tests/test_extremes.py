@@ -19,6 +19,8 @@ from cases import (
 from oracle import TOTAL
 from rules import assert_rule10
 
+pytestmark = pytest.mark.every_backend
+
 estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 

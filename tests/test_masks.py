@@ -19,6 +19,8 @@ from cases import (
 from oracle import mutual_information
 from rules import assert_rule10
 
+pytestmark = pytest.mark.every_backend
+
 POISONS = [float("nan"), float("inf"), float("-inf")]
 every_mode = pytest.mark.parametrize(
     "options",

@@ -16,6 +16,8 @@ from oracle import (
 )
 from rules import assert_rule10
 
+pytestmark = pytest.mark.every_backend
+
 every_option = pytest.mark.parametrize(
     "options",
     [

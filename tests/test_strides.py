@@ -5,6 +5,8 @@ import torch
 from cases import ESTIMATORS, FLOATING, MASK, PAIRINGS, mi, mi_inputs
 from rules import assert_rule10
 
+pytestmark = pytest.mark.every_backend
+
 every_mode = pytest.mark.parametrize(
     "options",
     [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],

@@ -38,6 +38,20 @@ def features_tile(features: int, *tensors: Tensor) -> Tile:
     return Tile(elements // width, width, warps)
 
 
+def candidates(features: int, *tensors: Tensor) -> list[Tile]:
+    """Tiles worth measuring; the first is the one that is used without a measurement."""
+    first = features_tile(features, *tensors)
+    elements, longest = first.ROWS * first.FEATURES, triton.next_power_of_2(max(features, 1))
+    found = [first]
+    for warps in (first.num_warps, 2 * first.num_warps):
+        size = elements * warps // first.num_warps
+        for width in (first.FEATURES, 2 * first.FEATURES, 4 * first.FEATURES):
+            tile = Tile(size // width, width, warps)
+            if tile.ROWS >= 1 and width <= longest and tile not in found:
+                found.append(tile)
+    return found
+
+
 def finish_tile(features: int) -> Tile:
     """For the merge of the parts, in float64."""
     width = min(triton.next_power_of_2(max(features, 1)), 256)

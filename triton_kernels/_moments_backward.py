@@ -80,7 +80,7 @@ def gradient_kernel(
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    """Every wanted gradient of `rows` rows from `start`, zeros where they have none of that role."""
+    """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role."""
     PULL_Y: tl.constexpr = SAMPLES and D_Y
     PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and D_STDS
     PULL_C: tl.constexpr = COMPONENTS and (D_X or D_MU)

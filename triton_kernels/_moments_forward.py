@@ -238,7 +238,7 @@ def finish_kernel(
         k += tl.load(parts + 2 * plane, mask=inside, other=0.0).to(tl.float64)
         share = count / tl.maximum(n + count, 1.0)
         step = delta - mean_y
-        m2_y += m2 + (step * step) * (n * share)
+        m2_y += m2 + (n * share * step) * step
         mean_y += step * share
         n += count
         parts += 3 * plane
@@ -252,7 +252,7 @@ def finish_kernel(
         g += tl.load(parts + 3 * plane, mask=inside, other=0.0).to(tl.float64)
         share = more / tl.where(weight + more > 0, weight + more, 1.0)
         step = delta - mean_c
-        m2_c += m2 + (step * step) * (weight * share)
+        m2_c += m2 + (weight * share * step) * step
         mean_c += step * share
         weight += more
         parts += 4 * plane
@@ -269,7 +269,7 @@ def finish_kernel(
     y_shift = load(y, y_row, s, e, y_stride_row, y_stride_s, y_stride_e, some, tl.float64)
     x_shift = load(x, x_row, s, e, x_stride_row, x_stride_s, x_stride_e, some, tl.float64)
     distance = (y_shift - x_shift) + (mean_y - mean_c)
-    q = m2_y * weight + n * weight * (distance * distance) + n * m2_c
+    q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
     if EXCLUDE_DIAGONAL:
         parts = diagonal_parts + at
         for _ in range(0, sample_splits):

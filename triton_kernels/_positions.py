@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fused_mi.reference.mixture import Mixture
+from torch import Tensor
 
 from ._launch import launch
 

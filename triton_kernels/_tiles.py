@@ -29,7 +29,7 @@ def partners(count, here, EXCLUDE_DIAGONAL: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def precision_scale(eps, ACC: tl.constexpr):
     """A power of two that keeps `scale / v` in range for every v >= eps, see the plain variance."""
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         return 1.0
     return tl.where(eps < 2.0**-100, 2.0**-60, 1.0)
 
@@ -47,8 +47,8 @@ def variance_terms(sigma, eps, ACC: tl.constexpr):
     shrink = tl.where(large, 2.0**-64, 1.0).to(ACC)
     shrunk = sigma * shrink
     v = shrunk * shrunk + eps * (shrink * shrink)
-    reciprocal = 1.0 / v
-    precision = reciprocal * shrink * shrink * precision_scale(eps, ACC)
+    # Not by way of 1 / v, which overflows first.
+    precision = precision_scale(eps, ACC) / v * shrink * shrink
     precision = tl.maximum(precision, 1e-45, propagate_nan=tl.PropagateNan.ALL).to(ACC)
     log_terms = tl.log(v) + large.to(ACC) * LOG_2_128 + LOG_2PI
-    return precision, shrunk * reciprocal * shrink, log_terms
+    return precision, shrunk / v * shrink, log_terms

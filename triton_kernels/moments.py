@@ -2,120 +2,152 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
-
 from fused_mi.reference.mixture import Mixture
 from fused_mi.reference.variance import moments_dtype
+from torch import Tensor
 
-from ._configs import REDUCE, features_tile, finish_tile, splits
+from ._configs import REDUCE, Tile, candidates, finish_tile, splits
 from ._launch import accumulator, launch
 from ._moments_backward import gradient_kernel
 from ._moments_forward import accumulate_kernel, finish_kernel, reduce_kernel
-from ._moments_passes import cover, passes, writes
+from ._moments_passes import Pass, cover, passes, writes
 from ._positions import Positions, positions
+from ._tune import best
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""y, x, mu, stds: (rows, S, E) each."""
+
+
+class _Parts(NamedTuple):
+    """What `accumulate_kernel` writes for one mixture, see there."""
+
+    samples: Tensor
+    split_samples: Tensor
+    diagonal: Tensor | None
+    components: Tensor
 
 
 def moments(
     y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
 ) -> tuple[Tensor, Tensor]:
     """See `fused_mi.reference.moments.moments`."""
+    inputs = (y, x, mu, stds)
     _, S, E = y.shape
-    device, count = y.device, len(mixtures)
-    exclude_diagonal = mixtures[0].exclude_diagonal
-    dtype = moments_dtype(y, x, mu, stds, exact=exclude_diagonal)
-    sums = torch.empty((count, 3), dtype=torch.float64, device=device)
-    state = torch.empty((count, 4, S, E), dtype=dtype, device=device)
-    if not S * E or any(m.samples * m.components == 0 for m in mixtures):
+    dtype = moments_dtype(*inputs, exact=mixtures[0].exclude_diagonal)
+    sums = torch.empty((len(mixtures), 3), dtype=torch.float64, device=y.device)
+    state = torch.empty((len(mixtures), 4, S, E), dtype=dtype, device=y.device)
+    if _nothing(y, mixtures):
         return sums.zero_(), state.zero_()
     where = [positions(m) for m in mixtures]
-    tile = features_tile(E, y, x, mu, stds)
+    run = functools.partial(_accumulate, inputs, mixtures, where, dtype)
+    tile = best(_key("accumulate", inputs, mixtures), candidates(E, *inputs), run, y.device)
+    for d, parts in enumerate(run(tile)):
+        _finish(inputs, mixtures[d], where[d], parts, sums[d], state[d])
+    return sums, state
+
+
+def _accumulate(
+    inputs: Inputs,
+    mixtures: Sequence[Mixture],
+    where: Sequence[Positions],
+    dtype: torch.dtype,
+    tile: Tile,
+) -> list[_Parts]:
+    _, S, E = inputs[0].shape
+    exclude_diagonal = mixtures[0].exclude_diagonal
+    empty = functools.partial(torch.empty, dtype=dtype, device=inputs[0].device)
+    samples: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+    components: dict[int, Tensor] = {}
     tiles = triton.cdiv(E, tile.FEATURES)
-
-    def empty(splits: int, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty((splits, *shape), dtype=dtype, device=device)
-
-    sample_parts: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-    component_parts: dict[int, Tensor] = {}
-    for rows, i, l in passes(mixtures):
-        start, stop = rows
-        batch_splits, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, device)
-        if i is not None:
-            sample_parts[i] = (
-                empty(batch_splits, 3, S, E),
-                empty(batch_splits, S, dtype=torch.int32),
-                empty(batch_splits, S, E) if exclude_diagonal else None,
+    for this in passes(mixtures):
+        start, stop = this.rows
+        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
+        of_samples = split_samples = diagonal = of_components = None
+        if this.as_samples is not None:
+            of_samples, split_samples = (
+                empty((count, 3, S, E)),
+                empty((count, S), dtype=torch.int32),
             )
-        if l is not None:
-            component_parts[l] = empty(batch_splits, 4, S, E)
-        of_samples, split_samples, diagonal = (None,) * 3 if i is None else sample_parts[i]
+            diagonal = empty((count, S, E)) if exclude_diagonal else None
+            samples[this.as_samples] = of_samples, split_samples, diagonal
+        if this.as_components is not None:
+            of_components = components[this.as_components] = empty((count, 4, S, E))
         launch(
             accumulate_kernel,
-            tiles * S * batch_splits,
-            y,
-            x,
-            mu,
-            stds,
-            *_roles(mixtures, where, i, l),
+            tiles * S * count,
+            *inputs,
+            *_roles(mixtures, where, this),
             of_samples,
-            None if l is None else component_parts[l],
+            of_components,
             diagonal,
             split_samples,
-            *_strides(y, x, mu, stds),
+            *_strides(*inputs),
             start,
             stop - start,
             rows_per_split,
             S,
             E,
             tiles,
-            **_flags(mixtures, i, l),
+            **_flags(mixtures, this),
             ACC=accumulator(dtype),
             **tile.meta(),
         )
-    finish = finish_tile(E)
-    tiles = triton.cdiv(E, finish.FEATURES)
-    for d, mixture in enumerate(mixtures):
-        of_samples, split_samples, diagonal = sample_parts[d]
-        partial_sums = torch.empty((tiles * S, 3), dtype=torch.float64, device=device)
-        launch(
-            finish_kernel,
-            tiles * S,
-            y,
-            x,
-            where[d].counts,
-            of_samples,
-            component_parts[d],
-            diagonal,
-            split_samples,
-            state[d],
-            partial_sums,
-            *_strides(y, x),
-            mixture.sample_rows[0],
-            mixture.component_rows[0],
-            of_samples.shape[0],
-            component_parts[d].shape[0],
-            S,
-            E,
-            tiles,
-            EXCLUDE_DIAGONAL=exclude_diagonal,
-            FEATURES=finish.FEATURES,
-            num_warps=finish.num_warps,
-        )
-        launch(
-            reduce_kernel,
-            1,
-            partial_sums,
-            mixture.component_eps,
-            sums[d],
-            tiles * S,
-            ACC=accumulator(dtype),
-            **REDUCE,
-        )
-    return sums, state
+    return [_Parts(*samples[d], components[d]) for d in range(len(mixtures))]
+
+
+def _finish(
+    inputs: Inputs,
+    mixture: Mixture,
+    where: Positions,
+    parts: _Parts,
+    sums: Tensor,
+    state: Tensor,
+) -> None:
+    y, x, *_ = inputs
+    _, S, E = y.shape
+    tile = finish_tile(E)
+    tiles = triton.cdiv(E, tile.FEATURES)
+    partial_sums = torch.empty((tiles * S, 3), dtype=torch.float64, device=y.device)
+    launch(
+        finish_kernel,
+        tiles * S,
+        y,
+        x,
+        where.counts,
+        parts.samples,
+        parts.components,
+        parts.diagonal,
+        parts.split_samples,
+        state,
+        partial_sums,
+        *_strides(y, x),
+        mixture.sample_rows[0],
+        mixture.component_rows[0],
+        parts.samples.shape[0],
+        parts.components.shape[0],
+        S,
+        E,
+        tiles,
+        EXCLUDE_DIAGONAL=mixture.exclude_diagonal,
+        FEATURES=tile.FEATURES,
+        num_warps=tile.num_warps,
+    )
+    launch(
+        reduce_kernel,
+        1,
+        partial_sums,
+        mixture.component_eps,
+        sums,
+        tiles * S,
+        ACC=accumulator(state.dtype),
+        **REDUCE,
+    )
 
 
 def moments_backward(
@@ -129,55 +161,70 @@ def moments_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.moments.moments_backward`."""
-    _, S, E = y.shape
-    sample_rows = [m.sample_rows for m in mixtures]
-    component_rows = [m.component_rows for m in mixtures]
-    own = sample_rows if mixtures[0].sample_eps is not None else []
-    with_gradient = (sample_rows, component_rows, component_rows, component_rows + own)
-    nothing = not S * E or any(m.samples * m.components == 0 for m in mixtures)
-
+    inputs = (y, x, mu, stds)
+    samples = [m.sample_rows for m in mixtures]
+    components = [m.component_rows for m in mixtures]
+    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
+    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
+    nothing = _nothing(y, mixtures)
     everything = [] if nothing else passes(mixtures)
+
     gradients: list[Tensor | None] = []
-    for tensor, needed, of_role in zip((y, x, mu, stds), wanted, with_gradient, strict=True):
-        written = [p.rows for p in everything if writes(p.rows, of_role)]
+    for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
+        written = [this.rows for this in everything if writes(this.rows, of_role)]
         new = torch.empty if cover(written, tensor.shape[0]) else torch.zeros
-        shape, dtype = tensor.shape, tensor.dtype
-        gradients.append(new(shape, dtype=dtype, device=y.device) if needed else None)
+        like = new(tensor.shape, dtype=tensor.dtype, device=y.device) if needed else None
+        gradients.append(like)
     if nothing:
         return gradients
 
     where = [positions(m) for m in mixtures]
-    upstream = upstream.contiguous()
-    tile = features_tile(E, y, x, mu, stds)
+    run = functools.partial(
+        _gradients, upstream.contiguous(), inputs, state, mixtures, where, gradients, roles
+    )
+    key = _key("gradient", inputs, mixtures, *wanted)
+    run(best(key, candidates(y.shape[2], *inputs), run, y.device))
+    return gradients
+
+
+def _gradients(
+    upstream: Tensor,
+    inputs: Inputs,
+    state: Tensor,
+    mixtures: Sequence[Mixture],
+    where: Sequence[Positions],
+    gradients: Sequence[Tensor | None],
+    roles: Sequence[Sequence[tuple[int, int]]],
+    tile: Tile,
+) -> None:
+    _, S, E = inputs[0].shape
     tiles = triton.cdiv(E, tile.FEATURES)
-    for rows, i, l in everything:
-        start, stop = rows
-        batch_splits, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, y.device)
-        partners = mixtures[i].component_rows if i is not None else mixtures[l].sample_rows
+    for this in passes(mixtures):
+        start, stop = this.rows
+        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
         write = [
-            g is not None and writes(rows, of_role)
-            for g, of_role in zip(gradients, with_gradient, strict=True)
+            gradient is not None and writes(this.rows, of_role)
+            for gradient, of_role in zip(gradients, roles, strict=True)
         ]
         if not any(write):
             continue
-        sample_eps, component_eps, *rest = _roles(mixtures, where, i, l)
+        i, j = this.as_samples, this.as_components
+        partners = mixtures[j].sample_rows if i is None else mixtures[i].component_rows
+        sample_eps, component_eps, *rest = _roles(mixtures, where, this)
         launch(
             gradient_kernel,
-            tiles * S * batch_splits,
-            y,
-            x,
-            mu,
-            stds,
+            tiles * S * count,
+            *inputs,
             sample_eps,
             component_eps,
             None if i is None else mixtures[i].component_eps,
             *rest,
             None if i is None else state[i],
-            None if l is None else state[l],
+            None if j is None else state[j],
             None if i is None else upstream[i],
-            None if l is None else upstream[l],
+            None if j is None else upstream[j],
             *gradients,
-            *_strides(y, x, mu, stds),
+            *_strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -185,33 +232,47 @@ def moments_backward(
             S,
             E,
             tiles,
-            **_flags(mixtures, i, l),
+            **_flags(mixtures, this),
             **dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True)),
             ACC=accumulator(state.dtype),
             **tile.meta(),
         )
-    return gradients
+
+
+def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
+    """Whether there is no element or no pair."""
+    return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
+
+
+def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
+    """What the fastest tile depends on; sizes by powers of two, for new batches find it too."""
+    rows, S, E = inputs[0].shape
+    sizes = (rows.bit_length(), (S * E).bit_length(), E.bit_length(), E % 16 == 0)
+    both = mixtures[0].exclude_diagonal, len(mixtures)
+    return (name, *sizes, *(str(t.dtype) for t in inputs), *both, *flags)
 
 
 def _roles(
-    mixtures: Sequence[Mixture], where: Sequence[Positions], i: int | None, l: int | None
+    mixtures: Sequence[Mixture], where: Sequence[Positions], this: Pass
 ) -> tuple[Tensor | None, ...]:
     """eps, active positions and counts of both roles, None where a pass lacks the role."""
+    i, j = this.as_samples, this.as_components
     return (
         None if i is None else mixtures[i].sample_eps,
-        None if l is None else mixtures[l].component_eps,
+        None if j is None else mixtures[j].component_eps,
         None if i is None else where[i].sample_active,
-        None if l is None else where[l].component_active,
+        None if j is None else where[j].component_active,
         None if i is None else where[i].counts,
-        None if l is None else where[l].counts,
+        None if j is None else where[j].counts,
     )
 
 
-def _flags(mixtures: Sequence[Mixture], i: int | None, l: int | None) -> dict[str, Any]:
+def _flags(mixtures: Sequence[Mixture], this: Pass) -> dict[str, Any]:
+    i, j = this.as_samples, this.as_components
     return {
         "SAMPLES": i is not None,
         "OWN_STDS": i is not None and mixtures[i].sample_eps is not None,
-        "COMPONENTS": l is not None,
+        "COMPONENTS": j is not None,
         "EXCLUDE_DIAGONAL": mixtures[0].exclude_diagonal,
     }
 

@@ -2,6 +2,7 @@
 
 from ._types import ComponentLossesDict
 from ._version import __version__
+from ._warmup import warmup
 from .losses import (
     gaussian_mixture_entropy,
     mutual_information_sub_batch,
@@ -9,17 +10,24 @@ from .losses import (
     square_mahalanobis_distance,
 )
 from .modules import GaussianMixtureEntropy, MutualInformationLoss
+from .ops._backends import Backend, Choice, backends, explain, use_backend
 from .std_losses import gaussian_entropy_log_loss, masked_negative_log_mean
 
 __all__ = [
+    "Backend",
+    "Choice",
     "ComponentLossesDict",
     "GaussianMixtureEntropy",
     "MutualInformationLoss",
     "__version__",
+    "backends",
+    "explain",
     "gaussian_entropy_log_loss",
     "gaussian_mixture_entropy",
     "masked_negative_log_mean",
     "mutual_information_sub_batch",
     "pairwise_square_mahalanobis_distance",
     "square_mahalanobis_distance",
+    "use_backend",
+    "warmup",
 ]

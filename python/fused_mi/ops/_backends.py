@@ -137,7 +137,4 @@ def _usable(backend: str) -> tuple[bool, str]:
 
 
 def _serves(backend: str, operator: str, device: str) -> tuple[bool, str]:
-    usable, reason = _usable(backend)
-    if usable and backend == "triton":
-        return _triton.serves(operator, device)
-    return usable, reason
+    return _triton.serves(operator, device) if backend == "triton" else _usable(backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 
 import torch
 
@@ -42,10 +43,15 @@ def interpreting() -> bool:
 
 
 def serves(operator: str, device: str) -> tuple[bool, str]:
-    """This operator on this type of device, given that Triton is usable."""
+    """This operator on this type of device."""
     if operator not in _OPERATORS:
         return False, "there is no such kernel"
-    expected = "cpu" if interpreting() else "cuda"
-    if device != expected:
-        return False, f"it serves {expected} tensors here, not {device}"
-    return True, ""
+    # Before anything is imported: tensors on a CPU must not cost the import of Triton.
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return False, "it serves CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+    if device not in ("cpu", "cuda"):
+        return False, f"it does not serve {device} tensors"
+    works, reason = usable()
+    if works and interpreting() != (device == "cpu"):
+        return False, f"its interpreter is {'on' if interpreting() else 'off'}"
+    return works, reason

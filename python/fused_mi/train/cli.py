@@ -53,9 +53,12 @@ else:
         help="Mutual-information losses: train a noise layer on text with them.",
     )
 
-    @app.callback()
-    def _commands() -> None:
-        """Keeps ``train`` a subcommand while it is the only one."""
+    @app.command("info")
+    def _info() -> None:
+        """Versions, devices, compilers, backends and environment variables, for bug reports."""
+        from .._info import info
+
+        print(info())
 
     _D = TrainConfig()
 

@@ -1,0 +1,62 @@
+"""Compile before the first step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ._types import Pairing
+from .losses import mutual_information_sub_batch
+
+INPUTS = ("means", "stds", "clean", "noisy")
+
+
+def warmup(
+    positions: int,
+    features: int,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    pairing: Pairing = "sub_batch",
+    combine_noise_masks: bool = True,
+    gradients: Sequence[str] = INPUTS,
+    safety_factor: float = 100.0,
+) -> None:
+    """Run the Jensen loss once, forward and backward, on a small batch of contiguous tensors.
+
+    Whatever the chosen backend compiles is compiled then, and not in the first step of training or
+    inside the capture of a CUDA graph. Kernels do not depend on the batch size.
+
+    Args:
+        positions, features: S and E of the tensors to come.
+        device, dtype: of the tensors to come.
+        pairing, combine_noise_masks, safety_factor: as the loss will be called.
+        gradients: which of "means", "stds", "clean" and "noisy" will require one.
+
+    Raises:
+        ValueError: an unknown name in `gradients`.
+    """
+    unknown = set(gradients) - set(INPUTS)
+    if unknown:
+        raise ValueError(f"gradients: expected names among {INPUTS}, got {sorted(unknown)}")
+    shape = (4, positions, features)
+    tensors = {
+        name: torch.ones(shape, dtype=dtype, device=device).requires_grad_(name in gradients)
+        for name in INPUTS
+    }
+    mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
+    loss = mutual_information_sub_batch(
+        tensors["means"],
+        tensors["stds"],
+        mask,
+        tensors["clean"],
+        tensors["noisy"],
+        combine_noise_masks,
+        safety_factor=safety_factor,
+        pairing=pairing,
+    )
+    if gradients:
+        torch.autograd.grad(loss, [tensors[name] for name in gradients])
+    if loss.is_cuda:
+        torch.cuda.synchronize(loss.device)
