@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._tiles import load, partners, position, precision_scale, variance_terms
+from ._tiles import cast, load, partners, position, precision_scale, variance_terms
 
 
 @triton.jit
@@ -16,7 +16,7 @@ def _times(upstream, pull):
 def _store(tensor, index, s, e, S, E, value, mask):
     """Into a contiguous `tensor` (rows, S, E)."""
     offset = (index.to(tl.int64) * S + s) * E
-    tl.store(tensor + offset + e, value.to(tensor.dtype.element_ty), mask=mask)
+    tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
 
 
 @triton.jit(

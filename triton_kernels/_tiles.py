@@ -5,10 +5,19 @@ import triton.language as tl
 
 
 @triton.jit
+def cast(value, dtype: tl.constexpr):
+    """To `dtype`; between 16 and 64 bits by way of 32."""
+    if value.dtype.primitive_bitwidth == 16 or dtype.primitive_bitwidth == 16:
+        value = value.to(tl.float32)
+    return value.to(dtype)
+
+
+@triton.jit
 def load(tensor, row, s, e, stride_row, stride_s, stride_e, mask, ACC: tl.constexpr):
     """Tile of `tensor` (rows, S, E) at (row, s, e) in ACC; where not `mask`, 0 and no traffic."""
     offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
-    return tl.load(tensor + offset + e.to(tl.int64) * stride_e, mask=mask, other=0.0).to(ACC)
+    value = tl.load(tensor + offset + e.to(tl.int64) * stride_e, mask=mask, other=0.0)
+    return cast(value, ACC)
 
 
 @triton.jit

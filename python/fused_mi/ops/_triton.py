@@ -18,14 +18,14 @@ def usable() -> tuple[bool, str]:
     try:
         import triton
 
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        if version < MINIMUM:
+            return False, f"Triton {triton.__version__} is older than {MINIMUM[0]}.{MINIMUM[1]}"
         importlib.import_module("fused_mi.triton_kernels.moments")
     except ModuleNotFoundError as error:
         return False, f"not installed: {error}"
     except Exception as error:  # whatever a broken installation raises: the plain path serves
         return False, f"its import failed: {type(error).__name__}: {error}"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < MINIMUM:
-        return False, f"Triton {triton.__version__} is older than {MINIMUM[0]}.{MINIMUM[1]}"
     if interpreting():
         return True, f"Triton {triton.__version__}, interpreter (TRITON_INTERPRET), CPU tensors"
     if not torch.cuda.is_available():

@@ -1,0 +1,240 @@
+"""The Triton kernels themselves, in the interpreter: what the public functions do not show."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import FLOATING, PAIRINGS, gradients, leaves, mi, mi_inputs, same_bits
+from cases import value_and_gradients as evaluate
+from fused_mi import use_backend, warmup
+from fused_mi.reference import moments as reference
+from fused_mi.reference.mixture import Mixture
+from fused_mi.triton_kernels import _configs, _launch, _moments_passes, _tune, moments
+from rules import assert_rule10
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
+)
+pairing = pytest.mark.parametrize("pairing", PAIRINGS)
+
+
+@pytest.fixture(autouse=True)
+def _forced():
+    with use_backend("triton"):
+        yield
+
+
+def mixtures(pairing, batch, mask, eps=1e-3):
+    eps_l, eps_i = torch.tensor(eps), torch.tensor(2 * eps)
+    first, second, everything = (0, batch // 2), (batch // 2, batch), (0, batch)
+    ranges = {
+        "sub_batch": [(first, second)],
+        "symmetric": [(first, second), (second, first)],
+        "leave_one_out": [(everything, everything)],
+    }[pairing]
+    exclude = pairing == "leave_one_out"
+    return [Mixture(mask, mask, eps_l, eps_i, *rows, exclude) for rows in ranges]
+
+
+@pairing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_and_state_are_those_of_the_plain_path(pairing, dtype):
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=5, dtype=dtype, seed=1)
+    mask[:, 2] = False
+    arguments = noisy, clean, means, stds, mixtures(pairing, 8, mask)
+    for ours, plain in zip(moments.moments(*arguments), reference.moments(*arguments), strict=True):
+        assert ours.dtype == plain.dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+
+
+@pairing
+@pytest.mark.parametrize("upstream", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.3, -2.0, 5.0)])
+def test_each_sum_has_a_gradient_of_its_own(pairing, upstream):
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=5, seed=2)
+    given = mixtures(pairing, 8, mask)
+    tensors = noisy, clean, means, stds
+    _, state = moments.moments(*tensors, given)
+    pull = torch.tensor(upstream, dtype=torch.float64).expand(len(given), 3)
+    for wanted in ([True] * 4, [False, True, False, True]):
+        ours = moments.moments_backward(pull, *tensors, state, given, wanted)
+        plain = reference.moments_backward(pull, *tensors, None, given, wanted)
+        for a, b, needed in zip(ours, plain, wanted, strict=True):
+            assert (a is not None) == needed
+            if needed:
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pairing
+@pytest.mark.parametrize("e", [1, 5, 40])
+def test_batches_that_are_split_over_programs(monkeypatch, pairing, e):
+    monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    inputs = mi_inputs(b=600 if e == 1 else 150, s=1, e=e, dtype=torch.float32, seed=3)
+    with _launch.recorded() as launches:
+        evaluate_nothing = mixtures(pairing, len(inputs[0]), inputs[2])
+        moments.moments(inputs[4], inputs[3], inputs[0], inputs[1], evaluate_nothing)
+    accumulate = [la for la in launches if "accumulate" in la.kernel.__name__]
+    assert max(launch.programs for launch in accumulate) > 1
+    assert_rule10(lambda t: mi(t, pairing=pairing), inputs, {"pairing": pairing})
+
+
+@pairing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_is_written_before_it_is_read(pairing, dtype):
+    """Fresh memory full of NaN changes nothing."""
+    inputs = mi_inputs(b=6, s=3, e=5, dtype=dtype, seed=4)
+    inputs[2][:, 1] = False
+    value, grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        again, again_grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same_bits(value, again)
+    assert all(same_bits(a, b) for a, b in zip(grads, again_grads, strict=True))
+    assert not any(g.isnan().any() for g in grads)
+
+
+def test_addresses_beyond_32_bits():
+    """Rows 2^30 elements apart: the last ones begin beyond 2^31."""
+    inputs = mi_inputs(b=4, s=2, e=3, dtype=torch.float16, seed=5)
+    apart = list(inputs)
+    for i in FLOATING:
+        storage = torch.empty(3 * 2**30 + 6, dtype=torch.float16)  # pages untouched cost nothing
+        apart[i] = storage.as_strided((4, 2, 3), (2**30, 3, 1))
+        apart[i].copy_(inputs[i])
+    values, grads = [], []
+    for given in (inputs, apart):
+        wanted = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        values.append(mi(wanted))
+        grads.append(gradients(values[-1], wanted))
+    assert same_bits(*values)
+    assert all(same_bits(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pairing
+def test_second_derivatives_take_the_plain_formula(pairing):
+    inputs = leaves(mi_inputs(b=4, s=2, e=2, seed=6))
+    second = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            first = gradients(mi(inputs, pairing=pairing), inputs, create_graph=True)
+            second.append(gradients(sum(g.square().sum() for g in first), inputs))
+    for ours, plain in zip(*second, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_loss_calls_the_kernels():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *t: mi(t), backend="aot_eager", fullgraph=True)
+    inputs = mi_inputs(dtype=torch.float32, seed=7)
+    value, grads = evaluate(lambda t: compiled(*t), inputs)
+    plain, plain_grads = evaluate(mi, inputs)
+    torch.testing.assert_close(value, plain, rtol=1e-6, atol=0)
+    for a, b in zip(grads, plain_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_warmup_launches_every_kernel():
+    with _launch.recorded() as launches:
+        warmup(3, 5, device="cpu", gradients=("stds",))
+    names = {launch.kernel.__name__ for launch in launches}
+    assert len(names) == 7
+    with pytest.raises(ValueError, match="gradients: expected names"):
+        warmup(3, 5, device="cpu", gradients=("sigma",))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "own"),
+    [
+        ([((0, 4), (2, 6))], True),  # overlap in part
+        ([((0, 3), (3, 6)), ((0, 3), (3, 6))], True),  # twice the same role
+    ],
+)
+def test_rows_that_no_pass_can_serve_are_refused(ranges, own):
+    mask, eps = torch.ones(6, 1, dtype=torch.bool), torch.tensor(1.0)
+    given = [Mixture(mask, mask, eps, eps if own else None, *rows) for rows in ranges]
+    with pytest.raises(NotImplementedError):
+        _moments_passes.passes(given)
+
+
+def test_rows_outside_of_every_range_have_zero_gradients():
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=2, e=3, seed=8)
+    eps = torch.tensor(1e-3)
+    given = [Mixture(mask, mask, eps, eps, (1, 3), (4, 7))]
+    tensors = noisy, clean, means, stds
+    _, state = moments.moments(*tensors, given)
+    pull = torch.ones(1, 3, dtype=torch.float64)
+    ours = moments.moments_backward(pull, *tensors, state, given, [True] * 4)
+    plain = reference.moments_backward(pull, *tensors, None, given, [True] * 4)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_tuning_measures_once_and_keeps_the_fastest(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSED_MI_AUTOTUNE", "1")
+    monkeypatch.setenv("FUSED_MI_CACHE_DIR", str(tmp_path / "new"))
+    monkeypatch.setattr(_tune, "_known", None)
+    measured = []
+
+    def do_bench(run, **_):
+        measured.append(run)
+        run()
+        return {1: 3.0, 2: 1.0}.get(len(measured), 2.0)
+
+    monkeypatch.setattr(_tune, "do_bench", do_bench)
+    tensor = torch.ones(4, 2, 300)
+    tiles = _configs.candidates(300, tensor)
+    assert len(tiles) > 2
+    run = []
+    for _ in range(2):
+        found = _tune.best(("a", 1), tiles, run.append, tensor.device)
+        assert found == tiles[1]
+    assert len(measured) == len(run) == len(tiles)
+    monkeypatch.setattr(_tune, "_known", None)  # as in a new process
+    assert _tune.best(("a", 1), tiles, run.append, tensor.device) == tiles[1]
+    assert len(run) == len(tiles)
+    assert list(json.loads(_tune.cache_file().read_text()).values()) == [list(tiles[1])]
+    inputs = mi_inputs(b=4, s=1, e=3, dtype=torch.float32)
+    assert_rule10(mi, inputs)
+
+
+@pytest.mark.parametrize("content", ["", "not json"])
+def test_a_cache_that_cannot_be_read_or_written_costs_only_a_search(monkeypatch, tmp_path, content):
+    file = tmp_path / "file"
+    file.write_text(content)
+    monkeypatch.setenv("FUSED_MI_AUTOTUNE", "1")
+    monkeypatch.setenv("FUSED_MI_CACHE_DIR", str(file if not content else tmp_path))
+    (tmp_path / "tiles.json").write_text(content)
+    monkeypatch.setattr(_tune, "_known", None)
+    monkeypatch.setattr(_tune, "do_bench", lambda run, **_: 1.0)
+    tiles = _configs.candidates(300, torch.ones(1))
+    assert _tune.best(("b",), tiles, lambda tile: None, torch.device("cpu")) == tiles[0]
+
+
+@pytest.mark.parametrize("e", [1, 3, 64, 127, 4097])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_every_candidate_is_a_power_of_two_and_not_wider_than_the_features(e, dtype):
+    for tile in _configs.candidates(e, torch.ones(1, dtype=dtype)):
+        assert tile.ROWS & (tile.ROWS - 1) == 0
+        assert tile.FEATURES & (tile.FEATURES - 1) == 0
+        assert 2 * e > tile.FEATURES or tile.FEATURES == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 512, 65536])
+@pytest.mark.parametrize("programs", [1, 100, 10**6])
+def test_splits_cover_every_row_once(rows, programs):
+    count, per_split = _configs.splits(rows, programs, 4, torch.device("cpu"))
+    assert (count - 1) * per_split < rows <= count * per_split
+    assert per_split % 4 == 0
+
+
+def test_the_folder_cannot_be_imported_under_the_name_of_tritons_own_package():
+    code = "import sys; sys.path.insert(0, '.'); import triton_kernels"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode != 0
+    assert "fused_mi.triton_kernels" in found.stderr
