@@ -1,4 +1,4 @@
-"""Settings shared by all tests: few threads, reproducible hypothesis runs, the forced backend."""
+"""Settings shared by all tests: few threads, reproducible hypothesis runs."""
 
 import os
 
@@ -27,19 +27,3 @@ def _two_threads_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
-
-
-def pytest_collection_modifyitems(config, items):
-    """With a backend forced by the environment, keep what it is to serve: Jensen has Triton
-    kernels, the pairs have none yet."""
-    if os.environ.get("FUSED_MI_BACKEND") != "triton":
-        return
-    served = [
-        item
-        for item in items
-        if item.get_closest_marker("every_backend")
-        and not item.get_closest_marker("pairs")
-        and "logsumexp" not in item.nodeid
-    ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in served])
-    items[:] = served

@@ -61,6 +61,13 @@ def test_the_choice_is_logged_once(caplog):
     assert len(served) == 1
 
 
+@pytest.fixture
+def _no_pairs(monkeypatch):
+    """As if there were no Triton kernel of the pairs."""
+    monkeypatch.setattr(_triton, "OPERATORS", ("variance", "moments"))
+
+
+@pytest.mark.usefixtures("_no_pairs")
 def test_a_forced_backend_is_used_or_raises():
     inputs = mi_inputs()
     with fused_mi.use_backend("triton"):
@@ -80,6 +87,7 @@ def _serving(operator):
     return _backends._choose(operator, "cpu", _backends.forced())
 
 
+@pytest.mark.usefixtures("_no_pairs")
 def test_the_environment_forces_too_and_the_context_goes_first(monkeypatch):
     monkeypatch.setenv("FUSED_MI_BACKEND", "triton")
     assert _backends.forced() == "triton"

@@ -103,7 +103,6 @@ def test_sum_is_n_times_mean(estimator):
     )
 
 
-@pytest.mark.pairs
 def test_jensen_is_the_default_and_an_upper_bound():
     inputs, component_mask = entropy_inputs()
     default = run(inputs, component_mask, False)
@@ -121,7 +120,6 @@ def test_one_gaussian_gives_its_negative_log_density(estimator):
     assert ours.item() == pytest.approx(-density.sum((1, 2)).mean().item(), rel=1e-11)
 
 
-@pytest.mark.pairs
 def test_equal_components_are_one_gaussian():
     inputs, _ = entropy_inputs(m=1)
     many = [
@@ -139,7 +137,6 @@ def test_equal_components_are_one_gaussian():
     assert abs(losses[ASSIGNMENT].item()) < 1e-12
 
 
-@pytest.mark.pairs
 def test_the_assignment_entry_is_the_information_about_the_component():
     """Far apart: log M nats, and the entropy is log M above that of one component."""
     m, s, e = 4, 1, 2
@@ -161,7 +158,6 @@ def test_the_sample_mask_may_have_any_dtype():
     assert torch.equal(run(inputs, component_mask.to(torch.float16) * -2, True), before)
 
 
-@pytest.mark.pairs
 def test_nothing_active():
     inputs, component_mask = entropy_inputs()
     inputs[4][:] = False

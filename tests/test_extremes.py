@@ -125,7 +125,6 @@ def test_duplicate_rows_share_one_gradient(estimator):
             assert torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.pairs
 def test_one_dominant_component_takes_all_responsibility():
     inputs = mi_inputs(b=6, seed=9)
     inputs[MASK][:] = True
@@ -154,7 +153,6 @@ def test_upstream_gradient(estimator, upstream):
             assert (b[:, 1] == 0).all()
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("kind", ["expanded", "nan", "zero", "transposed"])
 def test_upstream_gradient_of_a_matrix(kind):
     means, stds, mask, clean, noisy = leaves(mi_inputs(b=4, seed=11))

@@ -186,7 +186,6 @@ def test_disjoint_pairs(estimator):
     assert_rule10(lambda t: mi(t, **options), inputs, options)
 
 
-@pytest.mark.pairs
 def test_one_true_in_a_half():
     inputs = mi_inputs(b=6, s=4, seed=8, dtype=torch.float32)
     inputs[MASK][:3] = False

@@ -99,7 +99,6 @@ def test_expanded_upstream(options):
         torch.testing.assert_close(a, 5 * b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.pairs
 def test_the_same_tensor_in_several_roles():
     """x given as y and mu as sigma: the gradients of all uses add up."""
     _, stds, mask, clean, _ = mi_inputs(seed=5)

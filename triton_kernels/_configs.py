@@ -86,3 +86,60 @@ def _programs(device: torch.device) -> int:
     if device.type == "meta":  # recorded launches: as on an H100
         return 8 * 132
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+CHUNK = 1024
+"""Features of one position that are added up in float32 before anything else joins them."""
+
+
+class PairsTile(NamedTuple):
+    """SAMPLES x COMPONENTS pairs of a program, FEATURES at a time."""
+
+    SAMPLES: int
+    COMPONENTS: int
+    FEATURES: int
+    num_warps: int
+
+
+def pairs_tile(samples: int, components: int, features: int, dtype: torch.dtype) -> PairsTile:
+    """Up to 64 x 64 pairs: every operand that a thread reads serves several pairs."""
+    largest = 32 if dtype == torch.float64 else 64
+    n, m = (_between(rows, 16, largest) for rows in (samples, components))
+    warps = 8 if n * m > 2048 else 4
+    return PairsTile(n, m, 8, warps)
+
+
+def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the features of one tile of pairs, and chunks for each of them."""
+    wanted = max(triton.cdiv(_programs(device), 4 * tiles), triton.cdiv(chunks, _MAX_CHUNKS))
+    per_split = triton.cdiv(chunks, min(wanted, chunks))
+    return triton.cdiv(chunks, per_split), per_split
+
+
+_MAX_CHUNKS = 16  # of a program: the rest is added up in float64
+
+
+class PairsGradientTile(NamedTuple):
+    """ROWS x FEATURES elements of a gradient, SUMMED rows of the other role at a time."""
+
+    ROWS: int
+    SUMMED: int
+    FEATURES: int
+    num_warps: int
+
+
+def pairs_gradient_tile(rows: int, features: int, dtype: torch.dtype) -> PairsGradientTile:
+    """Features across the lanes, rows across the warps, the sum in registers."""
+    width = 32 if dtype == torch.float64 else 64
+    return PairsGradientTile(_between(rows, 4, 8), 8, _between(features, 4, width), 4)
+
+
+def log_tile(features: int) -> dict[str, int]:
+    """For sums over the features of one row and position."""
+    width = _between(features, 1, 1024)
+    return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
+
+
+def _between(size: int, least: int, largest: int) -> int:
+    """The power of two that holds `size`, within bounds."""
+    return min(max(triton.next_power_of_2(max(size, 1)), least), largest)

@@ -13,7 +13,7 @@ def _times(upstream, pull):
 
 
 @triton.jit
-def _store(tensor, index, s, e, S, E, value, mask):
+def store_rows(tensor, index, s, e, S, E, value, mask):
     """Into a contiguous `tensor` (rows, S, E)."""
     offset = (index.to(tl.int64) * S + s) * E
     tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
@@ -187,10 +187,10 @@ def gradient_kernel(
                 gradient_stds += tl.where(use_l, pull, 0.0)
 
         if D_Y:
-            _store(d_y, row, s, e, S, E, gradient_y, inside)
+            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
         if D_X:
-            _store(d_x, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
         if D_MU:
-            _store(d_mu, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
         if D_STDS:
-            _store(d_stds, row, s, e, S, E, gradient_stds, inside)
+            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

@@ -9,7 +9,7 @@ import os
 import torch
 
 MINIMUM = (3, 6)
-_OPERATORS = ("variance", "moments")
+OPERATORS = ("variance", "moments", "pairs")
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def interpreting() -> bool:
 
 def serves(operator: str, device: str) -> tuple[bool, str]:
     """This operator on this type of device."""
-    if operator not in _OPERATORS:
+    if operator not in OPERATORS:
         return False, "there is no such kernel"
     # Before anything is imported: tensors on a CPU must not cost the import of Triton.
     if device == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":

@@ -1,0 +1,215 @@
+"""Gradients of the energies of all pairs: the differences once more, weighted by the upstream
+gradients and added up over the other role.
+
+The features lie across the threads here, and the rows that are added up in the registers of each.
+Differences are direct, never those of two large products: where a sample is close to one component
+and far from the rest, a product would cancel.
+"""
+
+import triton
+import triton.language as tl
+
+from ._moments_backward import store_rows
+from ._tiles import load, precision_scale, variance_terms
+
+
+@triton.jit(
+    do_not_specialize=["sample_start", "component_start", "N", "M", "S"],
+    do_not_specialize_on_alignment=["component_eps"],
+)
+def samples_gradient_kernel(
+    y,  # (rows, S, E)
+    x,  # (rows, S, E)
+    mu,  # (rows, S, E), or None
+    stds,  # (rows, S, E)
+    component_eps,  # ()
+    sample_active,  # (N, S) uint8
+    component_active,  # (M, S) uint8
+    counts,  # (4, S) int32, see Positions
+    upstream,  # (N, M) float64, of q
+    d_y,  # (rows, S, E), written
+    y_stride_row,
+    y_stride_s,
+    y_stride_e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    sample_start,
+    component_start,
+    N,
+    M,
+    S,
+    E,
+    tiles_n,
+    tiles_e,
+    HAS_MU: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """`d_y_i = sum_l u_il (y_i - c_l) / v_l` of the samples' rows."""
+    program = tl.program_id(0)
+    tile_n, s = program % tiles_n, program // tiles_n // tiles_e
+    e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
+    n = tile_n * ROWS + tl.arange(0, ROWS)
+    here_n = tl.load(sample_active + n.to(tl.int64) * S + s, mask=n < N, other=0) != 0
+    total = tl.zeros((ROWS, FEATURES), ACC)
+    eps = tl.load(component_eps).to(ACC)
+    if tl.max(here_n.to(tl.int32), 0) > 0:
+        first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
+        shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
+        use = here_n[:, None] & (e < E)
+        row = sample_start + n[:, None]
+        sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
+        sample = tl.where(use, sample - shift, 0.0)
+        for begin in range(0, M, SUMMED):
+            m = begin + tl.arange(0, SUMMED)
+            here_m = tl.load(component_active + m.to(tl.int64) * S + s, mask=m < M, other=0) != 0
+            use = here_m[:, None] & (e < E)
+            row = component_start + m[:, None]
+            centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
+            if HAS_MU:
+                centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
+            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+            precision, _, _ = variance_terms(tl.where(use, sigma, 1.0), eps, ACC)
+            root = tl.sqrt(precision)
+            centre = tl.where(use, centre * root, 0.0)
+            shared = here_m[:, None] & here_n[None, :]
+            at = upstream + n.to(tl.int64)[None, :] * M + m[:, None]
+            pull = tl.load(at, mask=shared, other=0.0).to(ACC)
+            z = sample[None, :, :] * root[:, None, :] - centre[:, None, :]
+            terms = (pull[:, :, None] * z) * root[:, None, :]
+            total += tl.sum(tl.where(shared[:, :, None], terms, 0.0), 0)
+    total = total / precision_scale(eps, ACC)
+    row = sample_start + n[:, None]
+    store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
+
+
+@triton.jit(
+    do_not_specialize=["sample_start", "component_start", "N", "M", "S"],
+    do_not_specialize_on_alignment=["component_eps", "own_eps"],
+)
+def components_gradient_kernel(
+    y,  # (rows, S, E)
+    x,  # (rows, S, E)
+    mu,  # (rows, S, E), or None
+    stds,  # (rows, S, E)
+    component_eps,  # ()
+    own_eps,  # () of the mixture in which these rows are samples
+    sample_active,  # (N, S) uint8
+    component_active,  # (M, S) uint8
+    own_active,  # (M, S) uint8, where these rows are active as samples
+    counts,  # (4, S) int32, see Positions
+    upstream,  # (N, M) float64, of q
+    of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
+    of_own,  # (M, S) float64: and as samples
+    d_x,  # (rows, S, E), written
+    d_mu,
+    d_stds,
+    y_stride_row,
+    y_stride_s,
+    y_stride_e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    sample_start,
+    component_start,
+    N,
+    M,
+    S,
+    E,
+    tiles_m,
+    tiles_e,
+    HAS_MU: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OWN_STDS: tl.constexpr,
+    D_X: tl.constexpr,
+    D_MU: tl.constexpr,
+    D_STDS: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """`d_c_l = sum_i u_il (c_l - y_i) / v_l`, and the gradient of the stds of M rows in both roles;
+    zeros where they lack a role."""
+    program = tl.program_id(0)
+    tile_m, s = program % tiles_m, program // tiles_m // tiles_e
+    e = ((program // tiles_m) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
+    m = tile_m * ROWS + tl.arange(0, ROWS)
+    inside = (m < M)[:, None] & (e < E)
+    at_m = m.to(tl.int64) * S + s
+    row = component_start + m[:, None]
+    gradient_c = tl.zeros((ROWS, FEATURES), ACC)
+    gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+    if COMPONENTS:
+        here_m = tl.load(component_active + at_m, mask=m < M, other=0) != 0
+        if tl.max(here_m.to(tl.int32), 0) > 0:
+            eps = tl.load(component_eps).to(ACC)
+            first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
+            shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
+            use = here_m[:, None] & (e < E)
+            centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
+            if HAS_MU:
+                centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
+            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+            precision, slope, _ = variance_terms(tl.where(use, sigma, 1.0), eps, ACC)
+            root = tl.sqrt(precision)
+            centre = tl.where(use, centre * root, 0.0)
+            of_centre = tl.zeros((ROWS, FEATURES), ACC)
+            of_squares = tl.zeros((ROWS, FEATURES), ACC)
+            for begin in range(0, N, SUMMED):
+                n = begin + tl.arange(0, SUMMED)
+                at_n = n.to(tl.int64) * S + s
+                here_n = tl.load(sample_active + at_n, mask=n < N, other=0) != 0
+                use_n = here_n[:, None] & (e < E)
+                sample = load(
+                    y,
+                    sample_start + n[:, None],
+                    s,
+                    e,
+                    y_stride_row,
+                    y_stride_s,
+                    y_stride_e,
+                    use_n,
+                    ACC,
+                )
+                sample = tl.where(use_n, sample - shift, 0.0)
+                shared = here_n[:, None] & here_m[None, :]
+                at = upstream + n.to(tl.int64)[:, None] * M + m[None, :]
+                pull = tl.load(at, mask=shared, other=0.0).to(ACC)
+                z = sample[:, None, :] * root[None, :, :] - centre[None, :, :]
+                terms = tl.where(shared[:, :, None], pull[:, :, None] * z, 0.0)
+                of_centre += tl.sum(terms, 0)
+                of_squares += tl.sum(tl.where(shared[:, :, None], terms * z, 0.0), 0)
+            scale = precision_scale(eps, ACC)
+            logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)
+            gradient_c = tl.where(use, -(root * of_centre) / scale, 0.0)
+            gradient_stds = tl.where(use, slope * (logs[:, None] - of_squares / scale), 0.0)
+    if OWN_STDS:
+        here_own = tl.load(own_active + at_m, mask=m < M, other=0) != 0
+        use = here_own[:, None] & (e < E)
+        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        eps_own = tl.load(own_eps).to(ACC)
+        _, slope, _ = variance_terms(tl.where(use, sigma, 1.0), eps_own, ACC)
+        own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)
+        gradient_stds += tl.where(use, own[:, None] * slope, 0.0)
+    if D_X:
+        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+    if D_MU:
+        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+    if D_STDS:
+        store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

@@ -1,0 +1,261 @@
+"""The energies of all pairs on a GPU: launches of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from fused_mi.reference.mixture import Mixture, Rows
+from fused_mi.reference.variance import moments_dtype
+from torch import Tensor
+
+from ._configs import CHUNK, REDUCE, log_tile, pairs_gradient_tile, pairs_splits, pairs_tile
+from ._launch import accumulator, launch
+from ._moments_passes import Pass, cover, passes, writes
+from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
+from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
+from ._positions import Positions, positions
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
+"""y, x, mu, stds: (rows, S, E) each; mu None is 0."""
+
+
+def pairs(
+    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+) -> Tensor:
+    """See `fused_mi.reference.pairs.pairs`."""
+    inputs = (y, x, mu, stds)
+    shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
+    energies = torch.zeros(shape, dtype=torch.float64, device=y.device)
+    if _nothing(y, mixtures):
+        return energies
+    for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
+        where = positions(mixture)
+        _distances(inputs, mixture, where, q)
+        rows, eps = mixture.component_rows, mixture.component_eps
+        logs = _log_determinants(inputs, rows, eps, where.component_active)
+        torch.matmul(where.sample_active.double(), logs.T, out=g)
+        if mixture.sample_eps is not None:
+            rows, eps = mixture.sample_rows, mixture.sample_eps
+            logs = _log_determinants(inputs, rows, eps, where.sample_active)
+            torch.matmul(logs, where.component_active.double().T, out=k)
+    return energies
+
+
+def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) -> None:
+    y, _, mu, _ = inputs
+    _, S, E = y.shape
+    N, M = q.shape
+    dtype = _dtype(inputs)
+    tile = pairs_tile(N, M, E, dtype)
+    tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
+    chunks_per_position = triton.cdiv(E, CHUNK)
+    splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles_n * tiles_m, y.device)
+    parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
+    launch(
+        distances_kernel,
+        tiles_n * tiles_m * splits,
+        *inputs,
+        mixture.component_eps,
+        *where,
+        parts,
+        *_strides(inputs),
+        mixture.sample_rows[0],
+        mixture.component_rows[0],
+        N,
+        M,
+        S,
+        E,
+        tiles_n,
+        tiles_m,
+        chunks_per_position,
+        chunks_per_split,
+        HAS_MU=mu is not None,
+        ACC=accumulator(dtype),
+        CHUNK=CHUNK,
+        **tile._asdict(),
+    )
+    launch(
+        add_splits_kernel,
+        triton.cdiv(N * M, REDUCE["BLOCK"]),
+        parts,
+        mixture.component_eps,
+        q,
+        N * M,
+        splits,
+        ACC=accumulator(dtype),
+        **REDUCE,
+    )
+
+
+def _log_determinants(inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor) -> Tensor:
+    """`1/2 sum_e (log v + log 2 pi)` (rows, S) in float64, 0 where not active."""
+    stds = inputs[3]
+    _, S, E = stds.shape
+    start, stop = rows
+    logs = torch.empty((stop - start, S), dtype=torch.float64, device=stds.device)
+    launch(
+        log_determinants_kernel,
+        (stop - start) * S,
+        stds,
+        eps,
+        active,
+        logs,
+        *stds.stride(),
+        start,
+        stop - start,
+        S,
+        E,
+        ACC=accumulator(_dtype(inputs)),
+        **log_tile(E),
+    )
+    return logs
+
+
+def pairs_backward(
+    upstream: Tensor,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor | None,
+    stds: Tensor,
+    state: None,
+    mixtures: Sequence[Mixture],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """See `fused_mi.reference.pairs.pairs_backward`."""
+    inputs = (y, x, mu, stds)
+    samples = [m.sample_rows for m in mixtures]
+    components = [m.component_rows for m in mixtures]
+    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
+    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
+    nothing = _nothing(y, mixtures)
+    everything = [] if nothing else passes(mixtures)
+
+    gradients: list[Tensor | None] = []
+    for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
+        if tensor is None or not needed:
+            gradients.append(None)
+            continue
+        written = [this.rows for this in everything if writes(this.rows, of_role)]
+        new = torch.empty if cover(written, tensor.shape[0]) else torch.zeros
+        gradients.append(new(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+    if nothing:
+        return gradients
+
+    where = [positions(m) for m in mixtures]
+    upstream = upstream.contiguous()
+    for this in everything:
+        write = [
+            gradient is not None and writes(this.rows, of_role)
+            for gradient, of_role in zip(gradients, roles, strict=True)
+        ]
+        if write[0] and gradients[0] is not None:
+            if this.as_samples is None:
+                gradients[0][slice(*this.rows)].zero_()
+            else:
+                i = this.as_samples
+                _samples_gradient(inputs, mixtures[i], where[i], upstream[i, 0], gradients[0])
+        if any(write[1:]):
+            _components_gradient(inputs, mixtures, where, this, upstream, gradients, write)
+    return gradients
+
+
+def _samples_gradient(
+    inputs: Inputs, mixture: Mixture, where: Positions, upstream: Tensor, d_y: Tensor
+) -> None:
+    y, _, mu, _ = inputs
+    _, S, E = y.shape
+    N, M = upstream.shape
+    tile = pairs_gradient_tile(N, E, _dtype(inputs))
+    tiles_n, tiles_e = triton.cdiv(N, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+    launch(
+        samples_gradient_kernel,
+        tiles_n * tiles_e * S,
+        *inputs,
+        mixture.component_eps,
+        *where,
+        upstream,
+        d_y,
+        *_strides(inputs),
+        mixture.sample_rows[0],
+        mixture.component_rows[0],
+        N,
+        M,
+        S,
+        E,
+        tiles_n,
+        tiles_e,
+        HAS_MU=mu is not None,
+        ACC=accumulator(_dtype(inputs)),
+        **tile._asdict(),
+    )
+
+
+def _components_gradient(
+    inputs: Inputs,
+    mixtures: Sequence[Mixture],
+    where: Sequence[Positions],
+    this: Pass,
+    upstream: Tensor,
+    gradients: Sequence[Tensor | None],
+    write: Sequence[bool],
+) -> None:
+    y, _, mu, _ = inputs
+    _, S, E = y.shape
+    i, j = this.as_samples, this.as_components
+    start, stop = this.rows
+    own = i is not None and mixtures[i].sample_eps is not None
+    of_logs = of_own = None
+    if write[3] and j is not None:
+        of_logs = upstream[j, 1].T @ where[j].sample_active.double()
+    if write[3] and own and i is not None:
+        of_own = upstream[i, 2] @ where[i].component_active.double()
+    M = stop - start
+    tile = pairs_gradient_tile(M, E, _dtype(inputs))
+    tiles_m, tiles_e = triton.cdiv(M, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+    launch(
+        components_gradient_kernel,
+        tiles_m * tiles_e * S,
+        *inputs,
+        None if j is None else mixtures[j].component_eps,
+        mixtures[i].sample_eps if own and i is not None else None,
+        None if j is None else where[j].sample_active,
+        None if j is None else where[j].component_active,
+        where[i].sample_active if own and i is not None else None,
+        None if j is None else where[j].counts,
+        None if j is None else upstream[j, 0],
+        of_logs,
+        of_own,
+        *gradients[1:],
+        *_strides(inputs),
+        0 if j is None else mixtures[j].sample_rows[0],
+        start,
+        0 if j is None else mixtures[j].samples,
+        M,
+        S,
+        E,
+        tiles_m,
+        tiles_e,
+        HAS_MU=mu is not None,
+        COMPONENTS=j is not None and any(write[1:]),
+        OWN_STDS=own and write[3],
+        **dict(zip(("D_X", "D_MU", "D_STDS"), write[1:], strict=True)),
+        ACC=accumulator(_dtype(inputs)),
+        **tile._asdict(),
+    )
+
+
+def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
+    """Whether there is no element or no pair."""
+    return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
+
+
+def _dtype(inputs: Inputs) -> torch.dtype:
+    return moments_dtype(*(t for t in inputs if t is not None), exact=False)
+
+
+def _strides(inputs: Inputs) -> list[int]:
+    return [
+        stride for tensor in inputs for stride in ((0, 0, 0) if tensor is None else tensor.stride())
+    ]
