@@ -3,19 +3,30 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: train test lint clean
+.PHONY: train test lint kernels-check gpu clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
 	$(BIN)/fused-mi train $(ARGS)
 
+# Everything once; then, unless ARGS chooses, the public functions again on the Triton kernels, in their interpreter.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+ifeq ($(ARGS),)
+	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
+endif
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kernels-check: $(STAMP)
+	$(BIN)/python benchmarks/kernels_check.py $(ARGS)
+
+# From this tree, with the PyTorch and Triton that $(PYTHON) has: nothing is installed or fetched.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(addprefix --only ,$(ONLY)) $(addprefix --out ,$(OUT)) $(addprefix --commit ,$(COMMIT))
 
 # The stamp is the last line: where the installation fails, there is none and the next command tries again.
 $(STAMP): pyproject.toml setup.py constraints.txt

@@ -1,5 +1,7 @@
 """Values, gradients and entries of the mutual information against the loop over pairs."""
 
+import os
+
 import pytest
 import torch
 from cases import ESTIMATORS, MASK, PAIRINGS, REDUCTIONS, gradients, leaves, mi, mi_inputs
@@ -154,6 +156,8 @@ def test_odd_batches_leave_one_out(estimator, b):
 @estimator_and_pairing
 def test_a_large_batch_of_single_tokens(options):
     b = 4096 if options == {"estimator": "jensen", "pairing": "sub_batch"} else 1024
+    if options["estimator"] == "logsumexp" and os.environ.get("FUSED_MI_BACKEND") == "triton":
+        b = 128  # the interpreter takes minutes for more pairs
     inputs = mi_inputs(b=b, s=1, e=2, dtype=torch.float32, seed=12)
     assert_rule10(calling(options), inputs, options)
 

@@ -18,6 +18,14 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
 )
 pairing = pytest.mark.parametrize("pairing", PAIRINGS)
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def _gpu(monkeypatch):
+    """What the tuning asks of a GPU."""
+    monkeypatch.setattr(_tune, "_machine", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +79,7 @@ def test_each_sum_has_a_gradient_of_its_own(pairing, upstream):
 @pytest.mark.parametrize("e", [1, 5, 40])
 def test_batches_that_are_split_over_programs(monkeypatch, pairing, e):
     monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    monkeypatch.setattr(_configs, "_MIN_ITERATIONS", 1)
     inputs = mi_inputs(b=600 if e == 1 else 150, s=1, e=e, dtype=torch.float32, seed=3)
     with _launch.recorded() as launches:
         evaluate_nothing = mixtures(pairing, len(inputs[0]), inputs[2])
@@ -175,10 +184,11 @@ def test_rows_outside_of_every_range_have_zero_gradients():
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.usefixtures("_gpu")
 def test_tuning_measures_once_and_keeps_the_fastest(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSED_MI_AUTOTUNE", "1")
     monkeypatch.setenv("FUSED_MI_CACHE_DIR", str(tmp_path / "new"))
-    monkeypatch.setattr(_tune, "_known", None)
+    _tune._load.cache_clear()
     measured = []
 
     def do_bench(run, **_):
@@ -192,17 +202,18 @@ def test_tuning_measures_once_and_keeps_the_fastest(monkeypatch, tmp_path):
     assert len(tiles) > 2
     run = []
     for _ in range(2):
-        found = _tune.best(("a", 1), tiles, run.append, tensor.device)
+        found = _tune.best(("a", 1), tiles, run.append, GPU)
         assert found == tiles[1]
     assert len(measured) == len(run) == len(tiles)
-    monkeypatch.setattr(_tune, "_known", None)  # as in a new process
-    assert _tune.best(("a", 1), tiles, run.append, tensor.device) == tiles[1]
+    _tune._load.cache_clear()  # as in a new process
+    assert _tune.best(("a", 1), tiles, run.append, GPU) == tiles[1]
     assert len(run) == len(tiles)
     assert list(json.loads(_tune.cache_file().read_text()).values()) == [list(tiles[1])]
     inputs = mi_inputs(b=4, s=1, e=3, dtype=torch.float32)
     assert_rule10(mi, inputs)
 
 
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize("content", ["", "not json"])
 def test_a_cache_that_cannot_be_read_or_written_costs_only_a_search(monkeypatch, tmp_path, content):
     file = tmp_path / "file"
@@ -210,10 +221,10 @@ def test_a_cache_that_cannot_be_read_or_written_costs_only_a_search(monkeypatch,
     monkeypatch.setenv("FUSED_MI_AUTOTUNE", "1")
     monkeypatch.setenv("FUSED_MI_CACHE_DIR", str(file if not content else tmp_path))
     (tmp_path / "tiles.json").write_text(content)
-    monkeypatch.setattr(_tune, "_known", None)
+    _tune._load.cache_clear()
     monkeypatch.setattr(_tune, "do_bench", lambda run, **_: 1.0)
     tiles = _configs.candidates(300, torch.ones(1))
-    assert _tune.best(("b",), tiles, lambda tile: None, torch.device("cpu")) == tiles[0]
+    assert _tune.best(("b",), tiles, lambda tile: None, GPU) == tiles[0]
 
 
 @pytest.mark.parametrize("e", [1, 3, 64, 127, 4097])

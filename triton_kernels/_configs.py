@@ -12,7 +12,8 @@ from torch import Tensor
 _WARP = 32
 _VECTOR_BYTES = 16  # of one load or store of one thread
 _MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its length
-_MAX_SPLITS = 64  # one program merges them
+_MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more than it hides
+_MAX_SPLITS = 512  # one program merges them, 16 at a time
 
 
 class Tile(NamedTuple):
@@ -27,20 +28,25 @@ class Tile(NamedTuple):
         return self._asdict()
 
 
-def features_tile(features: int, *tensors: Tensor) -> Tile:
+def features_tile(features: int, *tensors: Tensor, heavy: bool = False) -> Tile:
     """One vector of 16 bytes of the narrowest input for each thread; short features leave threads
-    for more rows."""
+    for more rows.
+
+    Args:
+        heavy: both roles at once, or float64: registers allow no more than 4 elements of a thread.
+    """
     warps = _warps(tensors[0].device)
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
+    vector = min(vector, 4) if heavy else vector
     elements = warps * _WARP * vector
     # A row of one warp: long enough for the memory, and four rows in flight for each program.
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
     return Tile(elements // width, width, warps)
 
 
-def candidates(features: int, *tensors: Tensor) -> list[Tile]:
+def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Tile]:
     """Tiles worth measuring; the first is the one that is used without a measurement."""
-    first = features_tile(features, *tensors)
+    first = features_tile(features, *tensors, heavy=heavy)
     elements, longest = first.ROWS * first.FEATURES, triton.next_power_of_2(max(features, 1))
     found = [first]
     for warps in (first.num_warps, 2 * first.num_warps):
@@ -52,10 +58,18 @@ def candidates(features: int, *tensors: Tensor) -> list[Tile]:
     return found
 
 
-def finish_tile(features: int) -> Tile:
-    """For the merge of the parts, in float64."""
-    width = min(triton.next_power_of_2(max(features, 1)), 256)
-    return Tile(1, width, max(1, min(4, width // 64)))
+def finish_tile(splits: int, features: int) -> Tile:
+    """For the merge of the parts, in float64: ROWS splits at a time."""
+    rows = min(triton.next_power_of_2(splits), 16)
+    width = min(triton.next_power_of_2(max(features, 1)), 512 // rows)
+    return Tile(rows, width, max(1, min(4, rows * width // 64)))
+
+
+def positions_block(rows: int, positions: int) -> dict[str, int]:
+    """For the masks: long batches of few positions take many rows at a time."""
+    width = min(triton.next_power_of_2(max(positions, 1)), 32)
+    height = min(triton.next_power_of_2(max(rows, 1)), 8192 // width)
+    return {"BLOCK_ROWS": height, "BLOCK_S": width, "num_warps": 8 if width * height > 2048 else 4}
 
 
 REDUCE = {"BLOCK": 512, "num_warps": 4}
@@ -68,7 +82,7 @@ def splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tu
         return 0, 0
     fill = triton.cdiv(_programs(device), programs)
     accuracy = triton.cdiv(rows, _MAX_ROWS_PER_SPLIT * tile_rows)
-    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, tile_rows))
+    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, tile_rows * _MIN_ITERATIONS))
     per_split = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
     return triton.cdiv(rows, per_split), per_split
 
@@ -85,7 +99,7 @@ def _programs(device: torch.device) -> int:
         return 1
     if device.type == "meta":  # recorded launches: as on an H100
         return 8 * 132
-    return 8 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 CHUNK = 1024
@@ -102,11 +116,11 @@ class PairsTile(NamedTuple):
 
 
 def pairs_tile(samples: int, components: int, features: int, dtype: torch.dtype) -> PairsTile:
-    """Up to 64 x 64 pairs: every operand that a thread reads serves several pairs."""
-    largest = 32 if dtype == torch.float64 else 64
-    n, m = (_between(rows, 16, largest) for rows in (samples, components))
-    warps = 8 if n * m > 2048 else 4
-    return PairsTile(n, m, 8, warps)
+    """Up to 32 x 64 pairs: every operand that a thread reads serves several pairs, and the
+    registers hold them (a tile of 64 x 64 spills)."""
+    n = _between(samples, 16, 32)
+    m = _between(components, 16, 32 if dtype == torch.float64 else 64)
+    return PairsTile(n, m, 8, 8 if n * m > 1024 else 4)
 
 
 def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:

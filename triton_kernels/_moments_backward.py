@@ -101,8 +101,8 @@ def gradient_kernel(
         some_l = (samples > 0) & inside_e
         eps_l = tl.load(component_eps).to(ACC)
     if PULL_Y or DIAGONAL:
-        row = partner_row + tl.load(sample_counts + 3 * S + s)
-        x_shift = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
+        first = partner_row + tl.load(sample_counts + 3 * S + s)
+        x_shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
@@ -114,8 +114,8 @@ def gradient_kernel(
         eps_i = tl.load(sample_eps).to(ACC)
         upstream_k = tl.load(sample_upstream + 2).to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
-        row = partner_row + tl.load(component_counts + 2 * S + s)
-        y_shift = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
+        first = partner_row + tl.load(component_counts + 2 * S + s)
+        y_shift = load(y, first, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
         delta_y = tl.load(state, mask=some_l, other=0.0)

@@ -193,6 +193,20 @@ def accumulate_kernel(
         tl.store(parts, tl.sum(diagonal, 0), mask=feature < E)
 
 
+@triton.jit
+def _part(parts, mask):
+    return tl.load(parts, mask=mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _merge(weight, mean, m2, more, more_mean, more_m2):
+    """Moments of two sets with means from one shift; in this order 0 never meets infinity."""
+    total = weight + more
+    share = more / tl.where(total > 0, total, 1.0)
+    step = more_mean - mean
+    return total, mean + step * share, m2 + more_m2 + (weight * share * step) * step
+
+
 @triton.jit(
     do_not_specialize=["sample_start", "component_start", "sample_splits", "component_splits", "S"]
 )
@@ -220,6 +234,7 @@ def finish_kernel(
     E,
     tiles,
     EXCLUDE_DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
     tile, s, _ = position(tiles, S)
@@ -229,33 +244,32 @@ def finish_kernel(
     at = s.to(tl.int64) * E + e
     zeros = tl.zeros((FEATURES,), tl.float64)
 
-    n, mean_y, m2_y, k = tl.zeros((1,), tl.float64), zeros, zeros, zeros
-    parts = sample_parts + at
-    for split in range(0, sample_splits):
-        count = tl.load(split_samples + split * S + s).to(tl.float64)
-        delta = tl.load(parts, mask=inside, other=0.0).to(tl.float64)
-        m2 = tl.load(parts + plane, mask=inside, other=0.0).to(tl.float64)
-        k += tl.load(parts + 2 * plane, mask=inside, other=0.0).to(tl.float64)
-        share = count / tl.maximum(n + count, 1.0)
-        step = delta - mean_y
-        m2_y += m2 + (n * share * step) * step
-        mean_y += step * share
-        n += count
-        parts += 3 * plane
+    n = tl.zeros((1,), tl.float64)
+    mean_y, m2_y, k = zeros, zeros, zeros
+    for begin in range(0, sample_splits, ROWS):
+        split = begin + tl.arange(0, ROWS)
+        valid = split < sample_splits
+        parts = sample_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
+        use = valid[:, None] & inside[None, :]
+        counted = tl.load(split_samples + split * S + s, mask=valid, other=0).to(tl.float64)
+        k += tl.sum(_part(parts + 2 * plane, use), 0)
+        found = _merge_streams(
+            counted[:, None] + tl.zeros((ROWS, FEATURES), tl.float64),
+            _part(parts, use),
+            _part(parts + plane, use),
+        )
+        n, mean_y, m2_y = _merge(n, mean_y, m2_y, tl.sum(counted, 0), found[1], found[2])
 
     weight, mean_c, m2_c, g = zeros, zeros, zeros, zeros
-    parts = component_parts + at
-    for _ in range(0, component_splits):
-        delta = tl.load(parts, mask=inside, other=0.0).to(tl.float64)
-        m2 = tl.load(parts + plane, mask=inside, other=0.0).to(tl.float64)
-        more = tl.load(parts + 2 * plane, mask=inside, other=0.0).to(tl.float64)
-        g += tl.load(parts + 3 * plane, mask=inside, other=0.0).to(tl.float64)
-        share = more / tl.where(weight + more > 0, weight + more, 1.0)
-        step = delta - mean_c
-        m2_c += m2 + (weight * share * step) * step
-        mean_c += step * share
-        weight += more
-        parts += 4 * plane
+    for begin in range(0, component_splits, ROWS):
+        split = begin + tl.arange(0, ROWS)
+        parts = component_parts + (split.to(tl.int64)[:, None] * 4 * plane + at[None, :])
+        use = (split < component_splits)[:, None] & inside[None, :]
+        g += tl.sum(_part(parts + 3 * plane, use), 0)
+        found = _merge_streams(
+            _part(parts + 2 * plane, use), _part(parts, use), _part(parts + plane, use)
+        )
+        weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, found[0], found[1], found[2])
 
     tl.store(state + at, mean_y.to(state.dtype.element_ty), mask=inside)
     tl.store(state + plane + at, m2_y.to(state.dtype.element_ty), mask=inside)
@@ -271,10 +285,11 @@ def finish_kernel(
     distance = (y_shift - x_shift) + (mean_y - mean_c)
     q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
     if EXCLUDE_DIAGONAL:
-        parts = diagonal_parts + at
-        for _ in range(0, sample_splits):
-            q -= tl.load(parts, mask=inside, other=0.0).to(tl.float64)
-            parts += plane
+        for begin in range(0, sample_splits, ROWS):
+            split = begin + tl.arange(0, ROWS)
+            parts = diagonal_parts + (split.to(tl.int64)[:, None] * plane + at[None, :])
+            use = (split < sample_splits)[:, None] & inside[None, :]
+            q -= tl.sum(_part(parts, use), 0)
     sums = partial_sums + tl.program_id(0) * 3
     tl.store(sums, tl.sum(tl.where(some, q, 0.0), 0))
     tl.store(sums + 1, tl.sum(tl.where(some, g, 0.0), 0))

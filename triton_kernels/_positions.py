@@ -10,6 +10,7 @@ import triton.language as tl
 from fused_mi.reference.mixture import Mixture
 from torch import Tensor
 
+from ._configs import positions_block
 from ._launch import launch
 
 
@@ -173,10 +174,10 @@ def positions(mixture: Mixture) -> Positions:
         torch.empty((m.components, S), dtype=torch.uint8, device=device),
         torch.empty((4, S), dtype=torch.int32, device=device),
     )
-    block_s = min(triton.next_power_of_2(max(S, 1)), 32)
+    block = positions_block(max(m.samples, m.components), S)
     launch(
         _positions_kernel,
-        triton.cdiv(S, block_s),
+        triton.cdiv(S, block["BLOCK_S"]),
         sample_mask,
         component_mask,
         *result,
@@ -188,7 +189,6 @@ def positions(mixture: Mixture) -> Positions:
         *sample_mask.stride(),
         *component_mask.stride(),
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
-        BLOCK_ROWS=2048 // block_s,
-        BLOCK_S=block_s,
+        **block,
     )
     return result

@@ -32,7 +32,8 @@ def partners(count, here, EXCLUDE_DIAGONAL: tl.constexpr, ACC: tl.constexpr):
     """How many of `count` rows of the other role a row meets: not itself, where it is `here`."""
     if EXCLUDE_DIAGONAL:
         return (count - here.to(tl.int32)).to(ACC)
-    return count.to(ACC)
+    else:
+        return count.to(ACC)
 
 
 @triton.jit
@@ -40,7 +41,8 @@ def precision_scale(eps, ACC: tl.constexpr):
     """A power of two that keeps `scale / v` in range for every v >= eps, see the plain variance."""
     if tl.float64 == ACC:
         return 1.0
-    return tl.where(eps < 2.0**-100, 2.0**-60, 1.0)
+    else:
+        return tl.where(eps < 2.0**-100, 2.0**-60, 1.0)
 
 
 @triton.jit

@@ -29,12 +29,12 @@ def best(
     Args:
         key: what the choice depends on; the device and the versions are added.
     """
-    if os.environ.get(VARIABLE, "0") in ("", "0"):
+    if os.environ.get(VARIABLE, "0") in ("", "0") or device.type == "cpu":  # the interpreter
         return candidates[0]
     name = json.dumps([*key, _machine(device)])
-    known = _load()
+    known = _load(cache_file())
     if name not in known:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return candidates[0]  # nothing may be timed inside a capture
         times = [
             do_bench(functools.partial(run, tile), return_mode="median") for tile in candidates
@@ -53,21 +53,15 @@ def cache_file() -> Path:
 
 
 def _machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
-_known: dict[str, list[int]] | None = None
-
-
-def _load() -> dict[str, list[int]]:
-    global _known
-    if _known is None:
-        try:
-            _known = json.loads(cache_file().read_text())
-        except (OSError, ValueError):
-            _known = {}
-    return _known
+@functools.cache
+def _load(path: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _save(known: dict[str, list[int]]) -> None:

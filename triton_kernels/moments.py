@@ -46,7 +46,12 @@ def moments(
         return sums.zero_(), state.zero_()
     where = [positions(m) for m in mixtures]
     run = functools.partial(_accumulate, inputs, mixtures, where, dtype)
-    tile = best(_key("accumulate", inputs, mixtures), candidates(E, *inputs), run, y.device)
+    tile = best(
+        _key("accumulate", inputs, mixtures),
+        candidates(E, *inputs, heavy=_heavy(dtype, mixtures)),
+        run,
+        y.device,
+    )
     for d, parts in enumerate(run(tile)):
         _finish(inputs, mixtures[d], where[d], parts, sums[d], state[d])
     return sums, state
@@ -111,7 +116,8 @@ def _finish(
 ) -> None:
     y, x, *_ = inputs
     _, S, E = y.shape
-    tile = finish_tile(E)
+    sample_splits, component_splits = parts.samples.shape[0], parts.components.shape[0]
+    tile = finish_tile(max(sample_splits, component_splits), E)
     tiles = triton.cdiv(E, tile.FEATURES)
     partial_sums = torch.empty((tiles * S, 3), dtype=torch.float64, device=y.device)
     launch(
@@ -129,14 +135,13 @@ def _finish(
         *_strides(y, x),
         mixture.sample_rows[0],
         mixture.component_rows[0],
-        parts.samples.shape[0],
-        parts.components.shape[0],
+        sample_splits,
+        component_splits,
         S,
         E,
         tiles,
         EXCLUDE_DIAGONAL=mixture.exclude_diagonal,
-        FEATURES=tile.FEATURES,
-        num_warps=tile.num_warps,
+        **tile.meta(),
     )
     launch(
         reduce_kernel,
@@ -183,7 +188,8 @@ def moments_backward(
         _gradients, upstream.contiguous(), inputs, state, mixtures, where, gradients, roles
     )
     key = _key("gradient", inputs, mixtures, *wanted)
-    run(best(key, candidates(y.shape[2], *inputs), run, y.device))
+    tiles = candidates(y.shape[2], *inputs, heavy=_heavy(state.dtype, mixtures))
+    run(best(key, tiles, run, y.device))
     return gradients
 
 
@@ -242,6 +248,10 @@ def _gradients(
 def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
     """Whether there is no element or no pair."""
     return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
+
+
+def _heavy(dtype: torch.dtype, mixtures: Sequence[Mixture]) -> bool:
+    return dtype == torch.float64 or len(mixtures) > 1
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""Measurements and checks that anyone can repeat from a source tree."""

@@ -1,0 +1,179 @@
+"""Kernels compiled for a GPU that need not be there, and what their machine code says.
+
+Triton itself specialises, by way of its own interface for compilation ahead of time: a hook that
+reports each specialisation, and `preload`, which compiles one. Only the driver, which would name
+the GPU, is replaced.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fused_mi.triton_kernels._launch import Launch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+Access = tuple[str, int]
+"""An instruction: "load", "store" or "atomic" on global memory, or "local", and bits per thread."""
+
+
+class Specialisation(NamedTuple):
+    """One kernel for one set of types, constants and alignments, on one target."""
+
+    target: GPUTarget
+    module: str
+    kernel: str
+    data: str  # JSON, for `preload`
+
+    def constants(self) -> dict[str, Any]:
+        """Arguments that are part of the code, by name."""
+        data = json.loads(self.data)
+        names = list(data["signature"])
+        keys = (names[key[0]] for key in data["constant_keys"])
+        return dict(zip(keys, data["constant_vals"], strict=True))
+
+
+class Binary(NamedTuple):
+    """What a compiled kernel needs, and its accesses to memory."""
+
+    registers: int  # of one thread
+    spilled: int  # bytes of one thread in local memory
+    shared: int  # bytes of one program
+    warps: int  # of one program
+    accesses: Counter[Access]
+    in_loops: Counter[Access]  # those of them inside a loop
+
+
+class _Driver:
+    """Answers what the compiler asks of a driver."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # the key of compiled kernels
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Specialisation]:
+    """What the launches would compile, found as for a real launch; nothing is compiled."""
+    found: list[Specialisation] = []
+
+    def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        found.append(Specialisation(target, fn.module, fn.name, compile["specialization_data"]))
+        return True  # skip the compilation
+
+    driver.set_active(_Driver(target))
+    knobs.runtime.jit_cache_hook = note
+    try:
+        for kernel, programs, arguments, meta in launches:
+            kernel.warmup(*arguments, grid=(programs,), **meta)
+    finally:
+        knobs.runtime.jit_cache_hook = None
+    return found
+
+
+def compiled(specialisation: Specialisation) -> Binary | str:
+    """Compile, and read the machine code; the error where it does not compile."""
+    target, module, name, data = specialisation
+    driver.set_active(_Driver(target))
+    try:
+        kernel = getattr(importlib.import_module(module), name).preload(data)
+    except Exception as error:  # whatever the compiler raises
+        return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
+    read = _read_cuda if target.backend == "cuda" else _read_hip
+    registers, spilled, accesses, loops = read(kernel)
+    return Binary(
+        registers,
+        spilled,
+        kernel.metadata.shared,
+        kernel.metadata.num_warps,
+        Counter(access for access in accesses if access),
+        Counter(accesses[i] for i in loops if accesses[i]),
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _read_cuda(kernel: Any) -> tuple[int, int, list[Access | None], set[int]]:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "kernel.cubin")
+        file.write_bytes(kernel.asm["cubin"])
+        usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file)
+        code = _output(knobs.nvidia.nvdisasm.path, "-c", file).splitlines()
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise ValueError(f"{kernel.name}: no resource usage in {usage!r}")
+    registers, stack, local = map(int, found.groups())
+    loops = _lines_in_loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
+    return registers, stack + local, [_cuda_access(line) for line in code], loops
+
+
+def _cuda_access(line: str) -> Access | None:
+    kinds = {"LDG": "load", "LD": "load", "STG": "store", "ST": "store"}
+    kinds |= {"LDL": "local", "STL": "local"} | dict.fromkeys(
+        ("RED", "REDG", "ATOM", "ATOMG", "ATOMS"), "atomic"
+    )
+    found = re.search(r"\b([A-Z]+)((?:\.\w+)*) ", line)
+    if found is None or found[1] not in kinds:
+        return None
+    widths = re.findall(r"\.[US]?(8|16|64|128|256)(?=\.|$)", found[2])
+    return kinds[found[1]], max(map(int, widths), default=32)
+
+
+def _read_hip(kernel: Any) -> tuple[int, int, list[Access | None], set[int]]:
+    code = kernel.asm["amdgcn"].splitlines()
+
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s*(\d+)", kernel.asm["amdgcn"])[1])  # type: ignore[index]
+
+    loops = _lines_in_loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
+    spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
+    return number("vgpr_count"), spilled, [_hip_access(line) for line in code], loops
+
+
+def _hip_access(line: str) -> Access | None:
+    found = re.match(r"\s+(global|buffer|flat|scratch)_(load|store|atomic)_(\w+)", line)
+    if found is None:
+        return None
+    kind = "local" if found[1] == "scratch" else found[2]
+    narrow = {"byte": 8, "short": 16}
+    size = re.search(r"dwordx(\d)|(byte|short)", found[3])
+    if size is None:
+        return kind, 32
+    return kind, narrow[size[2]] if size[2] else 32 * int(size[1])
+
+
+def _lines_in_loops(code: list[str], label: str, branch: str) -> set[int]:
+    """Indices of lines between a label and a branch back to it."""
+
+    def all_of(pattern: str) -> list[tuple[str, int]]:
+        matches: Iterable[Any] = (re.search(pattern, line) for line in code)
+        return [(match[1], i) for i, match in enumerate(matches) if match]
+
+    start = dict(all_of(label))
+    loops = (range(start[name], end) for name, end in all_of(branch) if start[name] < end)
+    return set(itertools.chain.from_iterable(loops))
+
+
+def _output(*command: Any) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

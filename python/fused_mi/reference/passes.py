@@ -1,0 +1,55 @@
+"""Which rows are read in which role, and which rows of which gradient a pass writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .mixture import Mixture, Rows
+
+
+class Pass(NamedTuple):
+    """One pass over a range of rows, with the index of the mixture in which they are samples, and
+    of that in which they are components."""
+
+    rows: Rows
+    as_samples: int | None
+    as_components: int | None
+
+
+def passes(mixtures: Sequence[Mixture]) -> list[Pass]:
+    """Passes that read every row once, for one role or for both.
+
+    Raises:
+        NotImplementedError: two ranges of rows overlap in part, or a range has a role twice.
+    """
+    samples = [m.sample_rows for m in mixtures]
+    components = [m.component_rows for m in mixtures]
+    for roles in (samples, components):
+        if len(set(roles)) != len(roles):
+            raise NotImplementedError(f"rows are in one role in several mixtures: {roles}")
+    if mixtures[0].sample_eps is not None:
+        for a in samples:
+            for b in components:
+                if a != b and not _disjoint(a, b):
+                    raise NotImplementedError(f"rows of samples and components overlap: {a}, {b}")
+    both = [
+        Pass(rows, d, components.index(rows) if rows in components else None)
+        for d, rows in enumerate(samples)
+    ]
+    return both + [Pass(rows, None, d) for d, rows in enumerate(components) if rows not in samples]
+
+
+def writes(rows: Rows, of_role: Sequence[Rows]) -> bool:
+    """Whether a pass over `rows` writes a gradient that the rows `of_role` have: its values, or
+    zeros where no other pass writes those rows."""
+    return rows in of_role or all(_disjoint(rows, other) for other in of_role)
+
+
+def cover(ranges: Sequence[Rows], rows: int) -> bool:
+    """Whether the disjoint `ranges` have all of `rows` rows."""
+    return sum(stop - start for start, stop in ranges) == rows
+
+
+def _disjoint(a: Rows, b: Rows) -> bool:
+    return a[1] <= b[0] or b[1] <= a[0]

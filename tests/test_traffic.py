@@ -1,0 +1,251 @@
+"""What the kernels move, counted in the interpreter: the model of it, and each element once."""
+
+import collections
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import PAIRINGS, mi_inputs
+from fused_mi.reference.mixture import Mixture
+from fused_mi.triton_kernels import _configs
+from fused_mi.triton_kernels._launch import launch, recorded
+from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
+from fused_mi.triton_kernels.moments import moments, moments_backward
+from fused_mi.triton_kernels.variance import variance
+from interpreter_traffic import touched
+
+ALL = (True,) * 4
+NAMES = ("y", "x", "mu", "stds")
+pairing = pytest.mark.parametrize("pairing", PAIRINGS)
+
+
+@triton.jit
+def _copy_some(source, target, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(source + 2 * i, mask=i < count, other=0.0) + tl.load(source)
+    tl.store(target + i, value, mask=i < count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_counter_sees_lanes_that_are_not_masked(dtype):
+    source, target = torch.randn(20).to(dtype), torch.zeros(10, dtype=dtype)
+    with touched(source, target) as counts:
+        _copy_some[(3,)](source, target, 7, BLOCK=4)
+    loads = torch.tensor([1, 0] * 7 + [0] * 6)
+    loads[0] += 3  # the scalar of each program
+    assert counts.loads(source).tolist() == loads.tolist()
+    assert counts.loads(source[::2]).tolist() == loads[::2].tolist()
+    assert counts.stores(target).tolist() == [1] * 7 + [0] * 3
+    assert not counts.stores(source).any() and not counts.loads(target).any()
+
+
+def test_the_counter_refuses_what_it_was_not_given():
+    source, target = torch.randn(20), torch.zeros(10)
+    with pytest.raises(Exception, match="outside of every tensor"), touched(source):
+        _copy_some[(1,)](source, target, 4, BLOCK=4)
+
+
+@pytest.fixture(params=[(5, 1), (130, 12)], ids=["one tile", "tiles and splits"])
+def features(request, monkeypatch):
+    """Features of an embedding; and programs enough to split the batch for the larger number."""
+    count, programs = request.param
+    monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    return count
+
+
+def case(pairing, features, dtypes=(torch.float32,) * 4, own=True):
+    """y, x, mu, stds (10, 3, features) and the mixtures over them; some positions have no active
+    row, some rows no active position."""
+    mu, stds, mask, x, y = mi_inputs(10, 3, features, seed=1)
+    mask[1], mask[:, 2] = False, False
+    inputs = [t.to(dtype) for t, dtype in zip((y, x, mu, stds), dtypes, strict=True)]
+    first, second, everything = (0, 5), (5, 10), (0, 10)
+    pairs = {
+        "sub_batch": [(first, second)],
+        "symmetric": [(first, second), (second, first)],
+        "leave_one_out": [(everything, everything)],
+    }[pairing]
+    eps = torch.tensor(1e-3), torch.tensor(2e-3) if own else None
+    return inputs, [Mixture(mask, mask, *eps, *rows, pairing == "leave_one_out") for rows in pairs]
+
+
+def record(inputs, mixtures, wanted=ALL):
+    """Launches of forward and of backward, and the gradients that the latter write."""
+    with recorded() as forward:
+        sums, state = moments(*inputs, mixtures)
+    with recorded() as backward:
+        upstream = torch.ones_like(sums)
+        gradients = moments_backward(upstream, *inputs, state, mixtures, wanted)
+    return forward, backward, gradients
+
+
+def run(launches):
+    """Execute recorded launches; each with the accesses that it made."""
+    found = []
+    for this in launches:
+        with touched(*this.arguments) as counts:
+            launch(this.kernel, this.programs, *this.arguments, **this.meta)
+        found.append((this, counts))
+    return found
+
+
+def named(this):
+    return dict(zip(this.kernel.arg_names, this.arguments, strict=False)) | this.meta
+
+
+def accesses(found, tensor, kind):
+    """How often each element of `tensor` was loaded or stored by all launches together."""
+    each = [
+        getattr(counts, kind)(tensor)
+        for this, counts in found
+        if any(argument is tensor for argument in this.arguments)
+    ]
+    return torch.stack(each).sum(0)
+
+
+def assert_modelled(launches):
+    """The model says to the byte what every launch loads from and stores to every tensor."""
+    for this, counts in run(launches):
+        model = traffic(this, counted(this))
+        tensors = {name: t for name, t in named(this).items() if isinstance(t, torch.Tensor)}
+        for of_model, of_kernel in ((model.read, counts.loads), (model.written, counts.stores)):
+            expected_bytes = collections.Counter()  # one tensor may be in several arguments
+            for name, size in of_model.items():
+                expected_bytes[tensors[name].data_ptr()] += size
+            for name, tensor in tensors.items():
+                moved = int(of_kernel(tensor).sum()) * tensor.element_size()
+                message = f"{this.kernel.__name__}: {name}"
+                assert moved == expected_bytes[tensor.data_ptr()], message
+
+
+def roles(shape, mixtures):
+    """Contributing (row, position) pairs as samples and as components, and the first of each
+    mixture and position, whose values are the shifts: 4 x (rows, S) bool."""
+    result = torch.zeros((4, *shape[:2]), dtype=torch.bool)
+    for mixture in mixtures:
+        ranges = mixture.sample_rows, mixture.component_rows
+        for role, (here, rows) in enumerate(zip(mixture.contributing(), ranges, strict=True)):
+            result[role, slice(*rows)] |= here
+            result[2 + role, slice(*rows)] |= here & (here.cumsum(0) == 1)
+    return result
+
+
+def assert_read_once(launches, inputs, mixtures):
+    """Every element of a contributing position once, the others never; and the shifts of y and x
+    once more for each program that needs them."""
+    found = run(launches)
+    samples, components, shift_y, shift_x = roles(inputs[0].shape, mixtures)
+    contributing = (samples, components, components, samples | components)
+    nothing = torch.zeros_like(samples)
+    for name, tensor, here, shift in zip(
+        NAMES, inputs, contributing, (shift_y, shift_x, nothing, nothing), strict=True
+    ):
+        loads = accesses(found, tensor, "loads")
+        assert (loads[~here] == 0).all(), name
+        assert (loads[here & ~shift] == 1).all(), name
+        assert (loads[shift] > 1).all(), name
+
+
+@pairing
+@pytest.mark.parametrize("own", [True, False])
+def test_model_of_forward_and_backward(pairing, features, own):
+    inputs, mixtures = case(pairing, features, own=own)
+    forward, backward, _ = record(inputs, mixtures)
+    splits = [named(this).get("sample_splits", 1) for this in forward]
+    assert max(splits) == (2 if features > 128 else 1)
+    assert_modelled(forward)
+    assert_modelled(backward)
+
+
+@pairing
+@pytest.mark.parametrize("only", range(4), ids=NAMES)
+def test_model_of_one_gradient(pairing, only):
+    inputs, mixtures = case(pairing, 5)
+    forward, backward, _ = record(inputs, mixtures, [i == only for i in range(4)])
+    run(forward)
+    assert_modelled(backward)
+
+
+@pairing
+def test_model_of_mixed_dtypes_and_strides(pairing):
+    dtypes = (torch.float16, torch.float32, torch.bfloat16, torch.float64)
+    inputs, mixtures = case(pairing, 10, dtypes=dtypes)
+    inputs = [inputs[0][..., ::2], *(t[..., :5] for t in inputs[1:])]
+    forward, backward, _ = record(inputs, mixtures)
+    assert_modelled(forward)
+    assert_modelled(backward)
+
+
+def test_variance_reads_each_active_element_once(features):
+    (_, _, _, stds), (mixture, *_) = case("sub_batch", features)
+    with recorded() as launches:
+        variance(stds, mixture.sample_mask, (1, 7), torch.float32, 100.0)
+    assert_modelled(launches)
+    here = mixture.sample_mask.clone()
+    here[0], here[7:] = False, False
+    loads = accesses(run(launches), stds, "loads")
+    assert torch.equal(loads, here[..., None].expand_as(stds).long())
+
+
+@pairing
+def test_forward_reads_each_active_element_once(pairing, features):
+    inputs, mixtures = case(pairing, features)
+    forward, _, _ = record(inputs, mixtures)
+    assert_read_once(forward, inputs, mixtures)
+
+
+@pairing
+def test_backward_reads_once_and_writes_each_gradient_once(pairing, features):
+    inputs, mixtures = case(pairing, features)
+    forward, backward, gradients = record(inputs, mixtures)
+    run(forward)
+    assert_read_once(backward, inputs, mixtures)
+    found = run(backward)
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        assert (accesses(found, gradient, "stores") == 1).all(), name  # zeros too
+        assert not accesses(found, gradient, "loads").any(), name
+
+
+@pairing
+def test_no_input_is_read_where_nothing_contributes(pairing):
+    inputs, mixtures = case(pairing, 5)
+    nobody = torch.zeros_like(mixtures[0].sample_mask)
+    mixtures = [mixture._replace(sample_mask=nobody) for mixture in mixtures]
+    forward, backward, gradients = record(inputs, mixtures)
+    found = run([*forward, *backward])
+    assert not any(accesses(found, tensor, "loads").any() for tensor in inputs)
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "tensors"),
+    [("sub_batch", (2, 5, 5, 8)), ("symmetric", (2, 8, 8, 8)), ("leave_one_out", (2, 8, 8, 8))],
+)
+def test_floor_in_tensors_of_half_a_batch(pairing, tensors):
+    inputs, mixtures = case(pairing, 4)
+    half = 5 * 3 * 4 * 4  # bytes
+    names = ["eps reads", "forward reads", "backward reads", "gradient writes"]
+    parts = floor(*inputs, mixtures, ALL)
+    assert parts == dict(zip(names, (half * n for n in tensors), strict=True))
+    assert floor(*inputs, mixtures, (False, False, True, True))["gradient writes"] == 4 * half
+    assert floor(*inputs, mixtures, ALL, density=0.5)["forward reads"] == tensors[1] * half / 2
+
+
+@pairing
+def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
+    """Apart from shifts; predicted for every position active, without data."""
+    inputs, mixtures = case(pairing, features)
+    inputs = [t.to("meta") for t in inputs]
+    forward, backward, _ = record(inputs, mixtures)
+    shifts = 0
+    for a in map(named, (*forward, *backward)):
+        if "rows_per_split" in a and "SAMPLES" in a:
+            splits = -(-a["rows"] // a["rows_per_split"])
+            shifts += splits * a["S"] * a["E"] * 4 * (a["SAMPLES"] + a["COMPONENTS"])
+    accumulate = total(forward, expected)["accumulate_kernel"]
+    gradient = total(backward, expected)["gradient_kernel"]
+    least = floor(*inputs, mixtures, ALL)
+    read = sum(part.read[name] for part in (accumulate, gradient) for name in NAMES)
+    assert read == least["forward reads"] + least["backward reads"] + shifts
+    assert sum(gradient.written.values()) == least["gradient writes"]

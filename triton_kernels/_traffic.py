@@ -1,0 +1,255 @@
+"""What a launch moves and computes, as a formula; and the least that any implementation moves.
+
+Bytes are those that the kernels ask for, exact where the counts of active positions are; repeated
+reads of flags, counts and eps by many programs come from the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from fused_mi.reference.mixture import Mixture, Rows
+from torch import Tensor
+
+from ._launch import Launch
+
+
+class Active(NamedTuple):
+    """Contributing (row, position) pairs of a launch, and positions where there is any."""
+
+    samples: float
+    components: float
+    either: float
+    positions: float
+
+
+class Traffic(NamedTuple):
+    """Of one launch or of several."""
+
+    read: dict[str, float]  # bytes, by argument
+    written: dict[str, float]
+    flops: float  # a division or a logarithm counts as one; selections and indices as none
+
+    @property
+    def bytes(self) -> float:
+        """Read and written."""
+        return sum(self.read.values()) + sum(self.written.values())
+
+
+_Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
+
+# Operations per element, as in the source. v = sigma^2 + eps takes 7, its log terms 4, the
+# precision 4 and the slope 2.
+_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 7 + 4 + 2, 3 + 7 + 4 + 4 + 10, 5
+_PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 4, 7 + 2 + 3, 3 + 7 + 4 + 3, 2 + 8, 8
+_MERGE = 12  # of one part
+
+
+def traffic(launch: Launch, active: Active) -> Traffic:
+    """Of one launch.
+
+    Args:
+        active: see `expected` and `counted`.
+    """
+    arguments = _named(launch)
+    read, written, flops = _KERNELS[launch.kernel.__name__](launch.programs, arguments, active)
+
+    def in_bytes(elements: dict[str, float]) -> dict[str, float]:
+        return {name: n * arguments[name].element_size() for name, n in elements.items()}
+
+    return Traffic(in_bytes(read), in_bytes(written), flops)
+
+
+def total(launches: Iterable[Launch], count: Callable[[Launch], Active]) -> dict[str, Traffic]:
+    """Of all launches, by kernel: record forward, backward or both, see `_launch.recorded`."""
+    found: dict[str, Traffic] = {}
+    for launch in launches:
+        read, written, flops = traffic(launch, count(launch))
+        before = found.get(launch.kernel.__name__, Traffic({}, {}, 0))
+        found[launch.kernel.__name__] = Traffic(
+            _sum(before.read, read), _sum(before.written, written), before.flops + flops
+        )
+    return found
+
+
+def expected(launch: Launch, density: float = 1.0) -> Active:
+    """For a mask of that density, the same for both roles of a row; no data is looked at."""
+    a = _named(launch)
+    pairs = density * a.get("rows", 0) * a["S"] if "S" in a else 0
+    samples, components = a.get("SAMPLES", True), a.get("COMPONENTS", True)
+    return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
+
+
+def counted(launch: Launch) -> Active:
+    """From the data of the launch, once the launches before it have run."""
+    a = _named(launch)
+    if "mask" in a:
+        mask = a["mask"][a["start"] : a["start"] + a["rows"]]
+        return Active(0, 0, int(mask.sum()), 0)
+    if "counts" in a and "sample_parts" in a:
+        return Active(0, 0, 0, int((a["counts"][:2] > 0).all(0).sum()))
+    roles = [a.get(f"{role}_active") for role in ("sample", "component")]
+    given = [active != 0 for active in roles if active is not None]
+    if not given or "ROWS" not in a:
+        return Active(0, 0, 0, 0)
+    either = given[0] | given[-1]
+    samples, components = (0 if active is None else int((active != 0).sum()) for active in roles)
+    return Active(samples, components, int(either.sum()), int(either.any(0).sum()))
+
+
+def floor(
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    wanted: Sequence[bool],
+    density: float = 1.0,
+) -> dict[str, float]:
+    """Least bytes of loss and gradients, where the batch does not fit into a cache.
+
+    In tensors of half a batch, for "sub_batch": eps reads 2 (the stds of both roles), forward
+    reads 5 (y, x, mu, both stds), backward reads 5 and writes 2 for each wanted gradient, which has
+    the whole batch, zeros included. "symmetric" and "leave_one_out" read 2, 8 and 8.
+    """
+    samples = [m.sample_rows for m in mixtures]
+    components = [m.component_rows for m in mixtures]
+    own = samples if mixtures[0].sample_eps is not None else []
+
+    def rows_of(tensor: Tensor, ranges: Sequence[Rows]) -> float:
+        rows = len({row for start, stop in ranges for row in range(start, stop)})
+        return density * rows * tensor[0].numel() * tensor.element_size()
+
+    of_stds = rows_of(stds, [*components, *own])
+    inputs = rows_of(y, samples) + rows_of(x, components) + rows_of(mu, components) + of_stds
+    gradients = (t for t, needed in zip((y, x, mu, stds), wanted, strict=True) if needed)
+    return {
+        "eps reads": of_stds,
+        "forward reads": inputs,
+        "backward reads": inputs,
+        "gradient writes": sum(t.numel() * t.element_size() for t in gradients),
+    }
+
+
+def _least(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    elements = active.either * a["E"]
+    flags = a["tiles"] * a["rows"] * a["S"]
+    return {"stds": elements, "mask": flags}, {"least": programs}, 2 * elements
+
+
+def _stabiliser(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    return {"least": a["count"]}, {"eps": 1}, a["count"]
+
+
+def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    samples, components = a["N"] * a["S"], a["M"] * a["S"]
+    times = 3 if a["EXCLUDE_DIAGONAL"] else 2  # to count, to decide, and as the own partner
+    read = {"sample_mask": times * samples, "component_mask": times * components}
+    written = {"sample_active": samples, "component_active": components, "counts": 4 * a["S"]}
+    return read, written, 0
+
+
+def _accumulate(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    E, splits = a["E"], programs // (a["tiles"] * a["S"])
+    flags = a["tiles"] * a["rows"] * a["S"]  # every tile of features reads those of its rows
+    shifts = splits * active.positions * E
+    plane = splits * a["S"] * E
+    read: dict[str, float] = {}
+    written: dict[str, float] = {}
+    flops = 0.0
+    if a["SAMPLES"]:
+        read |= {"sample_active": flags, "sample_counts": 3 * programs}
+        read["y"] = active.samples * E + shifts
+        written |= {"sample_parts": 3 * plane, "split_samples": programs}
+        flops += _SAMPLE * active.samples * E
+    if a["OWN_STDS"]:
+        read["sample_eps"] = programs
+        flops += _OWN_STDS * active.samples * E
+    if a["COMPONENTS"]:
+        read |= {"component_active": flags, "component_counts": 3 * programs}
+        read |= {"x": active.components * E + shifts, "mu": active.components * E}
+        read["component_eps"] = programs
+        written["component_parts"] = 4 * plane
+        flops += _COMPONENT * active.components * E
+    if a["OWN_STDS"] or a["COMPONENTS"]:
+        read["stds"] = (active.either if a["OWN_STDS"] else active.components) * E
+    if a["EXCLUDE_DIAGONAL"]:
+        written["diagonal_parts"] = plane
+        flops += _DIAGONAL * active.either * E
+    return read, written, flops
+
+
+def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    plane, shifts = a["S"] * a["E"], active.positions * a["E"]
+    samples, components = a["sample_splits"] * plane, a["component_splits"] * plane
+    read = {"y": shifts, "x": shifts, "counts": 4 * programs}
+    read |= {"sample_parts": 3 * samples, "component_parts": 4 * components}
+    read["split_samples"] = programs * a["sample_splits"]
+    if a["EXCLUDE_DIAGONAL"]:
+        read["diagonal_parts"] = samples
+    return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * (samples + components)
+
+
+def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    return {"partial_sums": 3 * a["programs"], "component_eps": 1}, {"sums": 3}, 3 * a["programs"]
+
+
+def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    E, splits = a["E"], programs // (a["tiles"] * a["S"])
+    flags = a["tiles"] * a["rows"] * a["S"]
+    shifts = splits * active.positions * E  # and the same for each part of a state
+    samples, components = active.samples * E, active.components * E
+    pull_y = a["SAMPLES"] and a["D_Y"]
+    pull_own = a["SAMPLES"] and a["OWN_STDS"] and a["D_STDS"]
+    pull_c = a["COMPONENTS"] and (a["D_X"] or a["D_MU"])
+    pull_stds = a["COMPONENTS"] and a["D_STDS"]
+    of_components = pull_c or pull_stds
+    diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
+    read: dict[str, float] = {}
+    if a["SAMPLES"]:
+        read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
+    if a["COMPONENTS"]:
+        read |= {"component_active": flags, "component_eps": programs}
+        read["component_counts"] = programs * (1 + (of_components or diagonal))
+    if pull_y:
+        read |= {"partner_eps": programs, "sample_state": 2 * shifts}
+    if pull_own:
+        read["sample_eps"] = programs
+    if pull_y or pull_own:
+        read["sample_upstream"] = programs * (pull_y + pull_own)
+    if of_components:
+        read["component_upstream"] = programs * (1 + pull_stds)
+        read["component_state"] = shifts * (1 + pull_stds)
+    if pull_y or diagonal:
+        read = _sum(read, {"x": shifts, "y": samples})
+    if of_components or diagonal:
+        read = _sum(read, {"y": shifts, "x": components, "mu": components})
+    if pull_own or of_components or diagonal:
+        read["stds"] = active.either * E if pull_own else components
+    wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
+    written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
+    flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
+    flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
+    return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
+
+
+_KERNELS: dict[str, Callable[[int, dict[str, Any], Active], _Elements]] = {
+    "_least_kernel": _least,
+    "_stabiliser_kernel": _stabiliser,
+    "_positions_kernel": _positions,
+    "accumulate_kernel": _accumulate,
+    "finish_kernel": _finish,
+    "reduce_kernel": _reduce,
+    "gradient_kernel": _gradient,
+}
+
+
+def _named(launch: Launch) -> dict[str, Any]:
+    """The arguments of a launch and its constants by name, without those that are None."""
+    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.meta
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
