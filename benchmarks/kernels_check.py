@@ -64,9 +64,9 @@ LIMITS = {
 }
 STREAMING = ("_least_kernel", "accumulate_kernel", "gradient_kernel")
 """They read the inputs, in a loop over rows."""
-LEAST_BITS = {"float32": 128, "float64": 64}
-"""Of their loads and stores in that loop, flags aside, by the type of the accumulation: where
-arithmetic is the limit, half the width leaves registers to 16-bit inputs."""
+LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
+"""Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
+16-bit inputs in both roles: half the width leaves registers to what is summed up."""
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
@@ -162,7 +162,8 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     if row[0].kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
-    least = LEAST_BITS["float64" if _in_float64(row[0]) else "float32"]
+    narrow = row[1] == "both" and all(dtype.itemsize == 2 for dtype in row[2])
+    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if narrow else "float32"]
     if min(widths, default=0) < least:
         yield f"{min(widths, default=0)} bits in the loop over rows"
 

@@ -33,7 +33,7 @@ def features_tile(features: int, *tensors: Tensor, heavy: bool = False) -> Tile:
     for more rows.
 
     Args:
-        heavy: both roles at once, or float64: registers allow no more than 4 elements of a thread.
+        heavy: both roles or float64 in a sum: registers allow no more than 4 elements of a thread.
     """
     warps = _warps(tensors[0].device)
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
@@ -61,7 +61,7 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
 def finish_tile(splits: int, features: int) -> Tile:
     """For the merge of the parts, in float64: ROWS splits at a time."""
     rows = min(triton.next_power_of_2(splits), 16)
-    width = min(triton.next_power_of_2(max(features, 1)), 512 // rows)
+    width = min(triton.next_power_of_2(max(features, 1)), 256 // rows)
     return Tile(rows, width, max(1, min(4, rows * width // 64)))
 
 

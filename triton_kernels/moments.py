@@ -46,12 +46,9 @@ def moments(
         return sums.zero_(), state.zero_()
     where = [positions(m) for m in mixtures]
     run = functools.partial(_accumulate, inputs, mixtures, where, dtype)
-    tile = best(
-        _key("accumulate", inputs, mixtures),
-        candidates(E, *inputs, heavy=_heavy(dtype, mixtures)),
-        run,
-        y.device,
-    )
+    heavy = dtype == torch.float64 or len(mixtures) > 1
+    tiles = candidates(E, *inputs, heavy=heavy)
+    tile = best(_key("accumulate", inputs, mixtures), tiles, run, y.device)
     for d, parts in enumerate(run(tile)):
         _finish(inputs, mixtures[d], where[d], parts, sums[d], state[d])
     return sums, state
@@ -188,7 +185,7 @@ def moments_backward(
         _gradients, upstream.contiguous(), inputs, state, mixtures, where, gradients, roles
     )
     key = _key("gradient", inputs, mixtures, *wanted)
-    tiles = candidates(y.shape[2], *inputs, heavy=_heavy(state.dtype, mixtures))
+    tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
     return gradients
 
@@ -248,10 +245,6 @@ def _gradients(
 def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
     """Whether there is no element or no pair."""
     return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
-
-
-def _heavy(dtype: torch.dtype, mixtures: Sequence[Mixture]) -> bool:
-    return dtype == torch.float64 or len(mixtures) > 1
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
