@@ -11,7 +11,8 @@ from cases import value_and_gradients as evaluate
 from fused_mi import use_backend, warmup
 from fused_mi.reference import moments as reference
 from fused_mi.reference.mixture import Mixture
-from fused_mi.triton_kernels import _configs, _launch, _moments_passes, _tune, moments
+from fused_mi.reference.passes import passes
+from fused_mi.triton_kernels import _configs, _launch, _tune, moments
 from rules import assert_rule10
 
 pytestmark = pytest.mark.skipif(
@@ -168,7 +169,7 @@ def test_rows_that_no_pass_can_serve_are_refused(ranges, own):
     mask, eps = torch.ones(6, 1, dtype=torch.bool), torch.tensor(1.0)
     given = [Mixture(mask, mask, eps, eps if own else None, *rows) for rows in ranges]
     with pytest.raises(NotImplementedError):
-        _moments_passes.passes(given)
+        passes(given)
 
 
 def test_rows_outside_of_every_range_have_zero_gradients():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from fused_mi.reference.mixture import Mixture
+from fused_mi.reference.passes import Pass, cover, passes, writes
 from fused_mi.reference.variance import moments_dtype
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from ._configs import REDUCE, Tile, candidates, finish_tile, splits
 from ._launch import accumulator, launch
 from ._moments_backward import gradient_kernel
 from ._moments_forward import accumulate_kernel, finish_kernel, reduce_kernel
-from ._moments_passes import Pass, cover, passes, writes
 from ._positions import Positions, positions
 from ._tune import best
 

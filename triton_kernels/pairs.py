@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 import triton
 from fused_mi.reference.mixture import Mixture, Rows
+from fused_mi.reference.passes import Pass, cover, passes, writes
 from fused_mi.reference.variance import moments_dtype
 from torch import Tensor
 
 from ._configs import CHUNK, REDUCE, log_tile, pairs_gradient_tile, pairs_splits, pairs_tile
 from ._launch import accumulator, launch
-from ._moments_passes import Pass, cover, passes, writes
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
