@@ -29,10 +29,8 @@ X86 = {
     " -mprefer-vector-width=512",
 }
 PATHS = {"plain": "", **(X86 if platform.machine() in ("x86_64", "AMD64") else {})}
-FLAGS = (
-    "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -DNDEBUG"
-    " -fno-math-errno -fno-trapping-math -ffp-contract=fast"
-).split()
+FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 TARGET = (2, 10)  # the oldest torch that can load the library
 DEFINES = [f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000"]
 

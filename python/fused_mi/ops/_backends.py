@@ -17,12 +17,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import _triton
+from . import _cpu, _triton
 
 OPERATORS = ("variance", "moments", "pairs")
-BACKENDS = ("triton", "reference")  # the fastest first
+BACKENDS = ("triton", "cpu", "reference")  # the fastest first
 VARIABLE = "FUSED_MI_BACKEND"
-_PACKAGES = {"triton": "fused_mi.triton_kernels", "reference": "fused_mi.reference"}
+_PACKAGES = {
+    "triton": "fused_mi.triton_kernels",
+    "cpu": "fused_mi.cpu",
+    "reference": "fused_mi.reference",
+}
 
 _log = logging.getLogger("fused_mi")
 _forced: str | None = None
@@ -133,8 +137,12 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
 
 
 def _usable(backend: str) -> tuple[bool, str]:
-    return _triton.usable() if backend == "triton" else (True, "plain torch, on any device")
+    if backend == "reference":
+        return True, "plain torch, on any device"
+    return {"triton": _triton, "cpu": _cpu}[backend].usable()
 
 
 def _serves(backend: str, operator: str, device: str) -> tuple[bool, str]:
-    return _triton.serves(operator, device) if backend == "triton" else _usable(backend)
+    if backend == "reference":
+        return _usable(backend)
+    return {"triton": _triton, "cpu": _cpu}[backend].serves(operator, device)

@@ -1,0 +1,132 @@
+// From a call to items of work for threads; no torch header.
+//
+// `parallel(begin, end, grain, body)` runs `body(b, e)` over disjoint ranges of [begin, end), in
+// any number of threads. Results do not depend on the ranges.
+#pragma once
+
+#include "moments.h"
+#include "variance.h"
+
+#include <atomic>
+#include <limits>
+#include <memory>
+
+namespace fused_mi {
+
+constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
+
+inline int64_t grain(int64_t elements_of_item) {
+  return elements_of_item > 0 && elements_of_item < kGrain ? kGrain / elements_of_item : 1;
+}
+
+template <class Parallel>
+double launch_least(const VarianceInputs& in, Path path, Parallel&& parallel) {
+  std::atomic<double> least{std::numeric_limits<double>::infinity()};
+  parallel(0, in.rows.count() * in.S, grain(in.E), [&](int64_t begin, int64_t end) {
+    double found = variance_kernels(path).least(in, begin, end), before = least.load();
+    while (found < before && !least.compare_exchange_weak(before, found)) {
+    }
+  });
+  return least;
+}
+
+inline std::unique_ptr<Position[]> positions_of(const MomentsInputs& in) {
+  return std::unique_ptr<Position[]>(new Position[in.count * in.S]);
+}
+
+// Most rows of one role, of any mixture.
+inline int64_t most_rows(const MomentsInputs& in) {
+  int64_t most = 0;
+  for (int64_t d = 0; d < in.count; ++d) {
+    const Mixture& m = in.mixtures[d];
+    for (int64_t rows : {m.samples.count(), m.components.count()}) most = rows > most ? rows : most;
+  }
+  return most;
+}
+
+// Writes `state` and `sums` (count, 3): of q, g and k.
+template <class Parallel>
+void launch_moments(
+    const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
+  const int64_t rows = most_rows(in);
+  MomentsForward call;
+  call.in = in;
+  call.cut = Cut(in.S, in.E, rows, in.wide);
+  call.state = state;
+  const int64_t tiles = call.cut.tiles(), splits = call.cut.splits;
+  auto positions = positions_of(in);
+  call.positions = positions.get();
+  std::unique_ptr<double[]> partial_sums(new double[in.count * tiles * 3]);
+  call.partial_sums = partial_sums.get();
+  std::unique_ptr<Totals[]> totals;
+  if (splits > 1) totals.reset(new Totals[in.count * tiles * splits]);
+  call.totals = totals.get();
+
+  const MomentsKernels& kernels = moments_kernels(path);
+  parallel(0, in.S, grain(rows), [&](int64_t begin, int64_t end) {
+    kernels.positions(in, call.positions, begin, end);
+  });
+  int64_t elements = call.cut.rows_per_split * call.cut.width;
+  parallel(0, tiles * splits, grain(elements), [&](int64_t begin, int64_t end) {
+    kernels.accumulate(call, begin, end);
+  });
+  if (splits > 1) {
+    parallel(0, tiles, grain(splits * call.cut.width), [&](int64_t begin, int64_t end) {
+      kernels.finish(call, begin, end);
+    });
+  }
+  for (int64_t d = 0; d < in.count; ++d) {
+    for (int64_t j = 0; j < 3; ++j) {
+      double sum = 0;
+      for (int64_t tile = 0; tile < tiles; ++tile) sum += partial_sums[(d * tiles + tile) * 3 + j];
+      sums[d * 3 + j] = sum;
+    }
+  }
+}
+
+// Whether gradients should not pass through the caches: they would not stay there, and memory is
+// spared a read of each line before it is written. Needs rows of whole, aligned lines.
+inline bool streams(const MomentsBackward& call, const Cut& cut) {
+  constexpr int64_t kLarge = 1 << 25, kLine = 64;
+  const MomentsInputs& in = call.in;
+  bool mixed = in.y.type != in.x.type || in.y.type != in.mu.type || in.y.type != in.stds.type;
+  if (in.wide || mixed) return false;  // by way of buffers
+  int64_t bytes = 0;
+  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+  for (const View* g : gradients) {
+    if (g->data == nullptr) continue;
+    int64_t size = size_of(g->type);
+    if (reinterpret_cast<uintptr_t>(g->data) % kLine || g->row % kLine || g->position % kLine ||
+        cut.width * size % kLine || cut.features * size % kLine) {
+      return false;
+    }
+    for (int64_t p = 0; p < call.pass_count; ++p) {
+      bytes += call.passes[p].rows.count() * cut.positions * cut.features * size;
+    }
+  }
+  return bytes >= kLarge;
+}
+
+// Writes the gradients that `call` names; its cut and positions are filled in here.
+template <class Parallel>
+void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
+  int64_t rows = 0;
+  for (int64_t p = 0; p < call.pass_count; ++p) {
+    rows = call.passes[p].rows.count() > rows ? call.passes[p].rows.count() : rows;
+  }
+  const MomentsInputs& in = call.in;
+  call.cut = Cut(in.S, in.E, rows, in.wide);
+  call.stream = streams(call, call.cut);
+  auto positions = positions_of(in);
+  call.positions = positions.get();
+  parallel(0, in.S, grain(rows), [&](int64_t begin, int64_t end) {
+    moments_kernels(path).positions(in, call.positions, begin, end);
+  });
+  int64_t items = call.pass_count * call.cut.tiles() * call.cut.splits;
+  int64_t elements = call.cut.rows_per_split * call.cut.width;
+  parallel(0, items, grain(elements), [&](int64_t begin, int64_t end) {
+    moments_backward_kernels(path).gradients(call, begin, end);
+  });
+}
+
+}  // namespace fused_mi

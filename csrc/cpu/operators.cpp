@@ -1,0 +1,209 @@
+// The operators `torch.ops.fused_mi_cpu`. With checks.h the only file that knows torch.
+//
+// Raw operators: they write into tensors that the caller allocates, and know no autograd. `path` is
+// an instruction path, see paths.h. Built against the stable ABI, for every later torch.
+#include "checks.h"
+#include "launch.h"
+#include "pages.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <vector>
+
+namespace fused_mi {
+namespace {
+
+// The smallest positive active variance times `factor`, at least `smallest`; 1 where there is none.
+void variance(
+    const Tensor& stds, const Tensor& mask, int64_t start, int64_t stop, double factor,
+    double smallest, int64_t path, const Tensor& eps) {
+  STD_TORCH_CHECK(stds.dim() == 3, "stds: expected (rows, S, E)");
+  VarianceInputs in;
+  in.S = stds.size(1);
+  in.E = stds.size(2);
+  in.stds = view_of(stds, "stds", in.S, in.E);
+  in.mask = mask_of(mask, "mask", in.S);
+  in.rows = {start, stop};
+  check_rows(in.rows, stds, "stds");
+  check_rows(in.rows, mask, "mask");
+  in.wide = eps.scalar_type() == ScalarType::Double;
+  char* to = output(eps, "eps", 1, in.wide ? ScalarType::Double : ScalarType::Float);
+  double least = launch_least(in, checked(path), Threads{});
+  if (least == std::numeric_limits<double>::infinity()) least = 1;
+  if (in.wide) {
+    double found = least * factor;
+    *reinterpret_cast<double*>(to) = found > smallest ? found : smallest;
+  } else {
+    float found = static_cast<float>(least) * static_cast<float>(factor);
+    float bound = static_cast<float>(smallest);
+    *reinterpret_cast<float*>(to) = found > bound ? found : bound;
+  }
+}
+
+struct Inputs {
+  MomentsInputs in;
+  std::vector<Mixture> mixtures;
+};
+
+// `rows`: four bounds of each mixture, of samples and of components.
+Inputs inputs_of(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask,
+    const std::vector<double>& component_eps, const std::vector<double>& sample_eps,
+    const std::vector<int64_t>& rows, bool exclude_diagonal, const Tensor& state) {
+  STD_TORCH_CHECK(y.dim() == 3, "y: expected (rows, S, E)");
+  Inputs result;
+  MomentsInputs& in = result.in;
+  in.S = y.size(1);
+  in.E = y.size(2);
+  in.y = view_of(y, "y", in.S, in.E);
+  in.x = view_of(x, "x", in.S, in.E);
+  in.mu = view_of(mu, "mu", in.S, in.E);
+  in.stds = view_of(stds, "stds", in.S, in.E);
+  in.sample_mask = mask_of(sample_mask, "sample_mask", in.S);
+  in.component_mask = mask_of(component_mask, "component_mask", in.S);
+  in.count = static_cast<int64_t>(component_eps.size());
+  in.own_stds = !sample_eps.empty();
+  in.exclude_diagonal = exclude_diagonal;
+  in.wide = state.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(static_cast<int64_t>(rows.size()) == 4 * in.count, "rows: four bounds each");
+  STD_TORCH_CHECK(
+      !in.own_stds || sample_eps.size() == component_eps.size(), "sample_eps: one each, or none");
+  STD_TORCH_CHECK(in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
+  for (int64_t d = 0; d < in.count; ++d) {
+    Mixture m{{rows[4 * d], rows[4 * d + 1]}, {rows[4 * d + 2], rows[4 * d + 3]}};
+    m.component_eps = component_eps[d];
+    m.sample_eps = in.own_stds ? sample_eps[d] : 0;
+    check_rows(m.samples, y, "y");
+    check_rows(m.samples, sample_mask, "sample_mask");
+    check_rows(m.components, component_mask, "component_mask");
+    for (const Tensor* t : {&x, &mu, &stds}) check_rows(m.components, *t, "components");
+    if (in.own_stds) check_rows(m.samples, stds, "stds");
+    if (exclude_diagonal) {
+      STD_TORCH_CHECK(
+          m.samples.start == m.components.start && m.samples.stop == m.components.stop,
+          "exclude_diagonal: the same rows in both roles");
+      check_rows(m.samples, component_mask, "component_mask");
+      check_rows(m.components, sample_mask, "sample_mask");
+      check_rows(m.components, y, "y");
+    }
+    result.mixtures.push_back(m);
+  }
+  in.mixtures = nullptr;  // of the caller, whose vector does not move any more
+  return result;
+}
+
+ScalarType state_type(const Inputs& inputs) {
+  return inputs.in.wide ? ScalarType::Double : ScalarType::Float;
+}
+
+void moments(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
+    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, int64_t path,
+    const Tensor& sums, const Tensor& state) {
+  Inputs inputs = inputs_of(
+      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
+      exclude_diagonal, state);
+  MomentsInputs& in = inputs.in;
+  in.mixtures = inputs.mixtures.data();
+  char* to_state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
+  char* to_sums = output(sums, "sums", in.count * 3, ScalarType::Double);
+  launch_moments(in, to_state, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
+}
+
+// `passes`: five numbers each, see `Pass`; the last has a bit for each gradient that it writes.
+void moments_backward(
+    const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
+    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal,
+    const Tensor& state, std::vector<int64_t> passes, int64_t path, std::optional<Tensor> d_y,
+    std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds) {
+  Inputs inputs = inputs_of(
+      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
+      exclude_diagonal, state);
+  MomentsBackward call;
+  call.in = inputs.in;
+  MomentsInputs& in = call.in;
+  in.mixtures = inputs.mixtures.data();
+  call.state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
+  call.upstream = reinterpret_cast<const double*>(
+      output(upstream, "upstream", in.count * 3, ScalarType::Double));
+
+  const std::optional<Tensor>* gradients[] = {&d_y, &d_x, &d_mu, &d_stds};
+  View* views[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+  STD_TORCH_CHECK(passes.size() % 5 == 0, "passes: five numbers each");
+  std::vector<Pass> found;
+  for (size_t p = 0; p < passes.size(); p += 5) {
+    Pass pass{{passes[p], passes[p + 1]}, passes[p + 2], passes[p + 3]};
+    bool* write[] = {&pass.write_y, &pass.write_x, &pass.write_mu, &pass.write_stds};
+    for (int i = 0; i < 4; ++i) {
+      *write[i] = (passes[p + 4] >> i & 1) != 0;
+      STD_TORCH_CHECK(!*write[i] || gradients[i]->has_value(), "passes: writes what is not wanted");
+      if (*write[i]) check_rows(pass.rows, **gradients[i], "gradient");
+    }
+    for (int64_t d : {pass.as_samples, pass.as_components}) {
+      STD_TORCH_CHECK(-1 <= d && d < in.count, "passes: no such mixture");
+    }
+    Rows all = pass.rows;
+    for (auto [d, samples] : {std::pair{pass.as_samples, true}, {pass.as_components, false}}) {
+      if (d < 0) continue;
+      Rows role = samples ? in.mixtures[d].samples : in.mixtures[d].components;
+      STD_TORCH_CHECK(all.start == role.start && all.stop == role.stop, "passes: other rows");
+    }
+    found.push_back(pass);
+  }
+  for (int i = 0; i < 4; ++i) {
+    if (!gradients[i]->has_value()) continue;
+    View& view = *views[i] = view_of(**gradients[i], "gradient", in.S, in.E);
+    if ((*gradients[i])->is_contiguous()) {
+      prefer_huge_pages(view.data, (*gradients[i])->numel() * size_of(view.type));
+    }
+  }
+  call.passes = found.data();
+  call.pass_count = static_cast<int64_t>(found.size());
+  launch_gradients(call, checked(path), Threads{});
+}
+
+// Of the schemas below; the Python side expects one.
+int64_t version() {
+  return 1;
+}
+
+// A bit for each instruction path that this machine supports.
+int64_t paths() {
+  int64_t bits = 0;
+  for (Path path : {Path::plain, Path::avx2, Path::avx512}) {
+    bits |= static_cast<int64_t>(supported(path)) << static_cast<int64_t>(path);
+  }
+  return bits;
+}
+
+}  // namespace
+}  // namespace fused_mi
+
+STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
+  m.def("version() -> int");
+  m.def("paths() -> int");
+  m.def(
+      "variance(Tensor stds, Tensor mask, int start, int stop, float factor, float smallest,"
+      " int path, Tensor(a!) eps) -> ()");
+  m.def(
+      "moments(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
+      " Tensor component_mask, float[] component_eps, float[] sample_eps, int[] rows,"
+      " bool exclude_diagonal, int path, Tensor(a!) sums, Tensor(b!) state) -> ()");
+  m.def(
+      "moments_backward(Tensor upstream, Tensor y, Tensor x, Tensor mu, Tensor stds,"
+      " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
+      " int[] rows, bool exclude_diagonal, Tensor state, int[] passes, int path, Tensor(a!)? d_y,"
+      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
+  m.impl("version", TORCH_BOX(&fused_mi::version));
+  m.impl("paths", TORCH_BOX(&fused_mi::paths));
+  m.impl("variance", TORCH_BOX(&fused_mi::variance));
+  m.impl("moments", TORCH_BOX(&fused_mi::moments));
+  m.impl("moments_backward", TORCH_BOX(&fused_mi::moments_backward));
+}

@@ -1,0 +1,88 @@
+// The energies q, g and k of all pairs of samples and components, and their gradients.
+//
+// The mathematics is in docs/mathematics.md and, readable, in python/fused_mi/reference/pairs.py.
+#pragma once
+
+#include "moments.h"
+
+namespace fused_mi {
+
+// How pairs and features are cut. Depends on sizes alone, so that results do not depend on the
+// number of threads.
+struct PairsCut {
+  static constexpr int64_t kSamples = 128, kComponents = 64;  // most rows of a tile
+  static constexpr int64_t kDepth = 512;  // most features that are summed in float32; 256 in float64
+  static constexpr int64_t kItems = 64;   // enough for the cores of a machine
+
+  int64_t samples = 0, components = 0, features = 0;
+  int64_t tile_samples = 0, tile_components = 0, tiles_n = 0, tiles_m = 0;
+  int64_t width = 0, blocks = 0;            // of features
+  int64_t units = 0, units_per_split = 0, splits = 0;  // a unit is a block at a position
+
+  PairsCut() = default;
+  PairsCut(int64_t N, int64_t M, int64_t S, int64_t E, bool wide)
+      : samples(N), components(M), features(E) {
+    tiles_n = ceil_div(N, kSamples);
+    tiles_m = ceil_div(M, kComponents);
+    tile_samples = ceil_div(ceil_div(N, tiles_n), 4) * 4;
+    tile_components = ceil_div(ceil_div(M, tiles_m), 4) * 4;
+    tiles_n = ceil_div(N, tile_samples);
+    tiles_m = ceil_div(M, tile_components);
+    int64_t depth = wide ? kDepth / 2 : kDepth;
+    blocks = ceil_div(E, depth);
+    width = ceil_div(ceil_div(E, blocks), 16) * 16;
+    blocks = ceil_div(E, width);
+    units = S * blocks;
+    int64_t wanted = ceil_div(kItems, tiles_n * tiles_m);
+    units_per_split = ceil_div(units, wanted);
+    int64_t least = depth / width;  // as many as fill the panels
+    units_per_split = units_per_split > least ? units_per_split : least;
+    splits = ceil_div(units, units_per_split);
+  }
+
+  FUSED_MI_INLINE int width_at(int64_t e) const {
+    return static_cast<int>(width < features - e ? width : features - e);
+  }
+};
+
+struct PairsForward {
+  MomentsInputs in;
+  PairsCut cut;
+  Position* positions = nullptr;   // (count, S)
+  double* component_logs = nullptr;  // (count, units, M): sum_e (log v + log 2 pi), 0 = no part
+  double* sample_logs = nullptr;     // (count, units, N), where samples have variances of their own
+  double* parts = nullptr;           // (splits, count, N, M): sums of squares
+  double* energies = nullptr;        // (count, 3, N, M), written
+};
+
+struct PairsBackward {
+  MomentsInputs in;
+  int64_t N = 0, M = 0;
+  int64_t width = 0, blocks = 0;     // of features
+  Position* positions = nullptr;     // (count, S)
+  const double* upstream = nullptr;  // (count, 3, N, M)
+  const Pass* passes = nullptr;
+  int64_t pass_count = 0;
+  View d_y, d_x, d_mu, d_stds;
+};
+
+// Each function does the items [begin, end) of the dimension that its comment names. `scratch`:
+// aligned memory of a thread, of as many bytes as the function before it says.
+struct PairsKernels {
+  int64_t (*bytes)(const PairsForward&);
+  void (*distances)(  // count * tiles_n * tiles_m * splits
+      const PairsForward&, char* scratch, int64_t begin, int64_t end);
+  void (*logs)(const PairsForward&, int64_t begin, int64_t end);    // count * (M + N) * units
+  void (*finish)(const PairsForward&, int64_t begin, int64_t end);  // count * (N + M)
+};
+
+struct PairsBackwardKernels {
+  int64_t (*bytes)(const PairsBackward&);
+  void (*gradients)(  // S * blocks
+      const PairsBackward&, char* scratch, int64_t begin, int64_t end);
+};
+
+FUSED_MI_KERNELS(PairsKernels, pairs_kernels)
+FUSED_MI_KERNELS(PairsBackwardKernels, pairs_backward_kernels)
+
+}  // namespace fused_mi

@@ -1,0 +1,94 @@
+// From a call of the pairs to items of work for threads, see launch.h.
+#pragma once
+
+#include "launch.h"
+#include "pairs.h"
+
+#include <new>
+
+namespace fused_mi {
+
+// Aligned memory that a thread keeps for its next call.
+inline char* scratch(int64_t bytes) {
+  struct Free {
+    void operator()(char* memory) const {
+      ::operator delete[](memory, std::align_val_t{64});
+    }
+  };
+  thread_local std::unique_ptr<char, Free> memory;
+  thread_local int64_t size = 0;
+  if (size < bytes) {
+    size = 0;
+    memory.reset();
+    memory.reset(static_cast<char*>(
+        ::operator new[](static_cast<size_t>(bytes), std::align_val_t{64})));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+// Writes `energies` (count, 3, N, M).
+template <class Parallel>
+void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel&& parallel) {
+  const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
+  PairsForward call;
+  call.in = in;
+  call.cut = PairsCut(N, M, in.S, in.E, in.wide);
+  call.energies = energies;
+  const PairsCut& cut = call.cut;
+  auto positions = positions_of(in);
+  call.positions = positions.get();
+  std::unique_ptr<double[]> of_components(new double[in.count * cut.units * M]), of_samples;
+  call.component_logs = of_components.get();
+  if (in.own_stds) of_samples.reset(new double[in.count * cut.units * N]);
+  call.sample_logs = of_samples.get();
+  std::unique_ptr<double[]> parts(new double[cut.splits * in.count * N * M]);
+  call.parts = parts.get();
+
+  const PairsKernels& kernels = pairs_kernels(path);
+  parallel(0, in.S, grain(N + M), [&](int64_t begin, int64_t end) {
+    moments_kernels(path).positions(in, call.positions, begin, end);
+  });
+  parallel(0, in.count * (M + N) * cut.units, grain(cut.width), [&](int64_t begin, int64_t end) {
+    kernels.logs(call, begin, end);
+  });
+  const int64_t bytes = kernels.bytes(call);
+  int64_t pairs_of_item = cut.tile_samples * cut.tile_components / 8;  // as cheap as one element
+  parallel(
+      0, in.count * cut.tiles_n * cut.tiles_m * cut.splits,
+      grain(pairs_of_item * cut.units_per_split * cut.width),
+      [&](int64_t begin, int64_t end) { kernels.distances(call, scratch(bytes), begin, end); });
+  parallel(
+      0, in.count * (N + M), grain((N + M) / 2 * (cut.splits + cut.units)),
+      [&](int64_t begin, int64_t end) { kernels.finish(call, begin, end); });
+}
+
+// Writes the gradients that `call` names; its block of features and positions are filled in here.
+template <class Parallel>
+void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
+  constexpr int64_t kItems = 64, kBytes = 1 << 20, kMost = 512, kLeast = 16;
+  const MomentsInputs& in = call.in;
+  call.N = in.mixtures[0].samples.count();
+  call.M = in.mixtures[0].components.count();
+  // The rows of a block stay in a cache, and there are enough blocks.
+  const int64_t rows = (1 + in.count) * (call.N + 3 * call.M) * (in.wide ? 8 : 4);
+  int64_t most = kMost;
+  while (most > kLeast && (most * rows > kBytes || in.S * ceil_div(in.E, most) < kItems)) {
+    most /= 2;
+  }
+  call.blocks = ceil_div(in.E, most);
+  call.width = ceil_div(ceil_div(in.E, call.blocks), kLeast) * kLeast;
+  call.blocks = ceil_div(in.E, call.width);
+  auto positions = positions_of(in);
+  call.positions = positions.get();
+  parallel(0, in.S, grain(call.N + call.M), [&](int64_t begin, int64_t end) {
+    moments_kernels(path).positions(in, call.positions, begin, end);
+  });
+  const PairsBackwardKernels& kernels = pairs_backward_kernels(path);
+  const int64_t bytes = kernels.bytes(call);
+  parallel(
+      0, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),
+      [&](int64_t begin, int64_t end) { kernels.gradients(call, scratch(bytes), begin, end); });
+}
+
+}  // namespace fused_mi

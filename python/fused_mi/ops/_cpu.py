@@ -1,0 +1,21 @@
+"""Whether the compiled CPU kernels can be used, and the reason."""
+
+from __future__ import annotations
+
+
+def usable() -> tuple[bool, str]:
+    """In this process at all: the library was built and loads."""
+    from ..cpu import _library
+
+    return _library.usable()
+
+
+def serves(operator: str, device: str) -> tuple[bool, str]:
+    """This operator on this type of device."""
+    if device != "cpu":
+        return False, f"it does not serve {device} tensors"
+    from ..cpu import _library
+
+    if operator not in _library.OPERATORS:
+        return False, "there is no such kernel"
+    return usable()
