@@ -29,10 +29,11 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu $(addprefix --only ,$(ONLY)) $(addprefix --out ,$(OUT)) $(addprefix --commit ,$(COMMIT))
 
 # The stamp is the last line: where the installation fails, there is none and the next command tries again.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 	@echo "Installing into .venv: this takes minutes, once."
 	rm -f $@
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch  # its headers build the CPU library
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
 	touch $@
 

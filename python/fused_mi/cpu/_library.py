@@ -17,7 +17,7 @@ VARIABLE = "FUSED_MI_CPU"
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
 _VERSION = 1  # of the operators' schemas
-OPERATORS = ("variance", "moments", "moments_backward")
+OPERATORS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward")
 
 
 @functools.cache

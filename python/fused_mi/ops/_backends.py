@@ -139,10 +139,12 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
 def _usable(backend: str) -> tuple[bool, str]:
     if backend == "reference":
         return True, "plain torch, on any device"
-    return {"triton": _triton, "cpu": _cpu}[backend].usable()
+    return _triton.usable() if backend == "triton" else _cpu.usable()
 
 
 def _serves(backend: str, operator: str, device: str) -> tuple[bool, str]:
     if backend == "reference":
         return _usable(backend)
-    return {"triton": _triton, "cpu": _cpu}[backend].serves(operator, device)
+    module = _triton if backend == "triton" else _cpu
+    serves: tuple[bool, str] = module.serves(operator, device)
+    return serves
