@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: train test lint kernels-check gpu clean
+.PHONY: bench sanitize train test lint kernels-check gpu clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -36,6 +36,14 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch  # its headers build the CPU library
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
 	touch $@
+
+# Measured here, against everything else; results are appended to runs/bench.jsonl.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run --suite quick --out runs/bench.jsonl $(ARGS)
+
+# The CPU kernels without torch under the sanitizers of the compiler; takes many minutes, most of them to compile.
+sanitize:
+	csrc/tests/sanitize.sh
 
 clean:
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc", "cpu")
-KERNELS = ("variance", "moments", "moments_backward")  # compiled once for each instruction path
+# Compiled once for each instruction path.
+KERNELS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward")
 LIBRARY = "libfused_mi_cpu.so"
 X86 = {
     "avx2": "-mavx2 -mfma -mf16c",

@@ -8,7 +8,6 @@ the GPU, is replaced.
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import re
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fused_mi.triton_kernels._launch import Launch
+from fused_mi.triton_kernels._launch import Launch, for_amd
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -52,6 +51,7 @@ class Binary(NamedTuple):
     warps: int  # of one program
     accesses: Counter[Access]
     in_loops: Counter[Access]  # those of them inside a loop
+    inner: Counter[str]  # instructions of the inner loop that computes most, by name; NVIDIA only
 
 
 class _Driver:
@@ -82,6 +82,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
     knobs.runtime.jit_cache_hook = note
     try:
         for kernel, programs, arguments, meta in launches:
+            meta = for_amd(meta) if target.backend == "hip" else meta
             kernel.warmup(*arguments, grid=(programs,), **meta)
     finally:
         knobs.runtime.jit_cache_hook = None
@@ -97,14 +98,15 @@ def compiled(specialisation: Specialisation) -> Binary | str:
     except Exception as error:  # whatever the compiler raises
         return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
     read = _read_cuda if target.backend == "cuda" else _read_hip
-    registers, spilled, accesses, loops = read(kernel)
+    registers, spilled, accesses, loops, inner = read(kernel)
     return Binary(
         registers,
         spilled,
         kernel.metadata.shared,
         kernel.metadata.num_warps,
         Counter(access for access in accesses if access),
-        Counter(accesses[i] for i in loops if accesses[i]),
+        Counter(accesses[i] for i in set().union(*loops) if accesses[i]),
+        inner,
     )
 
 
@@ -114,7 +116,11 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _read_cuda(kernel: Any) -> tuple[int, int, list[Access | None], set[int]]:
+_Read = tuple[int, int, list[Access | None], list[range], Counter[str]]
+"""Registers, bytes spilled, the access of each line, loops as ranges of lines, instructions."""
+
+
+def _read_cuda(kernel: Any) -> _Read:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "kernel.cubin")
         file.write_bytes(kernel.asm["cubin"])
@@ -124,8 +130,26 @@ def _read_cuda(kernel: Any) -> tuple[int, int, list[Access | None], set[int]]:
     if found is None:
         raise ValueError(f"{kernel.name}: no resource usage in {usage!r}")
     registers, stack, local = map(int, found.groups())
-    loops = _lines_in_loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
-    return registers, stack + local, [_cuda_access(line) for line in code], loops
+    loops = _loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
+    accesses = [_cuda_access(line) for line in code]
+    return registers, stack + local, accesses, loops, _inner(code, loops)
+
+
+FMA_PIPE = {"FFMA": 1, "FMUL": 1, "FADD": 1, "FFMA2": 2, "FMUL2": 2, "FADD2": 2}
+FMA_PIPE |= {"DFMA": 1, "DMUL": 1, "DADD": 1}
+"""Multiplications and additions of one instruction and lane."""
+
+
+def _inner(code: list[str], loops: list[range]) -> Counter[str]:
+    """Instructions of the loop without another one inside that has most arithmetic."""
+    found = [Counter[str]()]
+    for loop in loops:
+        if any(other != loop and other[0] in loop and other[-1] in loop for other in loops):
+            continue
+        # A guard, @P0 or @!UP1, stands before the name; what follows a dot are options.
+        lines = (re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code[i]) for i in loop)
+        found.append(Counter(line[1] for line in lines if line))
+    return max(found, key=lambda names: sum(names[name] for name in FMA_PIPE))
 
 
 def _cuda_access(line: str) -> Access | None:
@@ -140,15 +164,16 @@ def _cuda_access(line: str) -> Access | None:
     return kinds[found[1]], max(map(int, widths), default=32)
 
 
-def _read_hip(kernel: Any) -> tuple[int, int, list[Access | None], set[int]]:
+def _read_hip(kernel: Any) -> _Read:
     code = kernel.asm["amdgcn"].splitlines()
 
     def number(key: str) -> int:
         return int(re.search(rf"\.{key}:\s*(\d+)", kernel.asm["amdgcn"])[1])  # type: ignore[index]
 
-    loops = _lines_in_loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
+    loops = _loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
     spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
-    return number("vgpr_count"), spilled, [_hip_access(line) for line in code], loops
+    accesses = [_hip_access(line) for line in code]
+    return number("vgpr_count"), spilled, accesses, loops, Counter()
 
 
 def _hip_access(line: str) -> Access | None:
@@ -163,16 +188,15 @@ def _hip_access(line: str) -> Access | None:
     return kind, narrow[size[2]] if size[2] else 32 * int(size[1])
 
 
-def _lines_in_loops(code: list[str], label: str, branch: str) -> set[int]:
-    """Indices of lines between a label and a branch back to it."""
+def _loops(code: list[str], label: str, branch: str) -> list[range]:
+    """Lines from a label to a branch back to it."""
 
     def all_of(pattern: str) -> list[tuple[str, int]]:
         matches: Iterable[Any] = (re.search(pattern, line) for line in code)
         return [(match[1], i) for i, match in enumerate(matches) if match]
 
     start = dict(all_of(label))
-    loops = (range(start[name], end) for name, end in all_of(branch) if start[name] < end)
-    return set(itertools.chain.from_iterable(loops))
+    return [range(start[name], end + 1) for name, end in all_of(branch) if start[name] < end]
 
 
 def _output(*command: Any) -> str:

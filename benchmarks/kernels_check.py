@@ -1,9 +1,10 @@
 """The Triton kernels, compiled for GPUs that need not be there: registers, spills, wide accesses.
 
-    python benchmarks/kernels_check.py [--target sm_90 ...] [--processes N]
+    python benchmarks/kernels_check.py [--target sm_90 ...] [--only pairs] [--processes N]
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
-the tiles and splits of an H100. Exit code 1 where a binary exceeds a limit of `LIMITS`.
+the tiles and splits of an H100; and those of the pairs, see `_pairs_check`. Exit code 1 where a
+binary exceeds a limit of `LIMITS`.
 """
 
 from __future__ import annotations
@@ -14,39 +15,28 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
 
 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
 os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measurement
 
+import _pairs_check
 import torch
-from _ahead_of_time import Binary, Specialisation, compiled, specialisations
+from _ahead_of_time import Binary, Specialisation, compiled
+from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi.reference.mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
 from rich.console import Console
 from rich.table import Table
-from triton.backends.compiler import GPUTarget
 
 SHAPE = (64, 4, 4096)
 PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
-ALL = {
-    torch.float32: "f32",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-    torch.float64: "f64",
-}
-SOME = (torch.float32, torch.bfloat16)
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), SOME),
-    "sm_90": (GPUTarget("cuda", 90, 32), tuple(ALL)),
-    "sm_100": (GPUTarget("cuda", 100, 32), SOME),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), SOME),
-}
-SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228}  # KiB of one SM
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
@@ -95,17 +85,8 @@ def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
 
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
-    found: dict[Specialisation, list[torch.dtype]] = {}
-    for name in targets:
-        target, dtypes = TARGETS[name]
-        for pairing in PAIRINGS:
-            for dtype in dtypes:
-                for specialisation in specialisations(launches(pairing, dtype), target):
-                    uses = found.setdefault(specialisation, [])
-                    if dtype not in uses:
-                        uses.append(dtype)
-    names = {str(target): name for name, (target, _) in TARGETS.items()}
-    return [(names[str(s.target)], (s, _roles(s), uses)) for s, uses in found.items()]
+    found = specialised(targets, {pairing: partial(launches, pairing) for pairing in PAIRINGS})
+    return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
 
 
 def _roles(specialisation: Specialisation) -> str:
@@ -130,22 +111,7 @@ def most_registers(row: Row, binary: Binary) -> int:
         warps = LIMITS["other"]
     else:
         warps = LIMITS["float64" if _in_float64(specialisation) else roles or "stds"]
-    programs = -(-warps // binary.warps)
-    return min(255, 65536 // (programs * binary.warps * 32) // 8 * 8)
-
-
-def resident_warps(target: str, binary: Binary) -> int:
-    """Of an SM or of a compute unit, as limited by registers, shared memory and its own maximum."""
-    if target.startswith("gfx"):  # 512 registers of each lane, 8 waves, on each of 4 SIMDs
-        return 4 * min(8, 512 // max(-(-binary.registers // 8) * 8, 1))
-    of_warp = -(-binary.registers * 32 // 256) * 256
-    programs = min(
-        65536 // of_warp // 4 * 4 // binary.warps,
-        64 // binary.warps,
-        SHARED[target] * 1024 // (binary.shared + 1024),
-        32,
-    )
-    return programs * binary.warps
+    return registers_for(warps, binary)
 
 
 def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
@@ -195,38 +161,59 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
     return [*names, *numbers, "; ".join(wrong) or "ok"], not wrong
 
 
+COLUMNS = ("kernel", "target", "inputs", "roles", "registers", "spilled", "128-bit loads")
+COLUMNS += ("stores", "shared", "warps", "verdict")
+LEGEND = """registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and
+altogether; shared bytes of a program; resident warps of an SM or compute unit"""
+
+
+class Part(NamedTuple):
+    """Kernels that are checked in the same way."""
+
+    rows: Callable[[list[str]], list[tuple[str, Any]]]
+    cells: Callable[[str, Any, Binary | str], tuple[list[str], bool]]
+    columns: Sequence[str]
+    legend: str
+
+
+PARTS = {
+    "moments": Part(rows, cells, COLUMNS, LEGEND),
+    "pairs": Part(_pairs_check.rows, _pairs_check.cells, _pairs_check.COLUMNS, _pairs_check.LEGEND),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    table = Table("kernel", "target", "inputs", "roles")
-    for header in ("registers", "spilled", "128-bit loads", "stores", "shared", "warps"):
-        table.add_column(header, justify="right")
-    table.add_column("verdict")
-    everything = rows(arguments.target)
-    passed, errors = True, set()
+    passed, errors, count = True, set(), 0
     # No cache, so that this is what the sources say now; new processes inherit the variable.
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.processes, mp_context=spawn) as pool:
-            binaries = pool.map(compiled, [row[0] for _, row in everything])
-            for (target, row), binary in zip(everything, binaries, strict=True):
-                line, good = cells(target, row, binary)
-                passed &= good
-                errors |= {binary} if isinstance(binary, str) else set()
-                table.add_row(*line, style=None if good else "red")
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
-    print(
-        "registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and\n"
-        "altogether; shared bytes of a program; resident warps of an SM or compute unit"
-    )
+            for part in map(PARTS.__getitem__, arguments.only):
+                table = Table()
+                for i, column in enumerate(part.columns):
+                    numbers = 4 <= i < len(part.columns) - 1
+                    table.add_column(column, justify="right" if numbers else "left")
+                everything = part.rows(arguments.target)
+                count += len(everything)
+                binaries = pool.map(compiled, [row[0] for _, row in everything])
+                for (target, row), binary in zip(everything, binaries, strict=True):
+                    line, good = part.cells(target, row, binary)
+                    passed &= good
+                    errors |= {binary} if isinstance(binary, str) else set()
+                    table.add_row(*line, style=None if good else "red")
+                Console(width=None if sys.stdout.isatty() else 150).print(table)
+                print(f"{part.legend}\n", flush=True)
     for error in errors:
         print(f"\n{error}")
     seconds = time.perf_counter() - start
-    print(f"{len(everything)} binaries in {seconds:.0f} s: {'ok' if passed else 'FAILED'}")
+    print(f"{count} binaries in {seconds:.0f} s: {'ok' if passed else 'FAILED'}")
     sys.exit(not passed)
 
 

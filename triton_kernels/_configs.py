@@ -113,14 +113,21 @@ class PairsTile(NamedTuple):
     COMPONENTS: int
     FEATURES: int
     num_warps: int
+    maxnreg: int
 
 
 def pairs_tile(samples: int, components: int, features: int, dtype: torch.dtype) -> PairsTile:
-    """Up to 32 x 64 pairs: every operand that a thread reads serves several pairs, and the
-    registers hold them (a tile of 64 x 64 spills)."""
-    n = _between(samples, 16, 32)
-    m = _between(components, 16, 32 if dtype == torch.float64 else 64)
-    return PairsTile(n, m, 8, 8 if n * m > 1024 else 4)
+    """Up to 64 x 32 pairs, eight of a thread that share one component: preparing a component takes
+    most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers."""
+    if dtype == torch.float64:
+        n, m = _between(samples, 16, 32), _between(components, 16, 32)
+        return PairsTile(n, m, 4, 4, _ALL_REGISTERS)
+    n, m = _between(samples, 16, 64), _between(components, 16, 32)
+    warps = n * m // 256
+    return PairsTile(n, m, 8, max(warps, 2), 128 if warps >= 4 else _ALL_REGISTERS)
+
+
+_ALL_REGISTERS = 255  # of a thread
 
 
 def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:
@@ -143,9 +150,16 @@ class PairsGradientTile(NamedTuple):
 
 
 def pairs_gradient_tile(rows: int, features: int, dtype: torch.dtype) -> PairsGradientTile:
-    """Features across the lanes, rows across the warps, the sum in registers."""
-    width = 32 if dtype == torch.float64 else 64
-    return PairsGradientTile(_between(rows, 4, 8), 8, _between(features, 4, width), 4)
+    """Features across the lanes, rows across the warps, the sum in registers: 64 pairs and features
+    of a thread in flight, and what is prepared of the other role serves 32 rows."""
+    n = _between(rows, 8, 32)
+    exact = dtype == torch.float64
+    width = _between(features, 4, 32 if exact else 64)
+    return PairsGradientTile(n, 8, width, n // 4)
+
+
+PAIRS_PADDING = 32
+"""Both sizes of a matrix of upstream gradients are multiples of it, and so of ROWS and SUMMED."""
 
 
 def log_tile(features: int) -> dict[str, int]:

@@ -35,16 +35,23 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **meta: Any) -> None:
-    """Run `programs` programs of a kernel; `meta` are its constants and `num_warps`."""
+    """Run `programs` programs of a kernel; `meta` are its constants, `num_warps` and `maxnreg`."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, programs, arguments, meta))
         return
+    if torch.version.hip:
+        meta = for_amd(meta)
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[(programs,)](*arguments, **meta)
     else:
         kernel[(programs,)](*arguments, **meta)
+
+
+def for_amd(meta: dict[str, Any]) -> dict[str, Any]:
+    """Without the limit of registers, an option that the compiler for AMD GPUs does not have."""
+    return {name: value for name, value in meta.items() if name != "maxnreg"}
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

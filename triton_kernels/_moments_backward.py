@@ -183,7 +183,9 @@ def gradient_kernel(
                 if EXCLUDE_DIAGONAL:
                     squares -= own * own
                 others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
-                pull = slope * (upstream_g * others - _times(upstream_c, squares * precision))
+                pull = upstream_g * others - _times(upstream_c, squares * precision)
+                # A sigma of 0 must not meet an overflow either.
+                pull = tl.where(slope == 0, 0.0, slope * pull)
                 gradient_stds += tl.where(use_l, pull, 0.0)
 
         if D_Y:

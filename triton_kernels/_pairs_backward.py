@@ -1,16 +1,57 @@
 """Gradients of the energies of all pairs: the differences once more, weighted by the upstream
 gradients and added up over the other role.
 
-The features lie across the threads here, and the rows that are added up in the registers of each.
-Differences are direct, never those of two large products: where a sample is close to one component
-and far from the rest, a product would cancel.
+The features lie across the lanes here, the rows of a gradient across the warps, and what is added
+up in the registers of each thread. Differences are direct, never those of two large products: where
+a sample is close to one component and far from the rest, a product would cancel.
 """
 
 import triton
 import triton.language as tl
 
 from ._moments_backward import store_rows
-from ._tiles import load, precision_scale, variance_terms
+from ._pairs_forward import inverse_root
+from ._tiles import load, precision_scale
+
+
+@triton.jit
+def _component(
+    x,
+    mu,
+    stds,
+    row,
+    s,
+    e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    use,
+    shift,
+    eps,
+    HAS_MU: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """`r = sqrt(scale / v)` and `c r` of components, 0 where not `use`."""
+    centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
+    if HAS_MU:
+        centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
+    sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+    sigma = tl.where(use, sigma, 1.0)
+    root = tl.where(use, inverse_root(sigma, eps, ACC), 0.0)
+    return root, tl.where(use, centre * root, 0.0)
+
+
+@triton.jit
+def _slope(sigma, eps, ACC: tl.constexpr):
+    """`sigma / (sigma^2 + eps)`, by way of the root, which is in range where the square is not."""
+    root = inverse_root(sigma, eps, ACC)
+    return sigma * root * root / precision_scale(eps, ACC)
 
 
 @triton.jit(
@@ -26,7 +67,7 @@ def samples_gradient_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32, see Positions
-    upstream,  # (N, M) float64, of q
+    pull,  # (PADDED M, PADDED N) ACC: upstream gradient of q, 0 outside
     d_y,  # (rows, S, E), written
     y_stride_row,
     y_stride_s,
@@ -48,6 +89,7 @@ def samples_gradient_kernel(
     E,
     tiles_n,
     tiles_e,
+    pull_stride,
     HAS_MU: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -69,24 +111,37 @@ def samples_gradient_kernel(
         row = sample_start + n[:, None]
         sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
         sample = tl.where(use, sample - shift, 0.0)
+        at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
         for begin in range(0, M, SUMMED):
             m = begin + tl.arange(0, SUMMED)
             here_m = tl.load(component_active + m.to(tl.int64) * S + s, mask=m < M, other=0) != 0
-            use = here_m[:, None] & (e < E)
-            row = component_start + m[:, None]
-            centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
-            if HAS_MU:
-                centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
-            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
-            precision, _, _ = variance_terms(tl.where(use, sigma, 1.0), eps, ACC)
-            root = tl.sqrt(precision)
-            centre = tl.where(use, centre * root, 0.0)
-            shared = here_m[:, None] & here_n[None, :]
-            at = upstream + n.to(tl.int64)[None, :] * M + m[:, None]
-            pull = tl.load(at, mask=shared, other=0.0).to(ACC)
+            root, centre = _component(
+                x,
+                mu,
+                stds,
+                component_start + m[:, None],
+                s,
+                e,
+                x_stride_row,
+                x_stride_s,
+                x_stride_e,
+                mu_stride_row,
+                mu_stride_s,
+                mu_stride_e,
+                stds_stride_row,
+                stds_stride_s,
+                stds_stride_e,
+                here_m[:, None] & (e < E),
+                shift,
+                eps,
+                HAS_MU,
+                ACC,
+            )
+            # Where a component lacks the position, its root is 0 and so is the term.
             z = sample[None, :, :] * root[:, None, :] - centre[:, None, :]
-            terms = (pull[:, :, None] * z) * root[:, None, :]
-            total += tl.sum(tl.where(shared[:, :, None], terms, 0.0), 0)
+            total += tl.sum((tl.load(at)[:, :, None] * z) * root[:, None, :], 0)
+            at += SUMMED * pull_stride
+        total = tl.where(use, total, 0.0)
     total = total / precision_scale(eps, ACC)
     row = sample_start + n[:, None]
     store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
@@ -107,7 +162,7 @@ def components_gradient_kernel(
     component_active,  # (M, S) uint8
     own_active,  # (M, S) uint8, where these rows are active as samples
     counts,  # (4, S) int32, see Positions
-    upstream,  # (N, M) float64, of q
+    pull,  # (PADDED N, PADDED M) ACC: upstream gradient of q, 0 outside
     of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
     of_own,  # (M, S) float64: and as samples
     d_x,  # (rows, S, E), written
@@ -133,6 +188,7 @@ def components_gradient_kernel(
     E,
     tiles_m,
     tiles_e,
+    pull_stride,
     HAS_MU: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OWN_STDS: tl.constexpr,
@@ -154,62 +210,75 @@ def components_gradient_kernel(
     at_m = m.to(tl.int64) * S + s
     row = component_start + m[:, None]
     gradient_c = tl.zeros((ROWS, FEATURES), ACC)
-    gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+    of_squares = tl.zeros((ROWS, FEATURES), ACC)
+    here = tl.zeros((ROWS,), tl.int1)
     if COMPONENTS:
         here_m = tl.load(component_active + at_m, mask=m < M, other=0) != 0
+        here = here_m
+        eps = tl.load(component_eps).to(ACC)
+        scale = precision_scale(eps, ACC)
         if tl.max(here_m.to(tl.int32), 0) > 0:
-            eps = tl.load(component_eps).to(ACC)
             first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
             shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
             use = here_m[:, None] & (e < E)
-            centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
-            if HAS_MU:
-                centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
-            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
-            precision, slope, _ = variance_terms(tl.where(use, sigma, 1.0), eps, ACC)
-            root = tl.sqrt(precision)
-            centre = tl.where(use, centre * root, 0.0)
+            root, centre = _component(
+                x,
+                mu,
+                stds,
+                row,
+                s,
+                e,
+                x_stride_row,
+                x_stride_s,
+                x_stride_e,
+                mu_stride_row,
+                mu_stride_s,
+                mu_stride_e,
+                stds_stride_row,
+                stds_stride_s,
+                stds_stride_e,
+                use,
+                shift,
+                eps,
+                HAS_MU,
+                ACC,
+            )
             of_centre = tl.zeros((ROWS, FEATURES), ACC)
-            of_squares = tl.zeros((ROWS, FEATURES), ACC)
+            at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + m[None, :]
             for begin in range(0, N, SUMMED):
                 n = begin + tl.arange(0, SUMMED)
-                at_n = n.to(tl.int64) * S + s
-                here_n = tl.load(sample_active + at_n, mask=n < N, other=0) != 0
+                here_n = tl.load(sample_active + n.to(tl.int64) * S + s, mask=n < N, other=0) != 0
                 use_n = here_n[:, None] & (e < E)
-                sample = load(
-                    y,
-                    sample_start + n[:, None],
-                    s,
-                    e,
-                    y_stride_row,
-                    y_stride_s,
-                    y_stride_e,
-                    use_n,
-                    ACC,
-                )
+                at_n = sample_start + n[:, None]
+                sample = load(y, at_n, s, e, y_stride_row, y_stride_s, y_stride_e, use_n, ACC)
                 sample = tl.where(use_n, sample - shift, 0.0)
-                shared = here_n[:, None] & here_m[None, :]
-                at = upstream + n.to(tl.int64)[:, None] * M + m[None, :]
-                pull = tl.load(at, mask=shared, other=0.0).to(ACC)
+                of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
                 z = sample[:, None, :] * root[None, :, :] - centre[None, :, :]
-                terms = tl.where(shared[:, :, None], pull[:, :, None] * z, 0.0)
+                terms = of_pairs[:, :, None] * z
                 of_centre += tl.sum(terms, 0)
-                of_squares += tl.sum(tl.where(shared[:, :, None], terms * z, 0.0), 0)
-            scale = precision_scale(eps, ACC)
-            logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)
+                of_squares += tl.sum(terms * z, 0)
+                at += SUMMED * pull_stride
             gradient_c = tl.where(use, -(root * of_centre) / scale, 0.0)
-            gradient_stds = tl.where(use, slope * (logs[:, None] - of_squares / scale), 0.0)
-    if OWN_STDS:
-        here_own = tl.load(own_active + at_m, mask=m < M, other=0) != 0
-        use = here_own[:, None] & (e < E)
-        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
-        eps_own = tl.load(own_eps).to(ACC)
-        _, slope, _ = variance_terms(tl.where(use, sigma, 1.0), eps_own, ACC)
-        own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)
-        gradient_stds += tl.where(use, own[:, None] * slope, 0.0)
     if D_X:
         store_rows(d_x, row, s, e, S, E, gradient_c, inside)
     if D_MU:
         store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
     if D_STDS:
+        gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+        if OWN_STDS:
+            here_own = tl.load(own_active + at_m, mask=m < M, other=0) != 0
+            here = here | here_own
+        # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
+        use = here[:, None] & (e < E)
+        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        sigma = tl.where(use, sigma, 1.0)
+        if COMPONENTS:
+            slope = _slope(sigma, eps, ACC)
+            logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+            pull_l = slope * (logs - of_squares / scale)
+            gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
+        if OWN_STDS:
+            slope = _slope(sigma, tl.load(own_eps).to(ACC), ACC)
+            own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+            gradient_stds += tl.where(here_own[:, None] & (e < E), own * slope, 0.0)
         store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

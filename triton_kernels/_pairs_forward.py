@@ -11,6 +11,82 @@ import triton.language as tl
 from ._tiles import cast, load, precision_scale, variance_terms
 
 
+@triton.jit
+def inverse_root(sigma, eps, ACC: tl.constexpr):
+    """`sqrt(scale / (sigma^2 + eps))`, see `precision_scale`; positive for every finite sigma.
+
+    Where a square would leave the range, it is taken of sigma times a power of two.
+    """
+    if tl.float64 == ACC:
+        up, common = 1.0, 1.0
+        limit = tl.where(eps >= 2.0**1022, 0.0, 2.0**511)
+    else:
+        # The reciprocal root of a GPU takes a denormal for 0.
+        tiny = eps < 2.0**-100
+        up = tl.where(tiny, 2.0**50, 1.0)
+        common = tl.where(tiny, 2.0**-30, 1.0)
+        limit = tl.where(eps >= 2.0**126, 0.0, tl.where(tiny, 2.0**13, 2.0**63))
+    factor = tl.where(tl.abs(sigma) >= limit, 2.0**-64, up).to(ACC)
+    scaled = sigma * factor
+    return tl.rsqrt(scaled * scaled + eps * (factor * factor)) * (factor * common).to(ACC)
+
+
+@triton.jit
+def corner(tensor, row, s, e, stride_row, stride_s, stride_e):
+    """Pointers to a tile of `tensor` (rows, S, E) at (row, s, e), in 64 bits."""
+    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
+    return tensor + offset + e.to(tl.int64) * stride_e
+
+
+@triton.jit
+def _fetch(
+    at_y,
+    at_x,
+    at_mu,
+    at_stds,
+    at_shift,
+    here_n,
+    here_m,
+    f,
+    left,
+    HAS_MU: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """A tile as it lies in memory, of the `left` features that are left."""
+    inside = left > 0
+    if not EVEN:
+        inside = f < left
+    use_n, use_m = here_n[None, :] & inside, here_m[None, :] & inside
+    of_x = tl.load(at_x, mask=use_m, other=0.0)
+    of_mu = of_x
+    if HAS_MU:
+        of_mu = tl.load(at_mu, mask=use_m, other=0.0)
+    return (
+        tl.load(at_y, mask=use_n, other=0.0),
+        of_x,
+        of_mu,
+        tl.load(at_stds, mask=use_m, other=1.0),
+        tl.load(at_shift, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def _against(sample, root, centre, SHAPE: tl.constexpr):
+    """`sample root - centre` of SHAPE (FEATURES, SAMPLES, COMPONENTS).
+
+    Root and centre cross the shared memory as one number of 64 bits: fewer barriers and registers.
+    """
+    if root.dtype == tl.float32:
+        low = root.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        both = low | (centre.to(tl.int32, bitcast=True).to(tl.int64) << 32)
+        both = tl.broadcast_to(both[:, None, :], SHAPE)
+        root = both.to(tl.int32).to(tl.float32, bitcast=True)
+        centre = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    else:
+        root, centre = root[:, None, :], centre[:, None, :]
+    return sample[:, :, None] * root - centre
+
+
 @triton.jit(
     do_not_specialize=["sample_start", "component_start", "N", "M", "S", "chunks_per_split"],
     do_not_specialize_on_alignment=["component_eps"],
@@ -48,6 +124,7 @@ def distances_kernel(
     chunks_per_position,
     chunks_per_split,
     HAS_MU: tl.constexpr,
+    EVEN: tl.constexpr,  # FEATURES divides E
     ACC: tl.constexpr,
     SAMPLES: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -57,41 +134,58 @@ def distances_kernel(
     program = tl.program_id(0)
     tile_n, tile_m = program % tiles_n, (program // tiles_n) % tiles_m
     split = program // tiles_n // tiles_m
-    n = tile_n * SAMPLES + tl.arange(0, SAMPLES)
-    m = tile_m * COMPONENTS + tl.arange(0, COMPONENTS)
+    local_n, local_m = tl.arange(0, SAMPLES), tl.arange(0, COMPONENTS)
+    n, m = tile_n * SAMPLES + local_n, tile_m * COMPONENTS + local_m
+    f = tl.arange(0, FEATURES)[:, None]
     eps = tl.load(component_eps).to(ACC)
     total = tl.zeros((SAMPLES, COMPONENTS), ACC)
     for i in range(0, chunks_per_split):
         chunk = split * chunks_per_split + i
         s = chunk // chunks_per_position
         begin = (chunk % chunks_per_position) * CHUNK
-        at_n, at_m = n.to(tl.int64) * S + s, m.to(tl.int64) * S + s
-        here_n = tl.load(sample_active + at_n, mask=(n < N) & (s < S), other=0) != 0
-        here_m = tl.load(component_active + at_m, mask=(m < M) & (s < S), other=0) != 0
+        # S, as s >= 0; but offsets that depend on s are not kept in registers over the inner loop.
+        step = S + (s >> 31)
+        base_n = sample_active + (tile_n * SAMPLES).to(tl.int64) * S + s
+        base_m = component_active + (tile_m * COMPONENTS).to(tl.int64) * S + s
+        left_n = tl.where(s < S, N - tile_n * SAMPLES, 0)
+        left_m = tl.where(s < S, M - tile_m * COMPONENTS, 0)
+        here_n = tl.load(base_n + local_n * step, mask=local_n < left_n, other=0) != 0
+        here_m = tl.load(base_m + local_m * step, mask=local_m < left_m, other=0) != 0
         # A position that the whole tile skips is not read.
         some = tl.minimum(tl.max(here_n.to(tl.int32), 0), tl.max(here_m.to(tl.int32), 0))
         if some > 0:
-            first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
+            first = component_start + tl.load(counts + 3 * S + s)
+            row_n, row_m, e = sample_start + n[None, :], component_start + m[None, :], begin + f
+            at_y = corner(y, row_n, s, e, y_stride_row, y_stride_s, y_stride_e)
+            at_x = corner(x, row_m, s, e, x_stride_row, x_stride_s, x_stride_e)
+            at_mu = at_x
+            if HAS_MU:
+                at_mu = corner(mu, row_m, s, e, mu_stride_row, mu_stride_s, mu_stride_e)
+            at_stds = corner(stds, row_m, s, e, stds_stride_row, stds_stride_s, stds_stride_e)
+            at_shift = corner(x, first, s, e, x_stride_row, x_stride_s, x_stride_e)
             within = tl.zeros((SAMPLES, COMPONENTS), ACC)
-            for offset in range(0, min(CHUNK, E - begin), FEATURES):
-                e = begin + offset + tl.arange(0, FEATURES)[:, None]
-                row = sample_start + n[None, :]
-                use = here_n[None, :] & (e < E)
-                shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
-                sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
-                sample = tl.where(use, sample - shift, 0.0)
-                row = component_start + m[None, :]
-                use = here_m[None, :] & (e < E)
-                centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
+            left = min(CHUNK, E - begin)
+            of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+            )
+            for _ in range(0, left, FEATURES):
+                shift = cast(of_shift, ACC)
+                sample = cast(of_y, ACC) - shift
+                centre = cast(of_x, ACC) - shift
                 if HAS_MU:
-                    centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
-                sigma = load(
-                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC
+                    centre += cast(of_mu, ACC)
+                root = inverse_root(cast(of_stds, ACC), eps, ACC)
+                # The next tile is on its way while this one is computed.
+                left -= FEATURES
+                at_y += FEATURES * y_stride_e
+                at_x += FEATURES * x_stride_e
+                at_mu += FEATURES * mu_stride_e
+                at_stds += FEATURES * stds_stride_e
+                at_shift += FEATURES * x_stride_e
+                of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                    at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
                 )
-                precision, _, _ = variance_terms(tl.where(use, sigma, 1.0), eps, ACC)
-                root = tl.where(use, tl.sqrt(precision), 0.0)
-                centre = tl.where(use, centre * root, 0.0)
-                z = sample[:, :, None] * root[:, None, :] - centre[:, None, :]
+                z = _against(sample, root, centre * root, (FEATURES, SAMPLES, COMPONENTS))
                 within += tl.sum(z * z, 0)
             # Select here: an infinite sample must not reach a pair that lacks the position.
             total += tl.where(here_n[:, None] & here_m[None, :], within, 0.0)

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from fused_mi.reference.mixture import Mixture, Rows
 from torch import Tensor
 
+from . import _pairs_traffic
 from ._launch import Launch
+from ._pairs_traffic import ActivePairs
 
 
 class Active(NamedTuple):
@@ -46,7 +48,7 @@ _PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 4, 7 + 2 + 3, 3 + 7 + 
 _MERGE = 12  # of one part
 
 
-def traffic(launch: Launch, active: Active) -> Traffic:
+def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
     """Of one launch.
 
     Args:
@@ -61,7 +63,9 @@ def traffic(launch: Launch, active: Active) -> Traffic:
     return Traffic(in_bytes(read), in_bytes(written), flops)
 
 
-def total(launches: Iterable[Launch], count: Callable[[Launch], Active]) -> dict[str, Traffic]:
+def total(
+    launches: Iterable[Launch], count: Callable[[Launch], Active | ActivePairs]
+) -> dict[str, Traffic]:
     """Of all launches, by kernel: record forward, backward or both, see `_launch.recorded`."""
     found: dict[str, Traffic] = {}
     for launch in launches:
@@ -73,17 +77,21 @@ def total(launches: Iterable[Launch], count: Callable[[Launch], Active]) -> dict
     return found
 
 
-def expected(launch: Launch, density: float = 1.0) -> Active:
+def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     a = _named(launch)
+    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
+        return _pairs_traffic.expected(a, density)
     pairs = density * a.get("rows", 0) * a["S"] if "S" in a else 0
     samples, components = a.get("SAMPLES", True), a.get("COMPONENTS", True)
     return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
 
 
-def counted(launch: Launch) -> Active:
+def counted(launch: Launch) -> Active | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
     a = _named(launch)
+    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
+        return _pairs_traffic.counted(a)
     if "mask" in a:
         mask = a["mask"][a["start"] : a["start"] + a["rows"]]
         return Active(0, 0, int(mask.sum()), 0)
@@ -234,7 +242,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
 
 
-_KERNELS: dict[str, Callable[[int, dict[str, Any], Active], _Elements]] = {
+_KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_least_kernel": _least,
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
@@ -242,6 +250,7 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Active], _Elements]] = {
     "finish_kernel": _finish,
     "reduce_kernel": _reduce,
     "gradient_kernel": _gradient,
+    **_pairs_traffic.KERNELS,
 }
 
 

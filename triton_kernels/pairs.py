@@ -11,7 +11,15 @@ from fused_mi.reference.passes import Pass, cover, passes, writes
 from fused_mi.reference.variance import moments_dtype
 from torch import Tensor
 
-from ._configs import CHUNK, REDUCE, log_tile, pairs_gradient_tile, pairs_splits, pairs_tile
+from ._configs import (
+    CHUNK,
+    PAIRS_PADDING,
+    REDUCE,
+    log_tile,
+    pairs_gradient_tile,
+    pairs_splits,
+    pairs_tile,
+)
 from ._launch import accumulator, launch
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
@@ -72,6 +80,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
         chunks_per_position,
         chunks_per_split,
         HAS_MU=mu is not None,
+        EVEN=E % tile.FEATURES == 0,
         ACC=accumulator(dtype),
         CHUNK=CHUNK,
         **tile._asdict(),
@@ -144,7 +153,6 @@ def pairs_backward(
         return gradients
 
     where = [positions(m) for m in mixtures]
-    upstream = upstream.contiguous()
     for this in everything:
         write = [
             gradient is not None and writes(this.rows, of_role)
@@ -168,6 +176,7 @@ def _samples_gradient(
     _, S, E = y.shape
     N, M = upstream.shape
     tile = pairs_gradient_tile(N, E, _dtype(inputs))
+    pull = _padded(upstream.T, _dtype(inputs))
     tiles_n, tiles_e = triton.cdiv(N, tile.ROWS), triton.cdiv(E, tile.FEATURES)
     launch(
         samples_gradient_kernel,
@@ -175,7 +184,7 @@ def _samples_gradient(
         *inputs,
         mixture.component_eps,
         *where,
-        upstream,
+        pull,
         d_y,
         *_strides(inputs),
         mixture.sample_rows[0],
@@ -186,6 +195,7 @@ def _samples_gradient(
         E,
         tiles_n,
         tiles_e,
+        pull.stride(0),
         HAS_MU=mu is not None,
         ACC=accumulator(_dtype(inputs)),
         **tile._asdict(),
@@ -213,6 +223,7 @@ def _components_gradient(
         of_own = upstream[i, 2] @ where[i].component_active.double()
     M = stop - start
     tile = pairs_gradient_tile(M, E, _dtype(inputs))
+    pull = None if j is None else _padded(upstream[j, 0], _dtype(inputs))
     tiles_m, tiles_e = triton.cdiv(M, tile.ROWS), triton.cdiv(E, tile.FEATURES)
     launch(
         components_gradient_kernel,
@@ -224,7 +235,7 @@ def _components_gradient(
         None if j is None else where[j].component_active,
         where[i].sample_active if own and i is not None else None,
         None if j is None else where[j].counts,
-        None if j is None else upstream[j, 0],
+        pull,
         of_logs,
         of_own,
         *gradients[1:],
@@ -237,6 +248,7 @@ def _components_gradient(
         E,
         tiles_m,
         tiles_e,
+        0 if pull is None else pull.stride(0),
         HAS_MU=mu is not None,
         COMPONENTS=j is not None and any(write[1:]),
         OWN_STDS=own and write[3],
@@ -244,6 +256,14 @@ def _components_gradient(
         ACC=accumulator(_dtype(inputs)),
         **tile._asdict(),
     )
+
+
+def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """In `dtype`, with zeros up to whole tiles: loads of it need no mask."""
+    rows, columns = (triton.cdiv(size, PAIRS_PADDING) * PAIRS_PADDING for size in upstream.shape)
+    result = torch.zeros((rows, columns), dtype=dtype, device=upstream.device)
+    result[: upstream.shape[0], : upstream.shape[1]] = upstream
+    return result
 
 
 def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:

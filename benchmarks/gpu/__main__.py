@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._source_tree import ROOT
 
-from . import _report, correctness, ncu, sanitizer, timings
+from . import _report, correctness, ncu, pairs_timings, sanitizer, timings
 from ._children import Row
 
 
@@ -33,7 +33,8 @@ class Phase(NamedTuple):
 
 PHASES = (
     Phase("correctness", 170, lambda report, seconds: correctness.rows(seconds)),
-    Phase("timings", 200, lambda report, s: timings.rows(s, green=not _report.failed(report))),
+    Phase("timings", 160, lambda report, s: timings.rows(s, green=not _report.failed(report))),
+    Phase("pairs", 70, lambda report, s: pairs_timings.rows(s, green=not _report.failed(report))),
     Phase("ncu", 50, lambda report, seconds: ncu.rows(seconds)),
     Phase("sanitizer", 80, lambda report, seconds: sanitizer.rows(seconds)),
 )

@@ -98,6 +98,7 @@ def summary(report: Document) -> str:
     show = {
         "correctness": _correctness,
         "timings": _timings,
+        "pairs": _pairs,
         "ncu": _ncu,
         "sanitizer": _sanitizer,
     }
@@ -148,17 +149,40 @@ def _timings(rows: Sequence[Row]) -> Iterator[str]:
             lines.append([name, *_cells(name, found, row.get("speedups"))])
         if len(lines) > 1:
             yield from table(lines)
-        yield from (
-            f"{'met' if met else 'MISSED'}: {t}" for t, met in row.get("targets", {}).items()
-        )
-        if isinstance(row.get("speedups"), str):
-            yield f"speed-ups {row['speedups']}"
-        kernels = row.get("kernels", [])
-        if isinstance(kernels, str):
-            yield f"kernels {kernels}"
-        elif kernels:
-            lines = [[k["kernel"][:60], f"{k['us']:.1f}", f"{k['launches']:g}"] for k in kernels]
-            yield from table([["kernel", "us", "launches"], *lines])
+        yield from _targets_and_kernels(row)
+
+
+def _pairs(rows: Sequence[Row]) -> Iterator[str]:
+    head = "forward ms,backward ms,both ms,host ms,x floor,of FP32 peak,extra MiB,x as fast"
+    for row in rows:
+        peak = f": FP32 peak {row['peak']['TFLOP/s']:.1f} TFLOP/s" if "peak" in row else ""
+        yield f"{row['name']}{peak}" + _said(row, ": ")
+        lines = [["", *head.split(",")]]
+        for name, found in row.get("contestants", {}).items():
+            if "ms" not in found:
+                yield f"{name}: {found.get('message') or 'wrong: ' + str(found['errors'])}"
+                continue
+            ms, faster = found["ms"], row.get("speedups")
+            cells = [f"{ms[q]['median']:.3f}" for q in ("forward", "backward", "both", "host")]
+            cells += [f"{found['over_floor']:.2f}", f"{found['of_peak']:.0%}"]
+            extra = found.get("extra_bytes")
+            cells.append("" if extra is None else f"{extra / 2**20:.1f}")
+            faster = faster.get(name) if isinstance(faster, dict) else None
+            lines.append([name, *cells, "" if faster is None else f"{faster:.2f}"])
+        yield from table(lines) if len(lines) > 1 else ()
+        yield from _targets_and_kernels(row)
+
+
+def _targets_and_kernels(row: Row) -> Iterator[str]:
+    yield from (f"{'met' if met else 'MISSED'}: {t}" for t, met in row.get("targets", {}).items())
+    if isinstance(row.get("speedups"), str):
+        yield f"speed-ups {row['speedups']}"
+    kernels = row.get("kernels", [])
+    if isinstance(kernels, str):
+        yield f"kernels {kernels}"
+    elif kernels:
+        lines = [[k["kernel"][:60], f"{k['us']:.1f}", f"{k['launches']:g}"] for k in kernels]
+        yield from table([["kernel", "us", "launches"], *lines])
 
 
 def _cells(name: str, found: Row, speedups: object) -> list[str | None]:

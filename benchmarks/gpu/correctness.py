@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import torch
 
-from . import modes, values
+from . import modes, pairs_values, values
 from ._children import Ended, Job, Row, emit, python, run
 from .values import Check
 
-GROUPS = {group.__name__: group for group in (*values.GROUPS, *modes.GROUPS)}
+GROUPS = {group.__name__: group for group in (*values.GROUPS, *pairs_values.GROUPS, *modes.GROUPS)}
 _ON_CPU = 256  # elements that an interpreter computes in a time that one waits for
 
 
@@ -22,7 +22,16 @@ def rows(seconds: float) -> Iterator[Row]:
     at_once = max(2, min(8, (os.cpu_count() or 2) // 2))
     environment = {"OMP_NUM_THREADS": "4"}
     # The longest ones first.
-    order = ("large", "dtypes", "sizes", "compiled", "layouts", "pairings")
+    order = (
+        "large",
+        "pairs_large",
+        "logsumexp",
+        "dtypes",
+        "sizes",
+        "compiled",
+        "layouts",
+        "pairings",
+    )
     names = sorted(GROUPS, key=lambda name: order.index(name) if name in order else len(order))
     jobs = [Job(name, python("correctness", name), environment) for name in names]
     for event in run(jobs, at_once, seconds):

@@ -151,13 +151,13 @@ def _case(case: Case, others: Sequence[str], bench: _Bench) -> Row:
     }
     torch._dynamo.reset()  # each case has graphs for its own shape, as if it were alone
     inputs = large_inputs(case.shape, bench.device, case.dtype, density=1.0)
-    want, runs = _exact(inputs), {}
+    want, runs = exact(inputs), {}
     for name in (OURS, *others):
         if time.monotonic() > bench.deadline:
             contestants[name] = {"message": "not run: out of time"}
             continue
         run = _run(name, inputs, bench.folder)
-        contestants[name] = _admitted(run, want, bench.device)
+        contestants[name] = admitted(run, want, bench.device)
         if contestants[name]["agrees"]:
             runs[name] = run
     del want
@@ -208,17 +208,17 @@ def _run(name: str, inputs: Inputs, folder: str) -> Run:
     return run
 
 
-def _exact(inputs: Inputs) -> tuple[float, float, list[Tensor]]:
+def exact(inputs: Inputs, **options: Any) -> tuple[float, float, list[Tensor]]:
     """Value, sum of the magnitudes of its terms, and gradients, in float64 by plain torch."""
     wide = [t.double() if t.is_floating_point() else t for t in inputs]
     # eps is a multiple of the machine epsilon of the type that the inputs have.
     factor = 100 * torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
-    found = evaluate(wide, backend="reference", safety_factor=factor)
+    found = evaluate(wide, backend="reference", safety_factor=factor, **options)
     terms = {name: found.terms[name].item() for name in (MAHALANOBIS, LOG_DETERMINANT, STD_LOG)}
     return found.terms[TOTAL].item(), sum(map(abs, terms.values())), list(found.gradients)
 
 
-def _admitted(run: Run, want: tuple[float, float, list[Tensor]], device: str) -> dict[str, Any]:
+def admitted(run: Run, want: tuple[float, float, list[Tensor]], device: str) -> dict[str, Any]:
     """Whether a contestant computes the loss, and the memory that it needs; only then is it timed.
 
     The value may be wrong by a few roundings of its terms, and each gradient by as much relative to

@@ -54,32 +54,32 @@ def pairings(device: str) -> Checks:
         for pairing in PAIRINGS:
             for combine in (True, False):
                 name = f"{pairing}, combine {combine}"
-                yield _by_rule10(name, shape, device, pairing=pairing, combine=combine)
+                yield by_rule10(name, shape, device, pairing=pairing, combine=combine)
     for entry in (MAHALANOBIS, LOG_DETERMINANT, STD_LOG):
-        yield _by_rule10(entry, (6, 4, 3), device, entry=entry)
+        yield by_rule10(entry, (6, 4, 3), device, entry=entry)
 
 
 def dtypes(device: str) -> Checks:
     for name, of_inputs in DTYPES.items():
         for pairing in PAIRINGS:
-            yield _by_rule10(f"{name}, {pairing}", (6, 2, 20), device, of_inputs, pairing=pairing)
+            yield by_rule10(f"{name}, {pairing}", (6, 2, 20), device, of_inputs, pairing=pairing)
 
 
 def layouts(device: str) -> Checks:
     for layout in LAYOUTS:
         for pairing in PAIRINGS:
             name = f"{layout}, {pairing}"
-            yield _by_rule10(name, (6, 4, 6), device, layout=layout, pairing=pairing)
+            yield by_rule10(name, (6, 4, 6), device, layout=layout, pairing=pairing)
     for layout in LAYOUTS:
-        yield _by_rule10(f"{layout}, bfloat16", (6, 4, 6), device, (BF16,) * 4, layout=layout)
+        yield by_rule10(f"{layout}, bfloat16", (6, 4, 6), device, (BF16,) * 4, layout=layout)
 
 
 def sizes(device: str) -> Checks:
     for shape, pairing in SIZES:
-        yield _by_rule10(pairing, shape, device, pairing=pairing)
+        yield by_rule10(pairing, shape, device, pairing=pairing)
     for shape, pairing in SIZES:
         if shape[2] in (1, 127, 129, 4097):
-            yield _by_rule10(f"bfloat16, {pairing}", shape, device, (BF16,) * 4, pairing=pairing)
+            yield by_rule10(f"bfloat16, {pairing}", shape, device, (BF16,) * 4, pairing=pairing)
 
 
 def masks(device: str) -> Checks:
@@ -120,8 +120,8 @@ def masks(device: str) -> Checks:
         yield Check(f"one position active, {pairing}", 120, one_active)
         yield Check(f"NaN under the mask, {pairing}", 120, nan_where_no_pair_looks)
     for density in (0.05, 0.3, 1.0):
-        yield _by_rule10(f"density {density}", shape, device, density=density)
-        yield _by_rule10(f"density {density}", (64, 9, 130), device, density=density)
+        yield by_rule10(f"density {density}", shape, device, density=density)
+        yield by_rule10(f"density {density}", (64, 9, 130), device, density=density)
 
 
 def extremes(device: str) -> Checks:
@@ -129,7 +129,7 @@ def extremes(device: str) -> Checks:
     for offset in (1e3, 5e5):
         for pairing in PAIRINGS:
             name = f"offset {offset:.0e}, {pairing}"
-            yield _by_rule10(name, (8, 3, 5), device, pairing=pairing, offset=offset)
+            yield by_rule10(name, (8, 3, 5), device, pairing=pairing, offset=offset)
     for sigma in (1e-20, 1e20, 0.0):
         for pairing in PAIRINGS:
 
@@ -168,13 +168,13 @@ def large(device: str) -> Checks:
             return rule10(inputs, evaluate(inputs, pairing=pairing), pairing=pairing)
 
         past = ", more than 2^31 elements" if elements > 2**31 else ""
-        yield Check(f"{shape}, {_name(dtype)}, {pairing}{past}", elements, sample)
+        yield Check(f"{shape}, {name_of(dtype)}, {pairing}{past}", elements, sample)
 
 
 GROUPS = (pairings, dtypes, layouts, sizes, masks, extremes, large)
 
 
-def _by_rule10(
+def by_rule10(
     name: str,
     shape: Shape,
     device: str,
@@ -184,20 +184,23 @@ def _by_rule10(
     pairing: str = "sub_batch",
     combine: bool = True,
     entry: str = TOTAL,
+    estimator: str = "jensen",
     **making: float,
 ) -> Check:
+    options = {"pairing": pairing, "combine": combine, "entry": entry, "estimator": estimator}
+
     def function() -> Outcome:
         inputs = small_inputs(shape, device, of_inputs, **making)
         if layout is not None:
             inputs = laid_out(inputs, layout)
-        found = evaluate(inputs, pairing=pairing, combine=combine, entry=entry)
+        found = evaluate(inputs, **options)
         assert all(
             g.dtype == inputs[i].dtype for g, i in zip(found.gradients, FLOATING, strict=True)
         ), "a gradient has another dtype than its input"
-        return rule10(inputs, found, pairing=pairing, combine=combine, entry=entry)
+        return rule10(inputs, found, **options)
 
     return Check(f"{shape} {name}", shape[0] * shape[1] * shape[2], function)
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

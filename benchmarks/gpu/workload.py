@@ -32,6 +32,8 @@ def small(device: str) -> None:
                 for combine in (True, False):
                     inputs = small_inputs(shape, device, (dtype,) * 4)
                     evaluate(inputs, pairing=pairing, combine=combine)
+                    if combine:
+                        evaluate(inputs, pairing=pairing, estimator="logsumexp")
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -4,10 +4,12 @@
 // an instruction path, see paths.h. Built against the stable ABI, for every later torch.
 #include "checks.h"
 #include "launch.h"
+#include "pairs_launch.h"
 #include "pages.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -51,7 +53,7 @@ Inputs inputs_of(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask,
     const std::vector<double>& component_eps, const std::vector<double>& sample_eps,
-    const std::vector<int64_t>& rows, bool exclude_diagonal, const Tensor& state) {
+    const std::vector<int64_t>& rows, bool exclude_diagonal, bool wide) {
   STD_TORCH_CHECK(y.dim() == 3, "y: expected (rows, S, E)");
   Inputs result;
   MomentsInputs& in = result.in;
@@ -66,11 +68,10 @@ Inputs inputs_of(
   in.count = static_cast<int64_t>(component_eps.size());
   in.own_stds = !sample_eps.empty();
   in.exclude_diagonal = exclude_diagonal;
-  in.wide = state.scalar_type() == ScalarType::Double;
+  in.wide = wide;
   STD_TORCH_CHECK(static_cast<int64_t>(rows.size()) == 4 * in.count, "rows: four bounds each");
   STD_TORCH_CHECK(
       !in.own_stds || sample_eps.size() == component_eps.size(), "sample_eps: one each, or none");
-  STD_TORCH_CHECK(in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
   for (int64_t d = 0; d < in.count; ++d) {
     Mixture m{{rows[4 * d], rows[4 * d + 1]}, {rows[4 * d + 2], rows[4 * d + 3]}};
     m.component_eps = component_eps[d];
@@ -105,34 +106,21 @@ void moments(
     const Tensor& sums, const Tensor& state) {
   Inputs inputs = inputs_of(
       y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
-      exclude_diagonal, state);
+      exclude_diagonal, state.scalar_type() == ScalarType::Double);
   MomentsInputs& in = inputs.in;
   in.mixtures = inputs.mixtures.data();
+  STD_TORCH_CHECK(in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
   char* to_state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
   char* to_sums = output(sums, "sums", in.count * 3, ScalarType::Double);
   launch_moments(in, to_state, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
 }
 
-// `passes`: five numbers each, see `Pass`; the last has a bit for each gradient that it writes.
-void moments_backward(
-    const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
-    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
-    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal,
-    const Tensor& state, std::vector<int64_t> passes, int64_t path, std::optional<Tensor> d_y,
-    std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds) {
-  Inputs inputs = inputs_of(
-      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
-      exclude_diagonal, state);
-  MomentsBackward call;
-  call.in = inputs.in;
-  MomentsInputs& in = call.in;
-  in.mixtures = inputs.mixtures.data();
-  call.state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
-  call.upstream = reinterpret_cast<const double*>(
-      output(upstream, "upstream", in.count * 3, ScalarType::Double));
+// Of y, x, mu and stds; nullopt: not wanted.
+using Gradients = std::array<const std::optional<Tensor>*, 4>;
 
-  const std::optional<Tensor>* gradients[] = {&d_y, &d_x, &d_mu, &d_stds};
-  View* views[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+// `passes`: five numbers each, see `Pass`; the last has a bit for each gradient that it writes.
+std::vector<Pass> passes_of(
+    const MomentsInputs& in, const std::vector<int64_t>& passes, const Gradients& gradients) {
   STD_TORCH_CHECK(passes.size() % 5 == 0, "passes: five numbers each");
   std::vector<Pass> found;
   for (size_t p = 0; p < passes.size(); p += 5) {
@@ -154,6 +142,11 @@ void moments_backward(
     }
     found.push_back(pass);
   }
+  return found;
+}
+
+void views_of(
+    const MomentsInputs& in, const Gradients& gradients, const std::array<View*, 4>& views) {
   for (int i = 0; i < 4; ++i) {
     if (!gradients[i]->has_value()) continue;
     View& view = *views[i] = view_of(**gradients[i], "gradient", in.S, in.E);
@@ -161,9 +154,84 @@ void moments_backward(
       prefer_huge_pages(view.data, (*gradients[i])->numel() * size_of(view.type));
     }
   }
+}
+
+void moments_backward(
+    const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
+    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal,
+    const Tensor& state, std::vector<int64_t> passes, int64_t path, std::optional<Tensor> d_y,
+    std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds) {
+  Inputs inputs = inputs_of(
+      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
+      exclude_diagonal, state.scalar_type() == ScalarType::Double);
+  STD_TORCH_CHECK(
+      inputs.in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
+  MomentsBackward call;
+  call.in = inputs.in;
+  MomentsInputs& in = call.in;
+  in.mixtures = inputs.mixtures.data();
+  call.state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
+  call.upstream = reinterpret_cast<const double*>(
+      output(upstream, "upstream", in.count * 3, ScalarType::Double));
+
+  Gradients gradients{&d_y, &d_x, &d_mu, &d_stds};
+  std::vector<Pass> found = passes_of(in, passes, gradients);
   call.passes = found.data();
   call.pass_count = static_cast<int64_t>(found.size());
+  views_of(in, gradients, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   launch_gradients(call, checked(path), Threads{});
+}
+
+// How many energies there are; all mixtures have as many samples, and as many components.
+int64_t energies_count(const MomentsInputs& in) {
+  STD_TORCH_CHECK(in.count > 0 && in.S * in.E > 0, "pairs: no mixture or no element");
+  const Mixture& first = in.mixtures[0];
+  STD_TORCH_CHECK(first.samples.count() * first.components.count() > 0, "pairs: no pair");
+  for (int64_t d = 1; d < in.count; ++d) {
+    STD_TORCH_CHECK(
+        in.mixtures[d].samples.count() == first.samples.count() &&
+            in.mixtures[d].components.count() == first.components.count(),
+        "pairs: mixtures of one size");
+  }
+  return in.count * 3 * first.samples.count() * first.components.count();
+}
+
+void pairs(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
+    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, bool wide,
+    int64_t path, const Tensor& energies) {
+  Inputs inputs = inputs_of(
+      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
+      exclude_diagonal, wide);
+  MomentsInputs& in = inputs.in;
+  in.mixtures = inputs.mixtures.data();
+  char* to = output(energies, "energies", energies_count(in), ScalarType::Double);
+  launch_pairs(in, reinterpret_cast<double*>(to), checked(path), Threads{});
+}
+
+void pairs_backward(
+    const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
+    std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, bool wide,
+    std::vector<int64_t> passes, int64_t path, std::optional<Tensor> d_y,
+    std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds) {
+  Inputs inputs = inputs_of(
+      y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
+      exclude_diagonal, wide);
+  PairsBackward call;
+  call.in = inputs.in;
+  MomentsInputs& in = call.in;
+  in.mixtures = inputs.mixtures.data();
+  call.upstream = reinterpret_cast<const double*>(
+      output(upstream, "upstream", energies_count(in), ScalarType::Double));
+  Gradients gradients{&d_y, &d_x, &d_mu, &d_stds};
+  std::vector<Pass> found = passes_of(in, passes, gradients);
+  call.passes = found.data();
+  call.pass_count = static_cast<int64_t>(found.size());
+  views_of(in, gradients, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
+  launch_pairs_gradients(call, checked(path), Threads{});
 }
 
 // Of the schemas below; the Python side expects one.
@@ -198,6 +266,15 @@ STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
       " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
       " int[] rows, bool exclude_diagonal, Tensor state, int[] passes, int path, Tensor(a!)? d_y,"
       " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
+  m.def(
+      "pairs(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
+      " Tensor component_mask, float[] component_eps, float[] sample_eps, int[] rows,"
+      " bool exclude_diagonal, bool wide, int path, Tensor(a!) energies) -> ()");
+  m.def(
+      "pairs_backward(Tensor upstream, Tensor y, Tensor x, Tensor mu, Tensor stds,"
+      " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
+      " int[] rows, bool exclude_diagonal, bool wide, int[] passes, int path, Tensor(a!)? d_y,"
+      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
@@ -206,4 +283,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
   m.impl("variance", TORCH_BOX(&fused_mi::variance));
   m.impl("moments", TORCH_BOX(&fused_mi::moments));
   m.impl("moments_backward", TORCH_BOX(&fused_mi::moments_backward));
+  m.impl("pairs", TORCH_BOX(&fused_mi::pairs));
+  m.impl("pairs_backward", TORCH_BOX(&fused_mi::pairs_backward));
 }

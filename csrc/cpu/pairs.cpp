@@ -106,24 +106,18 @@ template <class A, class In>
 void pack(
     const MomentsInputs& in, const Mixture& m, const Position& p, Rows samples, Rows components,
     int64_t s, int64_t e, int width, Panels<A>& panels) {
-  PairReader<A, In> reader(in, m, p, s, e, width);
+  Packer<A, In> packer(in, m, p, s, e, width);
   const int depth = panels.depth;
   const Lists& lists = panels.now;
-  for (int j = 0; j < lists.sample_count; ++j) {
-    int64_t row = samples.start + lists.samples[j];
-    int64_t next = samples.start + Lists::next(lists.samples, lists.sample_count, j);
-    reader.sample(row, next, [&](int v) __attribute__((always_inline)) {
-      return panels.sample(j, depth + v);
-    });
-  }
-  for (int j = 0; j < lists.component_count; ++j) {
-    int64_t row = components.start + lists.components[j];
-    int64_t next = components.start + Lists::next(lists.components, lists.component_count, j);
-    reader.component(row, next, [&](int v) __attribute__((always_inline)) {
-      V<A>* to = panels.component(j, depth + v);
-      return Centre<A>{to, to + 1};
-    });
-  }
+  packer.samples(
+      lists.samples, lists.sample_count, samples.start,
+      [&](int j, int v) __attribute__((always_inline)) { return panels.sample(j, depth + v); });
+  packer.components(
+      lists.components, lists.component_count, components.start,
+      [&](int j, int v) __attribute__((always_inline)) {
+        V<A>* to = panels.component(j, depth + v);
+        return Centre<A>{to, to + 1};
+      });
 }
 
 Rows part(Rows rows, int64_t tile, int64_t size) {

@@ -11,7 +11,7 @@ namespace fused_mi {
 // number of threads.
 struct PairsCut {
   static constexpr int64_t kSamples = 128, kComponents = 64;  // most rows of a tile
-  static constexpr int64_t kDepth = 512;  // most features that are summed in float32; 256 in float64
+  static constexpr int64_t kDepth = 512;  // most features summed in float32; half in float64
   static constexpr int64_t kItems = 64;   // enough for the cores of a machine
 
   int64_t samples = 0, components = 0, features = 0;
@@ -64,6 +64,7 @@ struct PairsBackward {
   const Pass* passes = nullptr;
   int64_t pass_count = 0;
   View d_y, d_x, d_mu, d_stds;
+  bool stream = false;  // write them past the caches: rows are aligned, and all of them are large
 };
 
 // Each function does the items [begin, end) of the dimension that its comment names. `scratch`:

@@ -8,24 +8,47 @@
 
 namespace fused_mi {
 
-// Aligned memory that a thread keeps for its next call.
-inline char* scratch(int64_t bytes) {
+// Aligned memory for one range of items; a thread keeps it for its next call, unless it is large.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    constexpr int64_t kMost = 1 << 24;
+    thread_local Memory kept;
+    thread_local int64_t size = 0;
+    if (bytes > kMost) {
+      own = allocate(bytes);
+      data = own.get();
+      return;
+    }
+    if (size < bytes) {
+      size = 0;
+      kept.reset();
+      kept = allocate(bytes);
+      size = bytes;
+    }
+    data = kept.get();
+  }
+
+  char* get() const {
+    return data;
+  }
+
+ private:
   struct Free {
     void operator()(char* memory) const {
       ::operator delete[](memory, std::align_val_t{64});
     }
   };
-  thread_local std::unique_ptr<char, Free> memory;
-  thread_local int64_t size = 0;
-  if (size < bytes) {
-    size = 0;
-    memory.reset();
-    memory.reset(static_cast<char*>(
+  using Memory = std::unique_ptr<char, Free>;
+
+  static Memory allocate(int64_t bytes) {
+    return Memory(static_cast<char*>(
         ::operator new[](static_cast<size_t>(bytes), std::align_val_t{64})));
-    size = bytes;
   }
-  return memory.get();
-}
+
+  Memory own;
+  char* data;
+};
 
 // Writes `energies` (count, 3, N, M).
 template <class Parallel>
@@ -57,10 +80,32 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
   parallel(
       0, in.count * cut.tiles_n * cut.tiles_m * cut.splits,
       grain(pairs_of_item * cut.units_per_split * cut.width),
-      [&](int64_t begin, int64_t end) { kernels.distances(call, scratch(bytes), begin, end); });
+      [&](int64_t begin, int64_t end) {
+        kernels.distances(call, Scratch(bytes).get(), begin, end);
+      });
   parallel(
       0, in.count * (N + M), grain((N + M) / 2 * (cut.splits + cut.units)),
       [&](int64_t begin, int64_t end) { kernels.finish(call, begin, end); });
+}
+
+// Whether gradients should go past the caches, see `streams` of the moments.
+inline bool streams(const PairsBackward& call) {
+  constexpr int64_t kLarge = 1 << 25, kLine = 64;
+  const MomentsInputs& in = call.in;
+  bool mixed = in.y.type != in.x.type || in.y.type != in.mu.type || in.y.type != in.stds.type;
+  if (mixed || (in.wide && in.y.type != Type::float64)) return false;  // by way of buffers
+  int64_t bytes = 0;
+  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+  for (const View* g : gradients) {
+    if (g->data == nullptr) continue;
+    int64_t size = size_of(g->type);
+    if (reinterpret_cast<uintptr_t>(g->data) % kLine || g->row % kLine || g->position % kLine ||
+        call.width * size % kLine || in.E * size % kLine) {
+      return false;
+    }
+    bytes += (call.N + call.M) * in.S * in.E * size;
+  }
+  return bytes >= kLarge;
 }
 
 // Writes the gradients that `call` names; its block of features and positions are filled in here.
@@ -79,6 +124,7 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
   call.blocks = ceil_div(in.E, most);
   call.width = ceil_div(ceil_div(in.E, call.blocks), kLeast) * kLeast;
   call.blocks = ceil_div(in.E, call.width);
+  call.stream = streams(call);
   auto positions = positions_of(in);
   call.positions = positions.get();
   parallel(0, in.S, grain(call.N + call.M), [&](int64_t begin, int64_t end) {
@@ -88,7 +134,9 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
   const int64_t bytes = kernels.bytes(call);
   parallel(
       0, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),
-      [&](int64_t begin, int64_t end) { kernels.gradients(call, scratch(bytes), begin, end); });
+      [&](int64_t begin, int64_t end) {
+        kernels.gradients(call, Scratch(bytes).get(), begin, end);
+      });
 }
 
 }  // namespace fused_mi

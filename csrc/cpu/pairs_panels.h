@@ -77,20 +77,7 @@ FUSED_MI_INLINE V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
-// A row, and the one that is packed after it, to be fetched meanwhile.
-template <class In>
-struct Ahead {
-  const In *now, *next;
-};
-
-// `to(v)` is where vector v goes; lanes that a part does not have become 0.
-template <class A, class In, class To>
-FUSED_MI_INLINE void pack_sample(Ahead<In> y, const A* shift, int width, To&& to) {
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    __builtin_prefetch(y.next + f);
-    *to(f / kLanes<A>) = load<A>(y.now + f, part) - load<A>(shift + f, part);
-  });
-}
+constexpr int kGroup = 4;  // rows that are packed at a time
 
 template <class A>
 struct Centre {
@@ -98,63 +85,96 @@ struct Centre {
   V<A>* slope = nullptr;  // sigma / v; nullptr: not wanted
 };
 
-template <bool CAREFUL, class A, class In, class To>
-FUSED_MI_INLINE bool pack_component(
-    Ahead<In> x, Ahead<In> mu, Ahead<In> sigma, const A* shift, int width,
-    Stabiliser<A> stabiliser, To&& to) {
-  Ordinary<A> ordinary;
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    __builtin_prefetch(sigma.next + f);
-    __builtin_prefetch(x.next + f);
-    __builtin_prefetch(mu.next + f);
-    Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.now + f, part), stabiliser);
-    if (!CAREFUL) ordinary.include(inside<A>(t.v, all<A>(1), part));
-    V<A> centre = (load<A>(x.now + f, part) - load<A>(shift + f, part)) + load<A>(mu.now + f, part);
-    V<A> r = inside<A>(root<A>(t.precision), V<A>{}, part);
-    Centre<A> out = to(f / kLanes<A>);
-    *out.root = r;
-    *out.centre = -centre * r;
-    if (out.slope) *out.slope = t.slope;
-  });
-  return CAREFUL || ordinary;
-}
+// Rows of one tensor, and those that are packed after them, to be fetched meanwhile.
+template <class In>
+struct Group {
+  const In *now[kGroup], *next[kGroup];
+};
 
-// Rows of one position and block, of both roles.
+// Packs rows of one position and block, of both roles.
 template <class A, class In>
-struct PairReader {
+struct Packer {
   const MomentsInputs& in;
-  const Mixture& mixture;
   int64_t s, e;
   int width;
   Stabiliser<A> stabiliser;
   const A* shift;
   alignas(64) A shift_buffer[512];
-  alignas(64) In buffers[3][sizeof(In) > 2 ? 512 : 1];
+  alignas(64) In buffers[3][kGroup][sizeof(In) > 2 ? 512 : 1];
 
-  PairReader(
+  Packer(
       const MomentsInputs& in, const Mixture& mixture, const Position& position, int64_t s,
       int64_t e, int width)
-      : in(in), mixture(mixture), s(s), e(e), width(width), stabiliser(mixture.component_eps) {
+      : in(in), s(s), e(e), width(width), stabiliser(mixture.component_eps) {
     shift = read(in.x, position.first_component, s, e, width, shift_buffer);
   }
 
-  FUSED_MI_INLINE Ahead<In> rows(const View& view, int64_t row, int64_t next, In* buffer) const {
-    const In* now = read(view, row, s, e, width, buffer);
-    return {now, now == buffer ? now : reinterpret_cast<const In*>(view.at(next, s, e))};
-  }
-
-  template <class To>
-  FUSED_MI_INLINE void sample(int64_t row, int64_t next, To&& to) {
-    pack_sample<A, In>(rows(in.y, row, next, buffers[0]), shift, width, to);
-  }
-
-  template <class To>
-  FUSED_MI_INLINE void component(int64_t row, int64_t next, To&& to) {
-    Ahead<In> x = rows(in.x, row, next, buffers[0]), mu = rows(in.mu, row, next, buffers[1]);
-    Ahead<In> sigma = rows(in.stds, row, next, buffers[2]);
-    if (!pack_component<false, A, In>(x, mu, sigma, shift, width, stabiliser, to)) {
-      pack_component<true, A, In>(x, mu, sigma, shift, width, stabiliser, to);
+  // `rows`: `count` of a list, from place j on; the last again where there are fewer.
+  FUSED_MI_INLINE Group<In> group(
+      int which, const View& view, const int32_t* rows, int count, int j, int64_t start) {
+    Group<In> group;
+    for (int i = 0; i < kGroup; ++i) {
+      int64_t now = start + rows[j + i < count ? j + i : count - 1];
+      int64_t next = start + rows[j + i + kGroup < count ? j + i + kGroup : count - 1];
+      group.now[i] = read(view, now, s, e, width, buffers[which][i]);
+      bool direct = view.type == TypeOf<In>::value;
+      group.next[i] = direct ? reinterpret_cast<const In*>(view.at(next, s, e)) : group.now[i];
     }
+    return group;
+  }
+
+  // `to(j, v)` is where vector v of row j of the list goes; lanes beyond the width become 0.
+  template <class To>
+  FUSED_MI_INLINE void samples(const int32_t* rows, int count, int64_t start, To&& to) {
+    for (int j = 0; j < count; j += kGroup) {
+      Group<In> y = group(0, in.y, rows, count, j, start);
+      over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
+        V<A> first = load<A>(shift + f, part);
+#pragma GCC unroll 4
+        for (int i = 0; i < kGroup; ++i) {
+          __builtin_prefetch(y.next[i] + f);
+          *to(j + i < count ? j + i : count - 1, f / kLanes<A>) =
+              load<A>(y.now[i] + f, part) - first;
+        }
+      });
+    }
+  }
+
+  template <class To>
+  FUSED_MI_INLINE void components(const int32_t* rows, int count, int64_t start, To&& to) {
+    for (int j = 0; j < count; j += kGroup) {
+      Group<In> x = group(0, in.x, rows, count, j, start);
+      Group<In> mu = group(1, in.mu, rows, count, j, start);
+      Group<In> sigma = group(2, in.stds, rows, count, j, start);
+      if (!components<false>(x, mu, sigma, j, count, to)) {
+        components<true>(x, mu, sigma, j, count, to);
+      }
+    }
+  }
+
+ private:
+  template <bool CAREFUL, class To>
+  FUSED_MI_INLINE bool components(
+      const Group<In>& x, const Group<In>& mu, const Group<In>& sigma, int j, int count, To&& to) {
+    Ordinary<A> ordinary;
+    over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
+      V<A> first = load<A>(shift + f, part);
+#pragma GCC unroll 4
+      for (int i = 0; i < kGroup; ++i) {
+        __builtin_prefetch(sigma.next[i] + f);
+        __builtin_prefetch(x.next[i] + f);
+        __builtin_prefetch(mu.next[i] + f);
+        Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.now[i] + f, part), stabiliser);
+        if (!CAREFUL) ordinary.include(inside<A>(t.v, all<A>(1), part));
+        V<A> centre = (load<A>(x.now[i] + f, part) - first) + load<A>(mu.now[i] + f, part);
+        V<A> r = inside<A>(root<A>(t.precision), V<A>{}, part);
+        Centre<A> out = to(j + i < count ? j + i : count - 1, f / kLanes<A>);
+        *out.root = r;
+        *out.centre = -centre * r;
+        if (out.slope) *out.slope = t.slope;
+      }
+    });
+    return CAREFUL || ordinary;
   }
 };
 
@@ -173,11 +193,6 @@ struct Lists {
     component_count = other.component_count;
     std::memcpy(samples, other.samples, sample_count * sizeof(int32_t));
     std::memcpy(components, other.components, component_count * sizeof(int32_t));
-  }
-
-  // The entry after place j of a list, if there is one.
-  FUSED_MI_INLINE static int64_t next(const int32_t* list, int count, int j) {
-    return list[j + 1 < count ? j + 1 : j];
   }
 
   FUSED_MI_INLINE explicit operator bool() const {

@@ -17,10 +17,13 @@ from .ops._backends import VARIABLE, backends, forced
 COMPILERS = ("c++", "nvcc", "hipcc", "ninja")
 ENVIRONMENT = (
     VARIABLE,
+    "FUSED_MI_CPU",
+    "FUSED_MI_HUGE_PAGES",
     "FUSED_MI_AUTOTUNE",
     "FUSED_MI_CACHE_DIR",
     "TRITON_INTERPRET",
     "TRITON_CACHE_DIR",
+    "THP_MEM_ALLOC_ENABLE",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
 )
@@ -37,6 +40,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda}, HIP {torch.version.hip}"
     yield "triton", _version_of("triton")
     yield "cpu", f"{_cpu()}, {torch.get_num_threads()} threads"
+    yield "huge pages", _huge_pages()
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         yield (
@@ -75,6 +79,14 @@ def _cpu() -> str:
         names = []
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _huge_pages() -> str:
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            return file.read().strip()
+    except OSError:
+        return "not known here"
 
 
 def _version_line(program: str) -> str:

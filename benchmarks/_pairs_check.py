@@ -1,0 +1,133 @@
+"""The kernels of the pairs, for `kernels_check`: registers, spills, and what their inner loops do.
+
+Two regimes: 32 x 32 pairs, which the memory limits, and 256 x 256, which arithmetic limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from _ahead_of_time import FMA_PIPE, Binary, Specialisation
+from _targets import ALL, registers_for, resident_warps, specialised
+from fused_mi.reference.mixture import Mixture
+from fused_mi.triton_kernels._launch import Launch, recorded
+from fused_mi.triton_kernels.pairs import pairs, pairs_backward
+
+SIZES = (32, 256)  # N = M
+S, E = 4, 4096
+PAIRINGS = ("sub_batch", "leave_one_out")  # a row in one role, and in both
+KERNELS = {
+    "distances_kernel": 2,
+    "samples_gradient_kernel": 3,
+    "components_gradient_kernel": 4,
+    "log_determinants_kernel": 0,
+    "add_splits_kernel": 0,
+}
+"""Multiply-adds, multiplications or additions of each pair and feature that the formula needs."""
+
+# Least warps of an SM that have registers. Arithmetic in registers hides its own latency of 4
+# cycles; the warps are there for barriers and loads: of two programs one computes while the other
+# waits. 16 are two programs of 8. Float64 has half the units, and needs half of the warps.
+LIMITS = {"float32": 16, "float64": 8}
+# Of the instructions of the inner loop, those that the formula needs: an upper bound of the share
+# of the peak, at one instruction per cycle and scheduler. The target is 40% on an H100.
+LEAST_USEFUL = {"distances_kernel": 0.5}
+# Bytes, outside of the inner loop: packed arithmetic pairs up registers there, and a few values
+# wait in local memory for the end of a chunk of 1024 features.
+MOST_SPILLED = {"sm_100": 64}
+
+Row = tuple[Specialisation, str, list[torch.dtype]]  # with the case
+COLUMNS = ("kernel", "target", "inputs", "pairs", "registers", "spilled", "shared", "warps")
+COLUMNS += ("inner loop", "FMA pipe", "useful", "LDS / FMA", "verdict")
+LEGEND = """registers and spilled bytes of a thread; shared bytes of a program; resident warps; of
+the inner loop: instructions, share of the FMA pipe, share that the formula needs (an upper bound of
+the share of the peak; packed instructions count twice, so that many of them are more than 100%);
+loads from shared memory per FMA"""
+
+
+def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
+    """All launches of the energies and their gradients, without data."""
+    rows = size if pairing == "leave_one_out" else 2 * size
+    y, x, mu, stds = (torch.empty((rows, S, E), dtype=dtype, device="meta") for _ in range(4))
+    mask = torch.empty((rows, S), dtype=torch.bool, device="meta")
+    wide = torch.promote_types(dtype, torch.float32)
+    eps = torch.empty(2, dtype=wide, device="meta")
+    ranges = ((0, size), (rows - size, rows))
+    mixture = Mixture(mask, mask, eps[0], eps[1], *ranges, pairing == "leave_one_out")
+    with recorded() as found:
+        energies = pairs(y, x, mu, stds, [mixture])
+        upstream = torch.empty_like(energies)
+        pairs_backward(upstream, y, x, mu, stds, None, [mixture], [True] * 4)
+    return [launch for launch in found if launch.kernel.__name__ in KERNELS]
+
+
+def rows(targets: list[str]) -> list[tuple[str, Row]]:
+    """Every specialisation once, with the dtypes of the inputs that lead to it."""
+    cases = {
+        f"{size} x {size}{', both roles' * (pairing == 'leave_one_out')}": partial(
+            launches, size, pairing
+        )
+        for pairing in PAIRINGS
+        for size in SIZES
+    }
+    return [(name, (s, case, uses)) for name, s, case, uses in specialised(targets, cases)]
+
+
+def useful(row: Row, binary: Binary) -> float | None:
+    """Of all instructions of the inner loop, the share that the formula needs."""
+    constants, per_pair = row[0].constants(), KERNELS[row[0].kernel]
+    if not binary.inner or not per_pair or constants.get("COMPONENTS") is False:
+        return None
+    rows = ("SAMPLES", "COMPONENTS") if row[0].kernel == "distances_kernel" else ("ROWS", "SUMMED")
+    elements = constants["FEATURES"] / (32 * binary.warps)
+    for name in rows:
+        elements *= constants[name]
+    arithmetic = sum(binary.inner[name] * n for name, n in FMA_PIPE.items())
+    unrolled = max(1, round(arithmetic / (per_pair * elements)))
+    return unrolled * per_pair * elements / binary.inner.total()
+
+
+def most_registers(row: Row, binary: Binary) -> int:
+    """Of a thread, from the least warps of an SM."""
+    constants = row[0].constants()
+    return registers_for(LIMITS["float64" if constants.get("ACC") == "fp64" else "float32"], binary)
+
+
+def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
+    """What exceeds the limits."""
+    if binary.inner["LDL"] or binary.inner["STL"]:
+        yield "local memory in the inner loop"
+    if binary.spilled > MOST_SPILLED.get(target, 0):
+        yield f"{binary.spilled} bytes in local memory"
+    if any(kind == "atomic" for kind, _ in binary.accesses):
+        yield "atomics"
+    if target.startswith("gfx"):  # its registers are only reported
+        return
+    most = most_registers(row, binary)
+    if binary.registers > most:
+        yield f"more than {most} registers"
+    share, least = useful(row, binary), LEAST_USEFUL.get(row[0].kernel, 0.0)
+    if share is not None and torch.float64 not in row[2] and share < least:
+        yield f"less than {least:.0%} useful"
+
+
+def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]:
+    """A line of the table, and whether it is within the limits."""
+    specialisation, case, dtypes = row
+    names = [specialisation.kernel.removesuffix("_kernel"), target]
+    names += [" ".join(ALL[dtype] for dtype in dtypes), case]
+    if isinstance(binary, str):
+        return [*names, *[""] * 8, "does not compile"], False
+    wrong = list(problems(target, row, binary))
+    numbers = [binary.registers, binary.spilled, binary.shared, resident_warps(target, binary)]
+    share = useful(row, binary)
+    if share is None:
+        mix = [""] * 4
+    else:
+        instructions = binary.inner.total()
+        pipe = sum(binary.inner[name] for name in FMA_PIPE)
+        mix = [str(instructions), f"{pipe / instructions:.0%}", f"{share:.0%}"]
+        mix.append(f"{binary.inner['LDS'] / pipe:.2f}")
+    return [*names, *map(str, numbers), *mix, "; ".join(wrong) or "ok"], not wrong

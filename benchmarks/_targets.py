@@ -1,0 +1,67 @@
+"""What kernels are compiled for, and what one multiprocessor of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from _ahead_of_time import Binary, Specialisation, specialisations
+from fused_mi.triton_kernels._launch import Launch
+from triton.backends.compiler import GPUTarget
+
+ALL = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.float64: "f64",
+}
+SOME = (torch.float32, torch.bfloat16)
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), SOME),
+    "sm_90": (GPUTarget("cuda", 90, 32), tuple(ALL)),
+    "sm_100": (GPUTarget("cuda", 100, 32), SOME),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), SOME),
+}
+SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228}  # KiB of one SM
+
+
+def specialised(
+    targets: list[str], cases: Mapping[str, Callable[[torch.dtype], list[Launch]]]
+) -> list[tuple[str, Specialisation, str, list[torch.dtype]]]:
+    """Every specialisation once: its target, the first case and the dtypes that lead to it.
+
+    Args:
+        cases: by name, the launches of inputs of a dtype.
+    """
+    found: dict[Specialisation, tuple[str, list[torch.dtype]]] = {}
+    for name in targets:
+        target, dtypes = TARGETS[name]
+        for case, launches in cases.items():
+            for dtype in dtypes:
+                for specialisation in specialisations(launches(dtype), target):
+                    _, uses = found.setdefault(specialisation, (case, []))
+                    if dtype not in uses:
+                        uses.append(dtype)
+    names = {str(target): name for name, (target, _) in TARGETS.items()}
+    return [(names[str(s.target)], s, case, uses) for s, (case, uses) in found.items()]
+
+
+def registers_for(warps: int, binary: Binary) -> int:
+    """The most of a thread with which `warps` warps fit into an SM; a program has all of its warps
+    or none."""
+    programs = -(-warps // binary.warps)
+    return min(255, 65536 // (programs * binary.warps * 32) // 8 * 8)
+
+
+def resident_warps(target: str, binary: Binary) -> int:
+    """Of an SM or of a compute unit, as limited by registers, shared memory and its own maximum."""
+    if target.startswith("gfx"):  # 512 registers of each lane, 8 waves, on each of 4 SIMDs
+        return 4 * min(8, 512 // max(-(-binary.registers // 8) * 8, 1))
+    of_warp = -(-binary.registers * 32 // 256) * 256
+    programs = min(
+        65536 // of_warp // 4 * 4 // binary.warps,
+        64 // binary.warps,
+        SHARED[target] * 1024 // (binary.shared + 1024),
+        32,
+    )
+    return programs * binary.warps

@@ -1,0 +1,175 @@
+"""What is measured: tables of cases, by suite. A case knows no contestant and no clock."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ALL = ("means", "stds", "clean", "noisy")
+FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
+TRAINING = "training step"
+OPERATIONS = ("mutual information", "entropy")
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a public function and its gradients."""
+
+    group: str  # of the table: a workload, a sweep, a kind of option
+    B: int
+    S: int
+    E: int
+    estimator: str = "jensen"
+    pairing: str = "sub_batch"
+    dtype: str = "float32"
+    masked: float = 0.0  # share of the positions
+    wanted: tuple[str, ...] = ALL  # gradients; none: the forward pass only
+    op: str = "mutual information"
+    offset: float = 0.0  # of every 64th feature, as embeddings have it
+    compiled: bool = False  # with contestants that compile
+
+    @property
+    def name(self) -> str:
+        """Unique within a suite."""
+        parts = [self.estimator, self.pairing, "x".join(map(str, self.shape)), self.dtype]
+        parts += [f"{self.masked:.0%} masked"] if self.masked else []
+        parts += ["wants " + ("+".join(self.wanted) or "none")] if self.wanted != ALL else []
+        parts += [self.op] if self.op != OPERATIONS[0] else []
+        parts += [f"offset {self.offset:g}"] if self.offset else []
+        return f"{self.group}: {', '.join(parts)}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.B, self.S, self.E
+
+    @property
+    def elements(self) -> int:
+        return self.B * self.S * self.E
+
+    @property
+    def itemsize(self) -> int:
+        return _BYTES[self.dtype]
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.B if self.pairing == "leave_one_out" else self.B // 2
+
+    @property
+    def components(self) -> int:
+        """M, without itself."""
+        return self.B - 1 if self.pairing == "leave_one_out" else self.B // 2
+
+    @property
+    def active(self) -> int:
+        """Positions of each row that the mask leaves."""
+        return max(1, round((1 - self.masked) * self.S))
+
+    @property
+    def information(self) -> bool:
+        return self.op == OPERATIONS[0]
+
+
+class Suite(NamedTuple):
+    """How long to look at its cases."""
+
+    cases: tuple[Case, ...]
+    warm_up: float  # seconds per contestant
+    seconds: float  # per contestant, after which the least number of samples is enough
+    least: int
+    most: int
+    most_work: float  # pairs times features of a contestant that goes through all of them
+    train: str  # the encoder of the training step
+
+
+BOTH = ("jensen", "logsumexp")
+
+
+def _sweeps(batches, positions, features, base) -> Iterator[Case]:
+    """One dimension at a time; `base` (B, S, E) has the others."""
+    b, s, e = base
+    for estimator in BOTH:
+        yield from (Case("sweep B", n, 1, e, estimator) for n in batches)
+        yield from (Case("sweep S", b, n, e, estimator) for n in positions)
+        yield from (Case("sweep E", b, s, n, estimator) for n in features)
+
+
+def _options(shape, dtypes) -> Iterator[Case]:
+    """Everything that changes what a pass has to do, on one shape."""
+    for estimator in BOTH:
+        changes = [{"masked": share} for share in (0.0, 0.5, 0.9)]
+        changes += [{"pairing": pairing} for pairing in ("symmetric", "leave_one_out")]
+        changes += [{"dtype": dtype} for dtype in dtypes]
+        changes += [{"wanted": wanted} for wanted in (FROZEN_CLEAN, ("noisy",), ())]
+        changes += [{"offset": 1e3}]
+        at = Case("options", *shape, estimator)
+        yield from (dataclasses.replace(at, **change) for change in changes)
+
+
+_QUICK = (
+    Case("MiniLM", 64, 128, 384, compiled=True),
+    Case("MiniLM", 16, 128, 384, "logsumexp"),
+    Case("LLM", 8, 64, 4096),
+    Case("LLM", 8, 64, 4096, "logsumexp"),
+    Case("representation", 1024, 1, 128),
+    Case("representation", 1024, 1, 128, "logsumexp", compiled=True),
+    Case("representation", 65536, 1, 128),
+    Case("representation", 1024, 1, 128, "logsumexp", op="entropy"),
+    Case("images", 64, 1024, 3),
+    *_options((32, 16, 384), ("bfloat16", "float16", "float64")),
+    *_sweeps((256, 1024, 4096), (4, 16, 64), (64, 256, 1024), (32, 16, 128)),
+)
+_FULL = (
+    Case("MiniLM", 64, 128, 384, compiled=True),
+    Case("MiniLM", 512, 128, 384),
+    Case("MiniLM", 64, 128, 384, "logsumexp", compiled=True),
+    Case("LLM", 16, 512, 4096),
+    Case("LLM", 16, 512, 4096, dtype="bfloat16"),
+    Case("LLM", 16, 512, 4096, "logsumexp"),
+    Case("representation", 4096, 1, 128, compiled=True),
+    Case("representation", 4096, 1, 128, "logsumexp", compiled=True),
+    Case("representation", 65536, 1, 128),
+    Case("representation", 65536, 1, 1024),
+    Case("representation", 4096, 1, 1024, "logsumexp"),
+    Case("representation", 4096, 1, 128, "logsumexp", op="entropy"),
+    Case("images", 64, 1024, 3),
+    Case("images", 64, 196, 768, compiled=True),
+    Case("images", 64, 196, 768, "logsumexp"),
+    *_options((64, 64, 384), ("bfloat16", "float16", "float64")),
+    *_sweeps((256, 1024, 4096, 16384), (4, 16, 64, 256), (64, 256, 1024, 4096), (64, 16, 256)),
+)
+_GPU = (
+    Case("MiniLM", 512, 128, 384, compiled=True),
+    Case("MiniLM", 512, 128, 384, "logsumexp", compiled=True),
+    Case("LLM", 64, 512, 4096, compiled=True),
+    Case("LLM", 64, 512, 4096, dtype="bfloat16", compiled=True),
+    Case("LLM", 64, 512, 4096, "logsumexp"),
+    Case("LLM", 8, 512, 4096, "logsumexp", dtype="bfloat16", compiled=True),
+    *(Case("representation", 65536, 1, e) for e in (128, 512, 1024)),
+    Case("representation", 8192, 1, 128, compiled=True),
+    Case("representation", 8192, 1, 128, "logsumexp", compiled=True),
+    Case("representation", 8192, 1, 1024, "logsumexp"),
+    Case("representation", 65536, 1, 128, "logsumexp"),
+    Case("representation", 8192, 1, 128, "logsumexp", op="entropy"),
+    Case("images", 256, 1024, 3),
+    Case("images", 256, 196, 768, compiled=True),
+    Case("images", 256, 196, 768, "logsumexp"),
+    *_options((256, 128, 768), ("bfloat16", "float16", "float64")),
+    *_sweeps((1024, 4096, 16384), (8, 32, 128, 512), (128, 512, 2048, 8192), (256, 32, 512)),
+)
+SUITES = {
+    "quick": Suite(_QUICK, 0.05, 0.15, 5, 12, 6e7, "tiny"),
+    "full": Suite(_FULL, 0.5, 3.0, 7, 60, 1e10, "MiniLM"),
+    "gpu": Suite(_GPU, 0.3, 1.0, 9, 60, 1e13, "MiniLM"),
+}
+
+
+def distinct(cases: Iterable[Case], text: str) -> list[Case]:
+    """Those whose name has the text, each once."""
+    return list({case.name: case for case in cases if text.lower() in case.name.lower()}.values())
+
+
+def trains(text: str) -> bool:
+    """Whether the training step has the text in its name."""
+    return text.lower() in TRAINING

@@ -1,0 +1,243 @@
+"""Who takes part in a case: our backends, their kernels alone, the peers, and a bound.
+
+Each makes a `Run` from inputs (mu, sigma, mask, x, y) or says why it does not serve the case.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import fused_mi
+import torch
+from torch import Tensor
+
+from .cases import ALL, Case
+from .gpu._loss import large_inputs
+from .gpu._measure import Run
+from .machine import available_memory
+from .measure import Wrong
+from .peers import PEERS, Peer
+from .peers._peer import pair_elements
+
+Inputs = Sequence[Tensor]
+_ORDER = (0, 1, 3, 4)  # of the floating inputs
+
+
+class Contestant(NamedTuple):
+    name: str
+    kind: str  # "backend", "kernels", "peer" or "bound"
+    make: Callable[[Inputs], Run]
+    why_not: str | None = None  # the reason why it is not run
+    lacks_memory: bool = False
+
+
+def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
+    """Random ones; in every row as many positions are active, the first one among them."""
+    dtype = getattr(torch, case.dtype)
+    means, stds, mask, clean, noisy = large_inputs(case.shape, device, dtype, 1.0, seed)
+    if case.offset:
+        for t in (clean, noisy):
+            t[..., ::64] += case.offset
+    if case.active < case.S:
+        order = torch.rand(case.shape[:2], generator=torch.Generator().manual_seed(seed))
+        order[:, 0] = -1
+        mask = (order.argsort(1).argsort(1) < case.active).to(device)
+    return [means, stds, mask, clean, noisy]
+
+
+def of(case: Case, device: str, most_work: float) -> list[Contestant]:
+    """All of them, those that cannot run included. The first usable backend is ours."""
+    names = backends(device)
+    found = [_backend(case, name, most_work) for name in names]
+    if device == "cpu" and "cpu" in names:
+        found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
+    if case.wanted:
+        found.append(Contestant(BOUND, "bound", lambda inputs: _bound(case, inputs)))
+    peers = (peer for peer in PEERS if case.compiled or not peer.compiled)
+    return found + [_peer(case, peer, device, most_work) for peer in peers]
+
+
+def backends(device: str) -> list[str]:
+    """Those of the package that can be used, the fastest first; Triton's interpreter is no way to
+    use one."""
+    usable = [backend.name for backend in fused_mi.backends() if backend.usable]
+    return [name for name in usable if name != "triton" or device != "cpu"]
+
+
+BOUND = "bound: reads, fresh gradients"
+
+
+def loss_of(case: Case) -> Callable[..., Tensor]:
+    """The public function of a case, summed over the samples."""
+    options = {"estimator": case.estimator, "reduction": "sum"}
+
+    def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return fused_mi.mutual_information_sub_batch(
+            mu, sigma, mask, x, y, pairing=case.pairing, **options
+        )
+
+    def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        old, new = slice(case.B // 2, None), slice(0, case.B // 2)
+        return fused_mi.gaussian_mixture_entropy(
+            x[old], y[new], mu[old], sigma[old], mask[new], component_mask=mask[old], **options
+        )
+
+    return information if case.information else entropy
+
+
+def run_of(
+    case: Case,
+    function: Callable[..., Tensor],
+    inputs: Inputs,
+    around: Callable[[], Any] = contextlib.nullcontext,
+) -> Run:
+    """Both passes of a loss; leaves share the memory of the inputs."""
+    flags = {i: name in case.wanted for i, name in zip(_ORDER, ALL, strict=True)}
+    leaves = [t.detach().requires_grad_(flags.get(i, False)) for i, t in enumerate(inputs)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+
+    def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
+        with around():
+            value = function(*leaves)
+
+        def backward() -> Sequence[Tensor]:
+            with around():
+                return torch.autograd.grad(value, wanted) if wanted else ()
+
+        return value, backward
+
+    return run
+
+
+def _backend(case: Case, name: str, most_work: float) -> Contestant:
+    def make(inputs: Inputs) -> Run:
+        return run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend(name))
+
+    work = pair_elements(case) if case.estimator == "logsumexp" and name == "reference" else 0.0
+    return Contestant(name, "backend", make, _too_long(work, most_work))
+
+
+def _too_long(work: float, most_work: float) -> str | None:
+    if work <= most_work:
+        return None
+    return f"{work:.1e} pairs times features: more than the suite has time for"
+
+
+def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
+    def loss(*inputs: Tensor) -> Tensor:
+        return peer.loss(*inputs, case.estimator, case.pairing, case.information)
+
+    needed = peer.temporary(case) * max(4, case.itemsize)
+    available = available_memory(device)
+    reason, lacks_memory = peer.why_not(case), False
+    reason = reason or _too_long(peer.work(case), most_work)
+    if reason is None and device == "cpu" and needed > 0.7 * available:
+        # Where memory is overcommitted nothing raises: the process would be killed.
+        reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
+        lacks_memory = True
+    return Contestant(
+        peer.name, "peer", lambda inputs: run_of(case, loss, inputs), reason, lacks_memory
+    )
+
+
+def _bound(case: Case, inputs: Inputs) -> Run:
+    """What a call cannot avoid in this framework: the reads of the passes, gradients in new memory.
+    No formula is computed, so there is nothing to check."""
+    half = case.B // 2 if case.pairing == "sub_batch" else 0
+    mu, sigma, _, x, y = inputs
+    rows = slice(0, case.B - half), slice(half, None)
+    reads = [y[rows[0]], x[rows[1]], mu[rows[1]]] + (
+        [sigma] if case.information else [sigma[half:]]
+    )
+    gradients = [inputs[_ORDER[ALL.index(name)]] for name in case.wanted]
+
+    def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
+        value = sum(t.sum() for t in (reads[-1], *reads))
+
+        def backward() -> Sequence[Tensor]:
+            for t in reads:
+                t.sum()
+            return [torch.empty_like(t).fill_(0) for t in gradients]
+
+        return value, backward
+
+    return run
+
+
+class _Recorder:
+    """Stands in for the raw operators of the CPU library and remembers what was called."""
+
+    def __init__(self, operators: Any) -> None:
+        self.operators, self.calls = operators, []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operator = getattr(self.operators, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append((operator, arguments))
+            return operator(*arguments)
+
+        return call
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[tuple[Any, tuple]]]:
+    recorder = _Recorder(torch.ops.fused_mi_cpu)
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            of_kernels = name.startswith("fused_mi.cpu.") and name != "fused_mi.cpu._library"
+            if of_kernels and hasattr(module, "operators"):
+                patch = mock.patch.object(module, "operators", return_value=recorder)
+                stack.enter_context(patch)
+        yield recorder.calls
+
+
+def _replay(case: Case, inputs: Inputs) -> Run:
+    """The raw operators of one public call, again, into the same outputs: no new memory, no Python
+    of ours, no small sums around them.
+
+    Raises:
+        Wrong: they do not repeat what the public call gave.
+    """
+    run = run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend("cpu"))
+    run()  # the modules are loaded
+    with _recorded() as calls:
+        value, backward = run()
+        count = len(calls)
+        gradients = list(backward())
+    given = {t.data_ptr() for t in inputs}
+    outputs = [t for _, arguments in calls for t in _tensors(arguments)]
+    outputs = [t for t in outputs if t.is_floating_point() and t.data_ptr() not in given]
+    wanted = [t.clone() for t in outputs]
+
+    def again(some: Sequence[tuple[Any, tuple]]) -> None:
+        for operator, arguments in some:
+            operator(*arguments)
+
+    def replay() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
+        again(calls[:count])
+
+        def replay_backward() -> Sequence[Tensor]:
+            again(calls[count:])
+            return gradients
+
+        return value, replay_backward
+
+    if not calls:
+        raise Wrong("the public call did not reach the kernels")
+    for t in gradients:
+        t.fill_(torch.nan)
+    replay()[1]()
+    if not all(torch.equal(a, b) for a, b in zip(outputs, wanted, strict=True)):
+        raise Wrong("the kernels gave other results when they were called again")
+    return replay
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)

@@ -1,0 +1,19 @@
+"""What one would use without this package: each peer in a file of its own, all behind `Peer`."""
+
+from . import club, compiled, distributions, eager_linear, eager_pairs, gemm, keops
+from ._peer import Peer
+from .eager_linear import linear
+from .eager_pairs import pairs
+
+PEERS: tuple[Peer, ...] = (
+    eager_pairs.PEER,
+    compiled.of(eager_pairs.PEER),
+    eager_linear.PEER,
+    compiled.of(eager_linear.PEER),
+    gemm.PEER,
+    keops.PEER,
+    distributions.PEER,
+    club.PEER,
+)
+
+__all__ = ["PEERS", "Peer", "linear", "pairs"]

@@ -1,0 +1,119 @@
+"""What the kernels of the pairs move, counted in the interpreter, beside the model of it."""
+
+import pytest
+import torch
+from cases import mi_inputs
+from fused_mi.reference.mixture import Mixture
+from fused_mi.triton_kernels import _configs, pairs
+from fused_mi.triton_kernels._launch import launch, recorded
+from fused_mi.triton_kernels._traffic import counted, expected, total
+from test_traffic import ALL, NAMES, assert_modelled, run
+
+
+def pair_case(n, m, s, e, dtype=torch.float32, exclude=False):
+    """y, x, mu, stds, and one mixture; the last position has no active row, a tile of samples none
+    at the first."""
+    rows = n if exclude else n + m
+    mu, stds, mask, x, y = mi_inputs(rows, s, e, dtype=dtype, seed=1)
+    mask[:, -1], mask[64:n, 0] = False, False
+    acc = torch.promote_types(dtype, torch.float32)
+    eps = torch.tensor(1e-3, dtype=acc), torch.tensor(2e-3, dtype=acc)
+    ranges = ((0, n), (0, n)) if exclude else ((0, n), (n, rows))
+    return [y, x, mu, stds], Mixture(mask, mask, *eps, *ranges, exclude)
+
+
+def without_data(inputs, mixture):
+    changed = {name: t.to("meta") for name, t in mixture._asdict().items() if torch.is_tensor(t)}
+    return [t.to("meta") for t in inputs], mixture._replace(**changed)
+
+
+def record_pairs(inputs, mixture, wanted=ALL):
+    with recorded() as forward:
+        energies = pairs.pairs(*inputs, [mixture])
+    with recorded() as backward:
+        upstream = torch.ones_like(energies)
+        gradients = pairs.pairs_backward(upstream, *inputs, None, [mixture], wanted)
+    return forward, backward, gradients
+
+
+PAIRS = {"one tile": (5, 4, 3, 7), "many": (70, 40, 2, 9), "features": (5, 4, 2, 70)}
+
+
+@pytest.mark.parametrize("exclude", [False, True], ids=["one role", "both roles"])
+@pytest.mark.parametrize("shape", PAIRS.values(), ids=PAIRS)
+def test_model_of_the_pairs(shape, exclude):
+    inputs, mixture = pair_case(*shape, exclude=exclude)
+    forward, backward, _ = record_pairs(inputs, mixture)
+    assert_modelled(forward)
+    assert_modelled(backward)
+
+
+@pytest.mark.parametrize("wanted", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1)], ids=str)
+def test_model_of_one_gradient_of_the_pairs(wanted):
+    inputs, mixture = pair_case(5, 4, 2, 7, torch.float16)
+    forward, backward, _ = record_pairs(inputs, mixture, [bool(one) for one in wanted])
+    run(forward)
+    assert_modelled(backward)
+
+
+def test_model_of_the_pairs_in_chunks_and_without_mu(monkeypatch):
+    monkeypatch.setattr(pairs, "CHUNK", 8)
+    monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    (y, x, _, stds), mixture = pair_case(5, 4, 3, 20)
+    forward, backward, _ = record_pairs((y, x, None, stds), mixture)
+    distances = next(la for la in forward if la.kernel.__name__ == "distances_kernel")
+    assert distances.programs == 9
+    assert_modelled(forward)
+    assert_modelled(backward)
+
+
+def test_pairs_of_one_tile_read_each_element_once_and_shifts():
+    """Distances read y, x, mu and stds once; the rest of each pass reads some of them again."""
+    n, m, s, e = 32, 32, 2, 64
+    forward, backward, _ = record_pairs(*without_data(*pair_case(n, m, s, e)))
+    half = n * s * e * 4
+    found = total(forward, expected)
+    read = {k: v / half for k, v in found["distances_kernel"].read.items() if k in NAMES}
+    assert read == {"y": 1, "x": 1 + 1 / m, "mu": 1, "stds": 1}
+    assert found["log_determinants_kernel"].read["stds"] == 2 * half
+    # The difference and the square of every pair, beside what a row of 32 shares.
+    flops = found["distances_kernel"].flops / (n * m * s * e)
+    assert 4 < flops < 4.5
+    found = total(backward, expected)
+    read = {k: v / half for k, v in found["samples_gradient_kernel"].read.items() if k in NAMES}
+    assert read == {"y": 1, "x": 1 + 1 / m, "mu": 1, "stds": 1}
+    names = ("d_y", "d_x", "d_mu", "d_stds")
+    written = [kernel.written.get(name, 0) for kernel in found.values() for name in names]
+    assert sum(written) == 7 * half  # and half of the gradient of y is filled with zeros
+
+
+def test_large_batches_of_pairs_read_again_for_each_tile():
+    n, m, s, e = 256, 256, 2, 64
+    forward, _, _ = record_pairs(*without_data(*pair_case(n, m, s, e)))
+    found = total(forward, expected)["distances_kernel"]
+    tile = _configs.pairs_tile(n, m, e, torch.float32)
+    half = n * s * e * 4
+    assert found.read["y"] == half * m / tile.COMPONENTS
+    assert found.read["mu"] == half * n / tile.SAMPLES
+    # Bound by arithmetic: an H100 computes less than 20 operations for each byte from memory.
+    inputs_once = 4 * half
+    assert found.flops / inputs_once > 60
+    assert found.flops / found.bytes > 10
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_expected_pairs_are_those_of_a_mask_like_that(density):
+    n, m, s, e = 70, 40, 40, 4
+    inputs, mixture = pair_case(n, m, s, e)
+    mask = mixture.sample_mask
+    mask.copy_(torch.rand(mask.shape) < density)
+    forward, backward, _ = record_pairs(inputs, mixture)
+    for this in (*forward, *backward):
+        if this.kernel.__name__ == "_positions_kernel":
+            launch(this.kernel, this.programs, *this.arguments, **this.meta)
+    for this in (*forward, *backward):
+        if this.kernel.__name__ in ("distances_kernel", "samples_gradient_kernel"):
+            a, b = expected(this, density), counted(this)
+            for field in ("samples", "components", "pairs", "tiles"):
+                tolerance = 0 if density == 1 else 0.1
+                assert abs(getattr(a, field) / getattr(b, field) - 1) <= tolerance, field

@@ -1,0 +1,250 @@
+"""The Triton kernels of the pairs, in the interpreter: every tile, split and stride by itself."""
+
+import pytest
+import torch
+from cases import PAIRINGS, mi, mi_inputs, same_bits
+from fused_mi import use_backend
+from fused_mi.reference import pairs as reference
+from fused_mi.reference.mixture import Mixture
+from fused_mi.triton_kernels import _configs, pairs
+from fused_mi.triton_kernels._launch import recorded
+from pair_rules import scales
+from rules import FLOAT64_RELATIVE, assert_rule10
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
+)
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+NAMES = ("y", "x", "mu", "stds")
+# (N, M, S, E): less than a tile; several of samples, of components and of features.
+SHAPES = [(1, 1, 1, 1), (5, 3, 2, 7), (3, 5, 1, 66), (66, 34, 2, 3), (9, 40, 1, 16)]
+shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def case(shape, dtypes=(F32,) * 4, seed=0, eps=(1e-3, 2e-3)):
+    """y, x, mu, stds (N + M, S, E), and one mixture: the first N rows against the last M."""
+    N, M, S, E = shape
+    mu, stds, mask, x, y = mi_inputs(N + M, S, E, seed=seed)
+    inputs = [t.to(dtype) for t, dtype in zip((y, x, mu, stds), dtypes, strict=True)]
+    acc = F64 if F64 in dtypes else F32
+    of_components, of_samples = (torch.tensor(e, dtype=acc) for e in eps)
+    return inputs, Mixture(mask, mask, of_components, of_samples, (0, N), (N, N + M))
+
+
+def evaluate(function, backward, inputs, mixture, upstream):
+    energies = function(*inputs, [mixture])
+    return energies[0], backward(upstream, *inputs, None, [mixture], [True] * 4)
+
+
+def assert_close(inputs, mixture, upstream=None):
+    """Energies and gradients as those of the plain implementation in float64; gives the former."""
+    N, M = mixture.samples, mixture.components
+    if upstream is None:
+        upstream = torch.randn(1, 3, N, M, dtype=F64)
+    ours, of_ours = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    wide = [None if t is None else t.double() for t in inputs]
+    true, of_true = evaluate(reference.pairs, reference.pairs_backward, wide, mixture, upstream)
+    scale, of_scale = scales(inputs, mixture, upstream[0])
+    exact = mixture.component_eps.dtype == F64
+    relative = FLOAT64_RELATIVE if exact else 8 * torch.finfo(F32).eps
+    assert ours.dtype == F64
+    assert ((ours - true).abs() <= relative * scale).all()
+    for name, tensor, a, b, size in zip(NAMES, inputs, of_ours, of_true, of_scale, strict=True):
+        if tensor is None:
+            assert a is None
+            continue
+        assert a.dtype == tensor.dtype
+        rounding = 0 if a.dtype == F64 else torch.finfo(a.dtype).eps
+        error, bound = (a.double() - b).abs(), relative * size + rounding * b.abs()
+        assert (error <= bound).all(), f"{name}: {(error - bound).max()}"
+    return ours, of_ours
+
+
+@shape
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_energies_and_gradients_of_every_shape(shape, dtype):
+    assert_close(*case(shape, (dtype,) * 4))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(BF16,) * 4, (F16,) * 4, (F16, F32, BF16, F32), (F32, BF16, F64, F16)], ids=str
+)
+def test_dtypes(dtypes):
+    assert_close(*case((5, 3, 2, 18), dtypes))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("programs", [1, 10**6], ids=["one split", "many"])
+@pytest.mark.parametrize("e", [16, 41])
+def test_chunks_and_splits(monkeypatch, e, programs, dtype):
+    """Chunks that end within a position; few or many of a program."""
+    monkeypatch.setattr(pairs, "CHUNK", 16)
+    monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    inputs, mixture = case((4, 3, 5, e), (dtype,) * 4)
+    with recorded() as launches:
+        pairs.pairs(*inputs, [mixture])
+    splits = next(launch.arguments[-1] for launch in launches if "splits" in launch.kernel.__name__)
+    chunks = 5 * -(-e // 16)
+    assert splits == (chunks if programs > 1 else 1)
+    assert_close(inputs, mixture)
+
+
+def test_a_long_row_is_more_than_one_chunk():
+    assert_close(*case((2, 2, 1, _configs.CHUNK + 9)))
+
+
+@shape
+def test_without_mu(shape):
+    (y, x, _, stds), mixture = case(shape)
+    assert_close((y, x, None, stds), mixture)
+
+
+def test_tiles_without_an_active_position():
+    """Of samples, of components, of both; and NaN wherever no pair looks."""
+    N, M, S, E = 70, 35, 4, 5
+    inputs, mixture = case((N, M, S, E))
+    mask = mixture.sample_mask
+    mask[:64, 1], mask[N : N + 32, 2], mask[:, 3] = False, False, False
+    poisoned = [t.masked_fill(~mask[..., None], torch.nan) for t in inputs]
+    clean, _ = assert_close(inputs, mixture)
+    upstream = torch.ones(1, 3, N, M, dtype=F64)
+    for function in (pairs, reference):
+        energies, of_energies = evaluate(
+            function.pairs, function.pairs_backward, poisoned, mixture, upstream
+        )
+        assert all((g[~mask] == 0).all() for g in of_energies)
+        assert not any(g.isnan().any() for g in of_energies)
+        if function is pairs:
+            assert torch.equal(energies, clean)
+
+
+def test_nothing_active_at_all():
+    inputs, mixture = case((5, 3, 2, 7))
+    mixture.sample_mask.zero_()
+    upstream = torch.ones(1, 3, 5, 3, dtype=F64)
+    energies, gradients = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    assert (energies == 0).all()
+    assert all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        torch.tensor(0.7, dtype=F64).expand(1, 3, 6, 5),
+        torch.randn(1, 3, 5, 6, dtype=F64).mT,
+        torch.randn(1, 3, 6, 10, dtype=F64)[..., ::2],
+        torch.zeros(1, 3, 6, 5, dtype=F64),
+        torch.tensor([1.0, 0.0, 0.0], dtype=F64)[:, None, None].expand(1, 3, 6, 5),
+        torch.tensor([0.0, 0.0, 1.0], dtype=F64)[:, None, None].expand(1, 3, 6, 5),
+    ],
+    ids=["expanded", "transposed", "every other", "zero", "q", "k"],
+)
+def test_any_upstream_gradient(upstream):
+    _, gradients = assert_close(*case((6, 5, 2, 7)), upstream)
+    if not upstream.any():
+        assert all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.parametrize("only", range(4), ids=NAMES)
+def test_one_gradient(only):
+    inputs, mixture = case((5, 3, 2, 7))
+    upstream = torch.randn(1, 3, 5, 3, dtype=F64)
+    everything = pairs.pairs_backward(upstream, *inputs, None, [mixture], [True] * 4)
+    wanted = [i == only for i in range(4)]
+    found = pairs.pairs_backward(upstream, *inputs, None, [mixture], wanted)
+    assert [gradient is not None for gradient in found] == wanted
+    assert same_bits(found[only], everything[only])
+
+
+def test_strides():
+    inputs, mixture = case((5, 3, 2, 7))
+    upstream = torch.randn(1, 3, 5, 3, dtype=F64)
+    y, x, mu, stds = inputs
+    storage = torch.full((8, 2, 14), torch.nan)
+    storage[..., ::2] = stds
+    laid_out = y.permute(2, 1, 0).contiguous().permute(2, 1, 0), x, mu, storage[..., ::2]
+    results = [
+        evaluate(pairs.pairs, pairs.pairs_backward, given, mixture, upstream)
+        for given in (inputs, laid_out)
+    ]
+    assert same_bits(results[0][0], results[1][0])
+    assert all(same_bits(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert_close((y, x, mu[:1, :1].expand(8, 2, 7), stds), mixture)
+
+
+def test_addresses_beyond_32_bits():
+    """Rows 2^30 elements apart: the last ones begin beyond 2^31."""
+    inputs, mixture = case((2, 2, 2, 3), (F16,) * 4)
+    apart = []
+    for tensor in inputs:
+        storage = torch.empty(3 * 2**30 + 6, dtype=F16)  # pages untouched cost nothing
+        apart.append(storage.as_strided((4, 2, 3), (2**30, 3, 1)).copy_(tensor))
+    upstream = torch.randn(1, 3, 2, 2, dtype=F64)
+    results = [
+        evaluate(pairs.pairs, pairs.pairs_backward, given, mixture, upstream)
+        for given in (inputs, apart)
+    ]
+    assert same_bits(results[0][0], results[1][0])
+    assert all(same_bits(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+def test_memory_is_written_before_it_is_read(shape):
+    """Fresh memory full of NaN changes nothing."""
+    inputs, mixture = case(shape)
+    upstream = torch.randn(1, 3, *shape[:2], dtype=F64)
+    arguments = pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream
+    energies, gradients = evaluate(*arguments)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        again, again_gradients = evaluate(*arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same_bits(energies, again)
+    assert all(same_bits(a, b) for a, b in zip(gradients, again_gradients, strict=True))
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-15, 1e15, 1e19, 1e20])
+def test_variances_out_of_range(size):
+    """q is that of standardised inputs, though no square is in the range of float32."""
+    inputs, mixture = case((5, 3, 2, 7))
+    eps = torch.tensor(1e-5 * size**2, dtype=F64).to(F32)  # of a large size inf, if not for 1e-5
+    mixture = mixture._replace(component_eps=eps, sample_eps=eps)
+    scaled = [t * size for t in inputs]
+    q = pairs.pairs(*scaled, [mixture])[0, 0]
+    wide = [t.double() for t in scaled]
+    true = reference.pairs(*wide, [mixture])[0, 0]
+    scale, _ = scales(scaled, mixture, torch.zeros(3, 5, 3))
+    assert ((q - true).abs() <= 8 * torch.finfo(F32).eps * scale[0]).all()
+
+
+@pytest.mark.parametrize(
+    "least", [pytest.param(1e-20, id="tiny eps"), pytest.param(0.5, id="usual eps")]
+)
+def test_one_row_far_out_of_the_range_of_the_others(least):
+    """Their eps is tiny or not; an infinite variance gives q = 0 and no NaN."""
+    inputs, mixture = case((5, 3, 2, 7))
+    inputs[3][0:6] = least
+    inputs[3][6], inputs[3][7] = 1e20, 3e38
+    eps = torch.tensor(least**2 * 1e-5, dtype=F64).to(F32)
+    mixture = mixture._replace(component_eps=eps, sample_eps=eps)
+    upstream = torch.ones(1, 3, 5, 3, dtype=F64)
+    energies, gradients = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    assert not energies.isnan().any()
+    assert not any(g.isnan().any() for g in gradients)
+    true = reference.pairs(*(t.double() for t in inputs), [mixture])[0, 0]
+    scale, _ = scales(inputs, mixture, torch.zeros(3, 5, 3))
+    assert ((energies[0] - true).abs() <= 8 * torch.finfo(F32).eps * scale[0] + 1e-30).all()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_near_duplicates_far_from_zero(pairing):
+    """Samples next to centres at 5e5, where a product of rows would cancel."""
+    inputs = mi_inputs(b=6, s=2, e=5, dtype=F32, offset=5e5, seed=3)
+    means, stds, _, clean, noisy = inputs
+    noisy[:3] = clean[3:] + means[3:] + 0.01 * stds[3:]
+    noisy[4] = clean[0] + means[0]
+    options = {"estimator": "logsumexp", "pairing": pairing}
+    with use_backend("triton"):
+        assert_rule10(lambda t: mi(t, **options), inputs, options)

@@ -1,0 +1,165 @@
+"""What the kernels of the pairs move and compute, see `_traffic`.
+
+Each tile of samples reads the components anew and each tile of components the samples: beyond the
+first time from the L2 cache, as neighbouring programs share them. Where N and M are no more than a
+tile, every element is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Arguments = dict[str, Any]
+Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
+
+
+class ActivePairs(NamedTuple):
+    """Of one launch, summed over all positions; a tile that has no active row in a role there does
+    not work."""
+
+    samples: float  # rows that are loaded as samples, once for each tile that loads them
+    components: float  # the same as components
+    either: float  # rows whose standard deviations have a gradient
+    pairs: float
+    tiles: float  # tiles that work
+
+
+# Operations per element, as in the source: of a difference and its square; of the gradients.
+_DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
+_SAMPLE, _COMPONENT = 1, 2 + 8 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
+_LOG_DETERMINANT, _SLOPE = 7 + 4 + 1, 7 + 2 + 3
+
+
+def expected(a: Arguments, density: float) -> ActivePairs:
+    """For independent masks of that density and tiles that all work."""
+    if "sample_active" not in a:
+        rows = density * a.get("rows", a.get("M", 0)) * a.get("S", 0)
+        return ActivePairs(0, rows, rows, 0, 0)
+    N, M, S = a["N"], a["M"], a["S"]
+    tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)
+    samples, components, pairs = density * N * S, density * M * S, density**2 * N * M * S
+    return ActivePairs(
+        samples * tiles_m, components * tiles_n, components, pairs, tiles_n * tiles_m * S
+    )
+
+
+def counted(a: Arguments) -> ActivePairs:
+    """From the data of the launch."""
+    if "active" in a:
+        return ActivePairs(0, int((a["active"] != 0).sum()), 0, 0, 0)
+    roles = [a[name] for name in ("component_active", "own_active") if name in a]
+    either = int(torch.stack([role != 0 for role in roles]).any(0).sum()) if roles else 0
+    if "sample_active" not in a:
+        return ActivePairs(0, 0, either, 0, 0)
+    if "SAMPLES" in a:
+        n, m = (
+            _tiled(a["sample_active"], a["SAMPLES"]),
+            _tiled(a["component_active"], a["COMPONENTS"]),
+        )
+        works = (n[:, None] > 0) & (m > 0)
+    elif "d_y" in a:
+        n, m = _tiled(a["sample_active"], a["ROWS"]), _tiled(a["component_active"], a["M"])
+        works = n[:, None] > 0
+    else:
+        n, m = _tiled(a["sample_active"], a["N"]), _tiled(a["component_active"], a["ROWS"])
+        works = m[None] > 0
+    n, m = n[:, None], m[None]
+    loaded = int((works * n).sum()), int((works * m).sum())
+    return ActivePairs(*loaded, either, int((n * m).sum()), int(works.sum()))
+
+
+def _tiled(active: Tensor, size: int) -> Tensor:
+    """Active rows (tiles, S) of each tile of `size` rows and position."""
+    return torch.stack([(tile != 0).sum(0) for tile in active.split(size)])
+
+
+def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    E, chunks = a["E"], a["chunks_per_position"]
+    splits = programs // (a["tiles_n"] * a["tiles_m"])
+    read = {
+        "component_eps": programs,
+        "sample_active": a["tiles_m"] * a["N"] * a["S"] * chunks,
+        "component_active": a["tiles_n"] * a["M"] * a["S"] * chunks,
+        "counts": active.tiles * chunks,
+        "y": active.samples * E,
+        "x": (active.components + active.tiles) * E,  # the shift, for each tile
+        "stds": active.components * E,
+    }
+    if a["HAS_MU"]:
+        read["mu"] = active.components * E
+    flops = _DISTANCE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
+    return read, {"parts": splits * a["N"] * a["M"]}, flops * E
+
+
+def _add_splits(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    parts = a["splits"] * a["size"]
+    return {"parts": parts, "component_eps": programs}, {"energies": a["size"]}, parts
+
+
+def _log_determinants(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    elements = active.components * a["E"]
+    read = {"active": programs, "eps": active.components, "stds": elements}
+    return read, {"logs": programs}, _LOG_DETERMINANT * elements
+
+
+def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    E, tiles = a["E"], active.tiles * a["tiles_e"]
+    summed = -(-a["M"] // a["SUMMED"]) * a["SUMMED"]
+    read = {
+        "component_eps": programs,
+        "sample_active": a["tiles_e"] * a["N"] * a["S"],
+        "component_active": tiles * a["M"],
+        "counts": tiles,
+        "pull": tiles * summed * a["ROWS"],
+        "y": active.samples * E,
+        "x": (active.components + active.tiles) * E,
+        "stds": active.components * E,
+    }
+    if a["HAS_MU"]:
+        read["mu"] = active.components * E
+    flops = _PULL_SAMPLE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
+    return read, {"d_y": a["N"] * a["S"] * E}, flops * E
+
+
+def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    E, tiles, M = a["E"], active.tiles * a["tiles_e"], a["M"] * a["S"]
+    read: dict[str, float] = {}
+    flops = 0.0
+    if a["COMPONENTS"]:
+        summed = -(-a["N"] // a["SUMMED"]) * a["SUMMED"]
+        read = {
+            "component_active": a["tiles_e"] * M,
+            "component_eps": programs,
+            "counts": tiles,
+            "sample_active": tiles * a["N"],
+            "pull": tiles * summed * a["ROWS"],
+            "y": active.samples * E,
+            "x": (active.components + active.tiles) * E,
+            "stds": active.components * E,
+        }
+        if a["HAS_MU"]:
+            read["mu"] = active.components * E
+        flops += _PULL_COMPONENT * active.pairs + _SAMPLE * active.samples
+        flops += _COMPONENT * active.components
+    if a["D_STDS"]:
+        read["stds"] = read.get("stds", 0) + active.either * E  # again, for the slope
+        flops += _SLOPE * active.either
+        if a["COMPONENTS"]:
+            read["of_logs"] = a["tiles_e"] * M
+    if a["OWN_STDS"]:
+        read |= {"own_active": a["tiles_e"] * M, "own_eps": programs, "of_own": a["tiles_e"] * M}
+    wanted = {"d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
+    return read, {name: M * E for name, needed in wanted.items() if needed}, flops * E
+
+
+KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
+    "distances_kernel": _distances,
+    "add_splits_kernel": _add_splits,
+    "log_determinants_kernel": _log_determinants,
+    "samples_gradient_kernel": _samples_gradient,
+    "components_gradient_kernel": _components_gradient,
+}
