@@ -25,6 +25,8 @@ def passes(mixtures: Sequence[Mixture]) -> list[Pass]:
     """
     samples = [m.sample_rows for m in mixtures]
     components = [m.component_rows for m in mixtures]
+    if mixtures[0].exclude_diagonal and samples != components:
+        raise NotImplementedError(f"exclude_diagonal needs the same rows: {samples}, {components}")
     for roles in (samples, components):
         if len(set(roles)) != len(roles):
             raise NotImplementedError(f"rows are in one role in several mixtures: {roles}")
