@@ -28,7 +28,7 @@ import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
-from fused_mi.reference.mixture import Mixture
+from fused_mi.reference.mixture import Mixture, directions
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
@@ -66,17 +66,12 @@ def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
     y, x, mu, stds = (torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4))
     mask = torch.empty(SHAPE[:2], dtype=torch.bool, device="meta")
     wide = torch.promote_types(dtype, torch.float32)
-    rows, half = SHAPE[0], SHAPE[0] // 2
-    first, second, everything = (0, half), (half, rows), (0, rows)
-    pairs = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[pairing]
+    parts, pairs_of_parts = directions(pairing, SHAPE[0])
     with recorded() as found:
-        eps = torch.stack([variance(stds, mask, pairs[0][0], wide, 100.0)] * 2)
+        eps = torch.stack([variance(stds, mask, parts[0], wide, 100.0)] * 2)
         mixtures = [
-            Mixture(mask, mask, eps[0], eps[1], *pair, pairing == "leave_one_out") for pair in pairs
+            Mixture(mask, mask, *eps, parts[i], parts[j], pairing == "leave_one_out")
+            for i, j in pairs_of_parts
         ]
         sums, state = moments(y, x, mu, stds, mixtures)
         moments_backward(torch.empty_like(sums), y, x, mu, stds, state, mixtures, [True] * 4)

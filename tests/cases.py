@@ -1,7 +1,10 @@
 """Inputs that many tests start from, and one way to run a function on them."""
 
+import contextlib
+
 import fused_mi
 import torch
+from fused_mi.reference.mixture import Mixture, directions
 
 MI_ARGUMENTS = (
     "means_tensor",
@@ -62,3 +65,34 @@ def value_and_gradients(function, inputs, dtype=None):
 
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def mixtures(pairing, mask, component_mask=None, eps=1e-3):
+    """The mixtures of a pairing, of components with `eps` and samples with twice as much."""
+    parts, pairs_of_parts = directions(pairing, len(mask))
+    masks = mask, mask if component_mask is None else component_mask
+    both_eps = torch.tensor(eps), torch.tensor(2 * eps)
+    return [
+        Mixture(*masks, *both_eps, parts[i], parts[j], pairing == "leave_one_out")
+        for i, j in pairs_of_parts
+    ]
+
+
+def far_apart(tensor):
+    """A copy (4, S, E) with rows 2^30 elements apart: the last ones begin beyond 2^31."""
+    rows, positions, features = tensor.shape
+    # Pages that are not touched cost nothing.
+    storage = torch.empty(3 * 2**30 + positions * features, dtype=tensor.dtype)
+    apart = storage.as_strided((rows, positions, features), (2**30, features, 1))
+    return apart.copy_(tensor)
+
+
+@contextlib.contextmanager
+def fresh_memory_full_of_nan():
+    """What is read before it is written becomes NaN."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

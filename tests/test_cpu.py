@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import FLOATING, MASK, PAIRINGS, gradients, mi, mi_inputs, same_bits
+from cases import (
+    FLOATING,
+    MASK,
+    PAIRINGS,
+    far_apart,
+    fresh_memory_full_of_nan,
+    gradients,
+    mi,
+    mi_inputs,
+    mixtures,
+    same_bits,
+)
 from cases import value_and_gradients as evaluate
 from fused_mi import use_backend
 from fused_mi.cpu import _library, moments, variance
@@ -34,20 +45,6 @@ def _forced():
 def path(request, monkeypatch):
     monkeypatch.setenv("FUSED_MI_CPU", request.param)
     return request.param
-
-
-def mixtures(pairing, mask, component_mask=None, eps=1e-3):
-    eps_l, eps_i = torch.tensor(eps), torch.tensor(2 * eps)
-    half, batch = len(mask) // 2, len(mask)
-    first, second, everything = (0, half), (half, batch), (0, batch)
-    ranges = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[pairing]
-    exclude = pairing == "leave_one_out"
-    components = mask if component_mask is None else component_mask
-    return [Mixture(mask, components, eps_l, eps_i, *rows, exclude) for rows in ranges]
 
 
 def both_directions(tensors, given, wanted=(True,) * 4):
@@ -222,11 +219,8 @@ def test_memory_is_written_before_it_is_read(pairing, dtype, shape):
     inputs = mi_inputs(*shape, dtype=dtype, seed=10)
     inputs[MASK][:, 1:2] = False
     value, grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with fresh_memory_full_of_nan():
         again, again_grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert same_bits(value, again)
     assert all(same_bits(a, b) for a, b in zip(grads, again_grads, strict=True))
     assert not any(g.isnan().any() for g in grads)
@@ -305,9 +299,7 @@ def test_large_addresses():
     inputs = mi_inputs(b=4, s=2, e=3, dtype=torch.float16, seed=15)
     apart = list(inputs)
     for i in FLOATING:
-        storage = torch.empty(3 * 2**30 + 6, dtype=torch.float16)  # pages untouched cost nothing
-        apart[i] = storage.as_strided((4, 2, 3), (2**30, 3, 1))
-        apart[i].copy_(inputs[i])
+        apart[i] = far_apart(inputs[i])
     found = []
     for given in (inputs, apart):
         wanted = [t.detach().requires_grad_(t.is_floating_point()) for t in given]

@@ -4,7 +4,16 @@ import functools
 
 import pytest
 import torch
-from cases import FLOATING, MASK, PAIRINGS, mi, mi_inputs, same_bits
+from cases import (
+    FLOATING,
+    MASK,
+    PAIRINGS,
+    fresh_memory_full_of_nan,
+    mi,
+    mi_inputs,
+    mixtures,
+    same_bits,
+)
 from cases import value_and_gradients as evaluate
 from fused_mi import pairwise_square_mahalanobis_distance, use_backend
 from fused_mi.cpu import _library
@@ -41,18 +50,6 @@ def arguments(n=5, m=3, s=4, e=37, dtype=torch.float32, seed=0, offset=0.0, own=
     eps_i = torch.tensor(2e-3) if own else None
     rows = (0, n), (n, n + m)
     return (noisy, clean, means, stds), [Mixture(mask, mask, torch.tensor(1e-3), eps_i, *rows)]
-
-
-def mixtures(pairing, mask):
-    half, batch = len(mask) // 2, len(mask)
-    first, second, everything = (0, half), (half, batch), (0, batch)
-    ranges = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[pairing]
-    eps, exclude = torch.tensor(1e-3), pairing == "leave_one_out"
-    return [Mixture(mask, mask, eps, 2 * eps, *rows, exclude) for rows in ranges]
 
 
 def upstream_of(energies, seed=0, zeros=0.3):
@@ -323,11 +320,8 @@ def test_memory_is_written_before_it_is_read(pairing, dtype):
     inputs = mi_inputs(b=6, s=3, e=21, dtype=dtype, seed=16)
     inputs[MASK][:, 1:2] = False
     value, grads = evaluate(lambda t: logsumexp(t, pairing=pairing), inputs)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with fresh_memory_full_of_nan():
         again, again_grads = evaluate(lambda t: logsumexp(t, pairing=pairing), inputs)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert same_bits(value, again)
     assert all(same_bits(a, b) for a, b in zip(grads, again_grads, strict=True))
     assert not any(g.isnan().any() for g in grads)

@@ -6,8 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import PAIRINGS, mi_inputs
-from fused_mi.reference.mixture import Mixture
+from cases import PAIRINGS, mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
@@ -60,14 +59,8 @@ def case(pairing, features, dtypes=(torch.float32,) * 4, own=True):
     mu, stds, mask, x, y = mi_inputs(10, 3, features, seed=1)
     mask[1], mask[:, 2] = False, False
     inputs = [t.to(dtype) for t, dtype in zip((y, x, mu, stds), dtypes, strict=True)]
-    first, second, everything = (0, 5), (5, 10), (0, 10)
-    pairs = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[pairing]
-    eps = torch.tensor(1e-3), torch.tensor(2e-3) if own else None
-    return inputs, [Mixture(mask, mask, *eps, *rows, pairing == "leave_one_out") for rows in pairs]
+    given = mixtures(pairing, mask)
+    return inputs, given if own else [m._replace(sample_eps=None) for m in given]
 
 
 def record(inputs, mixtures, wanted=ALL):

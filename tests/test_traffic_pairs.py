@@ -91,7 +91,7 @@ def test_large_batches_of_pairs_read_again_for_each_tile():
     n, m, s, e = 256, 256, 2, 64
     forward, _, _ = record_pairs(*without_data(*pair_case(n, m, s, e)))
     found = total(forward, expected)["distances_kernel"]
-    tile = _configs.pairs_tile(n, m, e, torch.float32)
+    tile = _configs.pairs_tile(n, m, torch.float32)
     half = n * s * e * 4
     assert found.read["y"] == half * m / tile.COMPONENTS
     assert found.read["mu"] == half * n / tile.SAMPLES

@@ -6,7 +6,18 @@ import sys
 
 import pytest
 import torch
-from cases import FLOATING, PAIRINGS, gradients, leaves, mi, mi_inputs, same_bits
+from cases import (
+    FLOATING,
+    PAIRINGS,
+    far_apart,
+    fresh_memory_full_of_nan,
+    gradients,
+    leaves,
+    mi,
+    mi_inputs,
+    mixtures,
+    same_bits,
+)
 from cases import value_and_gradients as evaluate
 from fused_mi import use_backend, warmup
 from fused_mi.reference import moments as reference
@@ -35,24 +46,12 @@ def _forced():
         yield
 
 
-def mixtures(pairing, batch, mask, eps=1e-3):
-    eps_l, eps_i = torch.tensor(eps), torch.tensor(2 * eps)
-    first, second, everything = (0, batch // 2), (batch // 2, batch), (0, batch)
-    ranges = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[pairing]
-    exclude = pairing == "leave_one_out"
-    return [Mixture(mask, mask, eps_l, eps_i, *rows, exclude) for rows in ranges]
-
-
 @pairing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sums_and_state_are_those_of_the_plain_path(pairing, dtype):
     means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=5, dtype=dtype, seed=1)
     mask[:, 2] = False
-    arguments = noisy, clean, means, stds, mixtures(pairing, 8, mask)
+    arguments = noisy, clean, means, stds, mixtures(pairing, mask)
     for ours, plain in zip(moments.moments(*arguments), reference.moments(*arguments), strict=True):
         assert ours.dtype == plain.dtype
         tolerance = 1e-5 if dtype == torch.float32 else 1e-12
@@ -63,7 +62,7 @@ def test_sums_and_state_are_those_of_the_plain_path(pairing, dtype):
 @pytest.mark.parametrize("upstream", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.3, -2.0, 5.0)])
 def test_each_sum_has_a_gradient_of_its_own(pairing, upstream):
     means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=5, seed=2)
-    given = mixtures(pairing, 8, mask)
+    given = mixtures(pairing, mask)
     tensors = noisy, clean, means, stds
     _, state = moments.moments(*tensors, given)
     pull = torch.tensor(upstream, dtype=torch.float64).expand(len(given), 3)
@@ -83,8 +82,8 @@ def test_batches_that_are_split_over_programs(monkeypatch, pairing, e):
     monkeypatch.setattr(_configs, "_MIN_ITERATIONS", 1)
     inputs = mi_inputs(b=600 if e == 1 else 150, s=1, e=e, dtype=torch.float32, seed=3)
     with _launch.recorded() as launches:
-        evaluate_nothing = mixtures(pairing, len(inputs[0]), inputs[2])
-        moments.moments(inputs[4], inputs[3], inputs[0], inputs[1], evaluate_nothing)
+        means, stds, mask, clean, noisy = inputs
+        moments.moments(noisy, clean, means, stds, mixtures(pairing, mask))
     accumulate = [la for la in launches if "accumulate" in la.kernel.__name__]
     assert max(launch.programs for launch in accumulate) > 1
     assert_rule10(lambda t: mi(t, pairing=pairing), inputs, {"pairing": pairing})
@@ -97,12 +96,8 @@ def test_memory_is_written_before_it_is_read(pairing, dtype):
     inputs = mi_inputs(b=6, s=3, e=5, dtype=dtype, seed=4)
     inputs[2][:, 1] = False
     value, grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    try:
+    with fresh_memory_full_of_nan():
         again, again_grads = evaluate(lambda t: mi(t, pairing=pairing), inputs)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert same_bits(value, again)
     assert all(same_bits(a, b) for a, b in zip(grads, again_grads, strict=True))
     assert not any(g.isnan().any() for g in grads)
@@ -113,9 +108,7 @@ def test_addresses_beyond_32_bits():
     inputs = mi_inputs(b=4, s=2, e=3, dtype=torch.float16, seed=5)
     apart = list(inputs)
     for i in FLOATING:
-        storage = torch.empty(3 * 2**30 + 6, dtype=torch.float16)  # pages untouched cost nothing
-        apart[i] = storage.as_strided((4, 2, 3), (2**30, 3, 1))
-        apart[i].copy_(inputs[i])
+        apart[i] = far_apart(inputs[i])
     values, grads = [], []
     for given in (inputs, apart):
         wanted = [t.detach().requires_grad_(t.is_floating_point()) for t in given]

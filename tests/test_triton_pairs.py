@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import PAIRINGS, mi, mi_inputs, same_bits
+from cases import PAIRINGS, far_apart, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
 from fused_mi import use_backend
 from fused_mi.reference import pairs as reference
 from fused_mi.reference.mixture import Mixture
@@ -175,10 +175,7 @@ def test_strides():
 def test_addresses_beyond_32_bits():
     """Rows 2^30 elements apart: the last ones begin beyond 2^31."""
     inputs, mixture = case((2, 2, 2, 3), (F16,) * 4)
-    apart = []
-    for tensor in inputs:
-        storage = torch.empty(3 * 2**30 + 6, dtype=F16)  # pages untouched cost nothing
-        apart.append(storage.as_strided((4, 2, 3), (2**30, 3, 1)).copy_(tensor))
+    apart = [far_apart(tensor) for tensor in inputs]
     upstream = torch.randn(1, 3, 2, 2, dtype=F64)
     results = [
         evaluate(pairs.pairs, pairs.pairs_backward, given, mixture, upstream)
@@ -195,12 +192,8 @@ def test_memory_is_written_before_it_is_read(shape):
     upstream = torch.randn(1, 3, *shape[:2], dtype=F64)
     arguments = pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream
     energies, gradients = evaluate(*arguments)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    try:
+    with fresh_memory_full_of_nan():
         again, again_gradients = evaluate(*arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert same_bits(energies, again)
     assert all(same_bits(a, b) for a, b in zip(gradients, again_gradients, strict=True))
 

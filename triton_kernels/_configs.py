@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,10 +22,6 @@ class Tile(NamedTuple):
     ROWS: int
     FEATURES: int
     num_warps: int
-
-    def meta(self) -> dict[str, Any]:
-        """As keyword arguments of a launch."""
-        return self._asdict()
 
 
 def features_tile(features: int, *tensors: Tensor, heavy: bool = False) -> Tile:
@@ -98,7 +94,7 @@ def _programs(device: torch.device) -> int:
     if device.type == "cpu":  # the interpreter
         return 1
     if device.type == "meta":  # recorded launches: as on an H100
-        return 8 * 132
+        return 4 * 132
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -116,7 +112,7 @@ class PairsTile(NamedTuple):
     maxnreg: int
 
 
-def pairs_tile(samples: int, components: int, features: int, dtype: torch.dtype) -> PairsTile:
+def pairs_tile(samples: int, components: int, dtype: torch.dtype) -> PairsTile:
     """Up to 64 x 32 pairs, eight of a thread that share one component: preparing a component takes
     most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers."""
     if dtype == torch.float64:

@@ -57,3 +57,8 @@ def for_amd(meta: dict[str, Any]) -> dict[str, Any]:
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """The type of all arithmetic of a kernel."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def strides(*tensors: Tensor | None) -> list[int]:
+    """Three for each (rows, S, E), 0 for one that is missing."""
+    return [stride for t in tensors for stride in ((0, 0, 0) if t is None else t.stride())]

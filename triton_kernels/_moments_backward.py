@@ -3,20 +3,13 @@
 import triton
 import triton.language as tl
 
-from ._tiles import cast, load, partners, position, precision_scale, variance_terms
+from ._tiles import load, partners, position, precision_scale, store_rows, variance_terms
 
 
 @triton.jit
 def _times(upstream, pull):
     """Their product; select, so that an upstream gradient of 0 does not meet an overflow."""
     return tl.where(upstream == 0, 0.0, upstream * pull)
-
-
-@triton.jit
-def store_rows(tensor, index, s, e, S, E, value, mask):
-    """Into a contiguous `tensor` (rows, S, E)."""
-    offset = (index.to(tl.int64) * S + s) * E
-    tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
 
 
 @triton.jit(

@@ -9,9 +9,8 @@ a sample is close to one component and far from the rest, a product would cancel
 import triton
 import triton.language as tl
 
-from ._moments_backward import store_rows
 from ._pairs_forward import inverse_root
-from ._tiles import load, precision_scale
+from ._tiles import load, precision_scale, store_rows
 
 
 @triton.jit

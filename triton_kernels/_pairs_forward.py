@@ -8,7 +8,7 @@ fused multiply-adds for each pair and feature: `z = y r - c r` with `r = 1 / sqr
 import triton
 import triton.language as tl
 
-from ._tiles import cast, load, precision_scale, variance_terms
+from ._tiles import cast, corner, load, precision_scale, variance_terms
 
 
 @triton.jit
@@ -29,13 +29,6 @@ def inverse_root(sigma, eps, ACC: tl.constexpr):
     factor = tl.where(tl.abs(sigma) >= limit, 2.0**-64, up).to(ACC)
     scaled = sigma * factor
     return tl.rsqrt(scaled * scaled + eps * (factor * factor)) * (factor * common).to(ACC)
-
-
-@triton.jit
-def corner(tensor, row, s, e, stride_row, stride_s, stride_e):
-    """Pointers to a tile of `tensor` (rows, S, E) at (row, s, e), in 64 bits."""
-    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
-    return tensor + offset + e.to(tl.int64) * stride_e
 
 
 @triton.jit

@@ -13,11 +13,24 @@ def cast(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def corner(tensor, row, s, e, stride_row, stride_s, stride_e):
+    """Pointers to a tile of `tensor` (rows, S, E) at (row, s, e), in 64 bits."""
+    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
+    return tensor + offset + e.to(tl.int64) * stride_e
+
+
+@triton.jit
 def load(tensor, row, s, e, stride_row, stride_s, stride_e, mask, ACC: tl.constexpr):
     """Tile of `tensor` (rows, S, E) at (row, s, e) in ACC; where not `mask`, 0 and no traffic."""
-    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
-    value = tl.load(tensor + offset + e.to(tl.int64) * stride_e, mask=mask, other=0.0)
-    return cast(value, ACC)
+    at = corner(tensor, row, s, e, stride_row, stride_s, stride_e)
+    return cast(tl.load(at, mask=mask, other=0.0), ACC)
+
+
+@triton.jit
+def store_rows(tensor, index, s, e, S, E, value, mask):
+    """Into a contiguous `tensor` (rows, S, E)."""
+    offset = (index.to(tl.int64) * S + s) * E
+    tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
 
 
 @triton.jit

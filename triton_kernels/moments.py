@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from fused_mi.reference.mixture import Mixture
-from fused_mi.reference.passes import Pass, cover, passes, writes
+from fused_mi.reference.passes import Gradients, Pass, gradients, nothing, passes
 from fused_mi.reference.variance import moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, Tile, candidates, finish_tile, splits
-from ._launch import accumulator, launch
+from ._launch import accumulator, launch, strides
 from ._moments_backward import gradient_kernel
 from ._moments_forward import accumulate_kernel, finish_kernel, reduce_kernel
 from ._positions import Positions, positions
@@ -42,7 +42,7 @@ def moments(
     dtype = moments_dtype(*inputs, exact=mixtures[0].exclude_diagonal)
     sums = torch.empty((len(mixtures), 3), dtype=torch.float64, device=y.device)
     state = torch.empty((len(mixtures), 4, S, E), dtype=dtype, device=y.device)
-    if _nothing(y, mixtures):
+    if nothing(y, mixtures):
         return sums.zero_(), state.zero_()
     where = [positions(m) for m in mixtures]
     run = functools.partial(_accumulate, inputs, mixtures, where, dtype)
@@ -89,7 +89,7 @@ def _accumulate(
             of_components,
             diagonal,
             split_samples,
-            *_strides(*inputs),
+            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -98,7 +98,7 @@ def _accumulate(
             tiles,
             **_flags(mixtures, this),
             ACC=accumulator(dtype),
-            **tile.meta(),
+            **tile._asdict(),
         )
     return [_Parts(*samples[d], components[d]) for d in range(len(mixtures))]
 
@@ -129,7 +129,7 @@ def _finish(
         parts.split_samples,
         state,
         partial_sums,
-        *_strides(y, x),
+        *strides(y, x),
         mixture.sample_rows[0],
         mixture.component_rows[0],
         sample_splits,
@@ -138,7 +138,7 @@ def _finish(
         E,
         tiles,
         EXCLUDE_DIAGONAL=mixture.exclude_diagonal,
-        **tile.meta(),
+        **tile._asdict(),
     )
     launch(
         reduce_kernel,
@@ -164,30 +164,15 @@ def moments_backward(
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.moments.moments_backward`."""
     inputs = (y, x, mu, stds)
-    samples = [m.sample_rows for m in mixtures]
-    components = [m.component_rows for m in mixtures]
-    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
-    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
-    nothing = _nothing(y, mixtures)
-    everything = [] if nothing else passes(mixtures)
-
-    gradients: list[Tensor | None] = []
-    for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
-        written = [this.rows for this in everything if writes(this.rows, of_role)]
-        new = torch.empty if cover(written, tensor.shape[0]) else torch.zeros
-        like = new(tensor.shape, dtype=tensor.dtype, device=y.device) if needed else None
-        gradients.append(like)
-    if nothing:
-        return gradients
-
+    plan = gradients(inputs, mixtures, wanted)
+    if not plan.passes:
+        return plan.tensors
     where = [positions(m) for m in mixtures]
-    run = functools.partial(
-        _gradients, upstream.contiguous(), inputs, state, mixtures, where, gradients, roles
-    )
+    run = functools.partial(_gradients, upstream.contiguous(), inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
-    return gradients
+    return plan.tensors
 
 
 def _gradients(
@@ -196,21 +181,16 @@ def _gradients(
     state: Tensor,
     mixtures: Sequence[Mixture],
     where: Sequence[Positions],
-    gradients: Sequence[Tensor | None],
-    roles: Sequence[Sequence[tuple[int, int]]],
+    plan: Gradients,
     tile: Tile,
 ) -> None:
     _, S, E = inputs[0].shape
     tiles = triton.cdiv(E, tile.FEATURES)
-    for this in passes(mixtures):
-        start, stop = this.rows
-        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
-        write = [
-            gradient is not None and writes(this.rows, of_role)
-            for gradient, of_role in zip(gradients, roles, strict=True)
-        ]
+    for this, write in plan.passes:
         if not any(write):
             continue
+        start, stop = this.rows
+        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
         i, j = this.as_samples, this.as_components
         partners = mixtures[j].sample_rows if i is None else mixtures[i].component_rows
         sample_eps, component_eps, *rest = _roles(mixtures, where, this)
@@ -226,8 +206,8 @@ def _gradients(
             None if j is None else state[j],
             None if i is None else upstream[i],
             None if j is None else upstream[j],
-            *gradients,
-            *_strides(*inputs),
+            *plan.tensors,
+            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -238,13 +218,8 @@ def _gradients(
             **_flags(mixtures, this),
             **dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True)),
             ACC=accumulator(state.dtype),
-            **tile.meta(),
+            **tile._asdict(),
         )
-
-
-def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
-    """Whether there is no element or no pair."""
-    return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
@@ -278,7 +253,3 @@ def _flags(mixtures: Sequence[Mixture], this: Pass) -> dict[str, Any]:
         "COMPONENTS": j is not None,
         "EXCLUDE_DIAGONAL": mixtures[0].exclude_diagonal,
     }
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for tensor in tensors for stride in tensor.stride()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import triton
 from fused_mi.reference.mixture import Mixture, Rows
-from fused_mi.reference.passes import Pass, cover, passes, writes
+from fused_mi.reference.passes import Pass, gradients, nothing
 from fused_mi.reference.variance import moments_dtype
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from ._configs import (
     pairs_splits,
     pairs_tile,
 )
-from ._launch import accumulator, launch
+from ._launch import accumulator, launch, strides
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
@@ -36,7 +36,7 @@ def pairs(
     inputs = (y, x, mu, stds)
     shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
     energies = torch.zeros(shape, dtype=torch.float64, device=y.device)
-    if _nothing(y, mixtures):
+    if nothing(y, mixtures):
         return energies
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
         where = positions(mixture)
@@ -56,7 +56,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     _, S, E = y.shape
     N, M = q.shape
     dtype = _dtype(inputs)
-    tile = pairs_tile(N, M, E, dtype)
+    tile = pairs_tile(N, M, dtype)
     tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
     chunks_per_position = triton.cdiv(E, CHUNK)
     splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles_n * tiles_m, y.device)
@@ -68,7 +68,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
         mixture.component_eps,
         *where,
         parts,
-        *_strides(inputs),
+        *strides(*inputs),
         mixture.sample_rows[0],
         mixture.component_rows[0],
         N,
@@ -134,39 +134,18 @@ def pairs_backward(
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.pairs.pairs_backward`."""
     inputs = (y, x, mu, stds)
-    samples = [m.sample_rows for m in mixtures]
-    components = [m.component_rows for m in mixtures]
-    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
-    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
-    nothing = _nothing(y, mixtures)
-    everything = [] if nothing else passes(mixtures)
-
-    gradients: list[Tensor | None] = []
-    for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
-        if tensor is None or not needed:
-            gradients.append(None)
-            continue
-        written = [this.rows for this in everything if writes(this.rows, of_role)]
-        new = torch.empty if cover(written, tensor.shape[0]) else torch.zeros
-        gradients.append(new(tensor.shape, dtype=tensor.dtype, device=tensor.device))
-    if nothing:
-        return gradients
-
-    where = [positions(m) for m in mixtures]
-    for this in everything:
-        write = [
-            gradient is not None and writes(this.rows, of_role)
-            for gradient, of_role in zip(gradients, roles, strict=True)
-        ]
-        if write[0] and gradients[0] is not None:
-            if this.as_samples is None:
-                gradients[0][slice(*this.rows)].zero_()
+    plan = gradients(inputs, mixtures, wanted)
+    where = [positions(m) for m in mixtures] if plan.passes else []
+    for this, write in plan.passes:
+        d_y, i = plan.tensors[0], this.as_samples
+        if d_y is not None and write[0]:
+            if i is None:
+                d_y[slice(*this.rows)].zero_()
             else:
-                i = this.as_samples
-                _samples_gradient(inputs, mixtures[i], where[i], upstream[i, 0], gradients[0])
+                _samples_gradient(inputs, mixtures[i], where[i], upstream[i, 0], d_y)
         if any(write[1:]):
-            _components_gradient(inputs, mixtures, where, this, upstream, gradients, write)
-    return gradients
+            _components_gradient(inputs, mixtures, where, this, upstream, plan.tensors, write)
+    return plan.tensors
 
 
 def _samples_gradient(
@@ -186,7 +165,7 @@ def _samples_gradient(
         *where,
         pull,
         d_y,
-        *_strides(inputs),
+        *strides(*inputs),
         mixture.sample_rows[0],
         mixture.component_rows[0],
         N,
@@ -239,7 +218,7 @@ def _components_gradient(
         of_logs,
         of_own,
         *gradients[1:],
-        *_strides(inputs),
+        *strides(*inputs),
         0 if j is None else mixtures[j].sample_rows[0],
         start,
         0 if j is None else mixtures[j].samples,
@@ -266,16 +245,5 @@ def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
-    """Whether there is no element or no pair."""
-    return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
-
-
 def _dtype(inputs: Inputs) -> torch.dtype:
     return moments_dtype(*(t for t in inputs if t is not None), exact=False)
-
-
-def _strides(inputs: Inputs) -> list[int]:
-    return [
-        stride for tensor in inputs for stride in ((0, 0, 0) if tensor is None else tensor.stride())
-    ]

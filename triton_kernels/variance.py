@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
 from ._configs import features_tile, splits
@@ -70,7 +71,7 @@ def variance(
     """See `fused_mi.reference.variance.variance`."""
     start, stop = rows
     _, positions, features = stds.shape
-    info = torch.finfo(dtype)
+    factor, smallest = stabiliser_factor(dtype, safety_factor)
     tile = features_tile(features, stds)
     tiles = triton.cdiv(features, tile.FEATURES)
     batch_splits, rows_per_split = splits(stop - start, tiles * positions, tile.ROWS, stds.device)
@@ -92,7 +93,7 @@ def variance(
             features,
             tiles,
             ACC=accumulator(dtype),
-            **tile.meta(),
+            **tile._asdict(),
         )
     eps = torch.empty((), dtype=dtype, device=stds.device)
     launch(
@@ -101,9 +102,8 @@ def variance(
         least,
         eps,
         programs,
-        FACTOR=safety_factor * info.eps,
-        # A minimum that is denormal must not vanish under the factor.
-        SMALLEST=info.tiny * info.eps if safety_factor > 0 else 0.0,
+        FACTOR=factor,
+        SMALLEST=smallest,
         BLOCK=1024,
     )
     return eps

@@ -16,7 +16,7 @@ from .ops.pairs import pairs
 from .ops.variance import stabiliser
 from .reference import variance
 from .reference.distance import square_distance
-from .reference.mixture import Mixture
+from .reference.mixture import Mixture, directions
 
 Losses = MutableMapping[str, Any]
 """Any mutable mapping, `ComponentLossesDict` among them."""
@@ -236,16 +236,12 @@ def mutual_information_sub_batch(
     combine = combine_noise_masks_for_mutual_information_sub_batches
     component_mask = active if combine else torch.ones_like(active)
 
-    if pairing == "leave_one_out":
-        parts, directions = [(0, batch)], [(0, 0)]
-    else:
-        parts = [(0, batch // 2), (batch // 2, batch)]
-        directions = [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
+    parts, pairs_of_parts = directions(pairing, batch)
 
     def stabilisers(mask: Tensor, used: set[int]) -> dict[int, Tensor]:
         return {i: stabiliser(stds, mask, parts[i], dtype, safety_factor) for i in used}
 
-    samples_used, components_used = ({d[role] for d in directions} for role in (0, 1))
+    samples_used, components_used = ({d[role] for d in pairs_of_parts} for role in (0, 1))
     if combine:
         sample_eps = component_eps = stabilisers(active, samples_used | components_used)
     else:
@@ -261,7 +257,7 @@ def mutual_information_sub_batch(
             parts[components],
             exclude_diagonal=pairing == "leave_one_out",
         )
-        for samples, components in directions
+        for samples, components in pairs_of_parts
     ]
     terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
     return _report(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 VARIABLE = "FUSED_MI_CPU"
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
@@ -68,11 +67,6 @@ def operators() -> Any:
     if not works:
         raise RuntimeError(reason)
     return torch.ops.fused_mi_cpu
-
-
-def with_rows(tensor: Tensor) -> Tensor:
-    """With a contiguous last dimension: itself, or a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
 def _check_size(file: Path) -> None:

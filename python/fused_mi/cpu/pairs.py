@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..reference.mixture import Mixture
-from ..reference.passes import cover, passes, writes
+from ..reference.passes import gradients, nothing
 from ..reference.variance import moments_dtype
-from ._library import operators, path, with_rows
-from .moments import _constants, _nothing
+from ._arguments import constants, numbers_of, with_rows
+from ._library import operators, path
 
 
 def pairs(
@@ -20,10 +20,10 @@ def pairs(
     """See `fused_mi.reference.pairs.pairs`."""
     shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
     energies = torch.empty(shape, dtype=torch.float64)
-    if _nothing(y, mixtures):
+    if nothing(y, mixtures):
         return energies.zero_()
     inputs = _inputs(y, x, mu, stds)
-    operators().pairs(*inputs, *_constants(mixtures), _wide(inputs), path(), energies)
+    operators().pairs(*inputs, *constants(mixtures), _wide(inputs), path(), energies)
     return energies
 
 
@@ -38,42 +38,19 @@ def pairs_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.pairs.pairs_backward`."""
-    samples = [m.sample_rows for m in mixtures]
-    components = [m.component_rows for m in mixtures]
-    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
-    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
-    nothing = _nothing(y, mixtures)
-    everything = [] if nothing else passes(mixtures)
-
-    gradients: list[Tensor | None] = []
-    numbers: list[int] = []
-    for tensor, needed, of_role in zip((y, x, mu, stds), wanted, roles, strict=True):
-        if tensor is None or not needed:
-            gradients.append(None)
-            continue
-        written = [this.rows for this in everything if writes(this.rows, of_role)]
-        new = torch.empty if cover(written, tensor.shape[0]) else torch.zeros
-        gradients.append(new(tensor.shape, dtype=tensor.dtype))
-    for this in everything:
-        bits = sum(
-            1 << i
-            for i, (gradient, of_role) in enumerate(zip(gradients, roles, strict=True))
-            if gradient is not None and writes(this.rows, of_role)
-        )
-        roles_of_pass = [-1 if d is None else d for d in this[1:]]
-        numbers += [*this.rows, *roles_of_pass, bits] if bits else []
-    if numbers:
+    plan = gradients((y, x, mu, stds), mixtures, wanted)
+    if numbers := numbers_of(plan):
         inputs = _inputs(y, x, mu, stds)
         operators().pairs_backward(
             upstream.contiguous(),
             *inputs,
-            *_constants(mixtures),
+            *constants(mixtures),
             _wide(inputs),
             numbers,
             path(),
-            *gradients,
+            *plan.tensors,
         )
-    return gradients
+    return plan.tensors
 
 
 def _inputs(

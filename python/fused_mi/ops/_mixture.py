@@ -89,14 +89,12 @@ def mixture_operator(
     def pull_back_gradient(ctx: Any, *of_gradients: Any) -> tuple[Any, ...]:
         upstream, y, x, mu, stds, *constants = ctx.saved_tensors
         mixtures = unflatten(*constants, ctx.rows, ctx.exclude_diagonal)  # type: ignore[call-arg]
-        present = [mu is not None or name != "mu" for name in ("upstream", "y", "x", "mu", "stds")]
+        present = [t is not None for t in (upstream, y, x, mu, stds)]
 
         def plain(*values: Tensor) -> list[Tensor]:
             given = _scatter(iter(values), present)
             with torch.enable_grad():  # differentiable, and without blocks
-                parts = getattr(reference, f"{name}_backward")(
-                    given[0], *given[1:], None, mixtures, ctx.wanted
-                )
+                parts = getattr(reference, f"{name}_backward")(*given, None, mixtures, ctx.wanted)
             return [part for part in parts if part is not None]
 
         values = [t for t in (upstream, y, x, mu, stds) if t is not None]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._types import Pairing
+
 Rows = tuple[int, int]
 """A range of rows, start and stop."""
 
@@ -62,6 +64,18 @@ class Mixture(NamedTuple):
         return sample_mask & (partners_of_samples > 0), component_mask & (
             partners_of_components > 0
         )
+
+
+def directions(pairing: Pairing, batch: int) -> tuple[list[Rows], list[tuple[int, int]]]:
+    """The parts of a batch, and which part is scored against which, by their indices.
+
+    Indices, and no ranges as keys: in a compiled graph the batch size is no number that could be
+    hashed or sorted.
+    """
+    if pairing == "leave_one_out":
+        return [(0, batch)], [(0, 0)]
+    parts = [(0, batch // 2), (batch // 2, batch)]
+    return parts, [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
 
 
 Constants = tuple[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from .mixture import Mixture, Rows
 
 
@@ -42,13 +45,65 @@ def passes(mixtures: Sequence[Mixture]) -> list[Pass]:
     return both + [Pass(rows, None, d) for d, rows in enumerate(components) if rows not in samples]
 
 
-def writes(rows: Rows, of_role: Sequence[Rows]) -> bool:
+def nothing(y: Tensor, mixtures: Sequence[Mixture]) -> bool:
+    """Whether there is no element or no pair."""
+    return not y.shape[1] * y.shape[2] or any(m.samples * m.components == 0 for m in mixtures)
+
+
+class Gradients(NamedTuple):
+    """What a backward pass writes, by which passes."""
+
+    # of y, x, mu and stds, None where there is none; 0 where no pass writes
+    tensors: list[Tensor | None]
+    # each pass, and which of the tensors it writes in its rows, values or zeros
+    passes: list[tuple[Pass, list[bool]]]
+
+
+def gradients(
+    inputs: Sequence[Tensor | None], mixtures: Sequence[Mixture], wanted: Sequence[bool]
+) -> Gradients:
+    """Fresh gradients of `inputs` (y, x, mu, stds), not filled where passes write every row; all 0,
+    and no passes, where there is no element or no pair.
+
+    Raises:
+        NotImplementedError: see `passes`.
+    """
+    samples = [m.sample_rows for m in mixtures]
+    components = [m.component_rows for m in mixtures]
+    of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
+    roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
+    y = inputs[0]
+    everything = [] if y is None or nothing(y, mixtures) else passes(mixtures)
+    tensors: list[Tensor | None] = []
+    for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
+        written = [this.rows for this in everything if _writes(this.rows, of_role)]
+        if tensor is None or not needed:
+            tensors.append(None)
+        else:
+            new = torch.empty if _cover(written, tensor.shape[0]) else torch.zeros
+            tensors.append(new(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+    return Gradients(
+        tensors,
+        [
+            (
+                this,
+                [
+                    tensor is not None and _writes(this.rows, of_role)
+                    for tensor, of_role in zip(tensors, roles, strict=True)
+                ],
+            )
+            for this in everything
+        ],
+    )
+
+
+def _writes(rows: Rows, of_role: Sequence[Rows]) -> bool:
     """Whether a pass over `rows` writes a gradient that the rows `of_role` have: its values, or
     zeros where no other pass writes those rows."""
     return rows in of_role or all(_disjoint(rows, other) for other in of_role)
 
 
-def cover(ranges: Sequence[Rows], rows: int) -> bool:
+def _cover(ranges: Sequence[Rows], rows: int) -> bool:
     """Whether the disjoint `ranges` have all of `rows` rows."""
     return sum(stop - start for start, stop in ranges) == rows
 

@@ -32,15 +32,20 @@ def min_positive_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype)
     return torch.where(smallest < math.inf, smallest, 1)
 
 
+def stabiliser_factor(dtype: torch.dtype, safety_factor: float) -> tuple[float, float]:
+    """eps is the first number times the minimum, but no less than the second: a minimum that is
+    denormal must not vanish."""
+    info = torch.finfo(dtype)
+    return safety_factor * info.eps, info.tiny * info.eps if safety_factor > 0 else 0.0
+
+
 def stabiliser(
     stds: Tensor, mask: Tensor | None, dtype: torch.dtype, safety_factor: float
 ) -> Tensor:
     """eps = safety_factor * finfo(dtype).eps * the smallest positive active variance; 0-dim, in
     `dtype`, > 0."""
-    info = torch.finfo(dtype)
-    smallest_subnormal = info.tiny * info.eps
-    eps = safety_factor * info.eps * min_positive_variance(stds, mask, dtype)
-    return eps.clamp(min=smallest_subnormal) if safety_factor > 0 else eps
+    factor, smallest = stabiliser_factor(dtype, safety_factor)
+    return (factor * min_positive_variance(stds, mask, dtype)).clamp(min=smallest)
 
 
 def variance(
