@@ -120,7 +120,7 @@ def interleaved(
                 runs, start = contestants[name], time.perf_counter()
                 try:
                     samples[name].append(clock.passes(runs[turn % len(runs)]))
-                except Exception as error:
+                except Exception as error:  # no common class: see `out_of_memory`
                     if not out_of_memory(error):
                         raise
                     dropped.add(name)

@@ -38,7 +38,7 @@ class Bench:
         try:
             copies = self._inputs(case)
             want = exact(case, copies[0])
-        except Exception as error:
+        except Exception as error:  # no common class: see `out_of_memory`
             if not measure.out_of_memory(error):
                 raise
             for entry in entries:
@@ -97,7 +97,7 @@ class Bench:
             runs = [first, *(entry.make(inputs) for inputs in copies[1:])]
         except Wrong as error:
             return self._record(case, entry, WRONG, str(error)), ()
-        except Exception as error:
+        except Exception as error:  # whatever a contestant raises is its result
             if measure.out_of_memory(error):
                 return self._record(case, entry, OOM, _said(error)), ()
             return self._record(case, entry, REFUSED, _said(error)), ()

@@ -52,7 +52,7 @@ def run_check(check: Check, group: str) -> Row:
         outcome = check.function()
     except torch.OutOfMemoryError as error:
         row = _row(name, None, message=f"not run: {str(error).splitlines()[0]}")
-    except Exception as error:
+    except Exception as error:  # a check that raises has failed, the others go on
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
         row = _row(name, False, message=text[:2000])

@@ -5,7 +5,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fused_mi
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from benchmarks import peers
 
-from ._children import Ended, Job, Row, emit, python, run
+from . import _contest
+from ._children import Row, emit
+from ._contest import OURS, Bench, compete, exact, kernels
 from ._loss import Inputs, Shape, large_inputs, leaves_of
-from ._measure import Clock, Copy, Run, by_kernel, interleaved, summary
-from .timings import BF16, F32, FLOOR, OURS, admitted, exact
+from ._measure import Clock, Copy, Run
+from .timings import BF16, F32, FLOOR
 
 PEERS = ("pair formula, compiled", "pair formula, eager")
 ARITHMETIC: Shape = (512, 128, 768)  # N = M = 256, K = 98,304
@@ -28,7 +30,6 @@ FLOPS = 4  # of a pair and feature: a difference, and its square added up, two F
 LEAST_OF_PEAK = 0.4
 MOST_OF_THE_FLOOR = 1.4
 ENERGIES = "distances_kernel"
-_NO_MEMORY = "not run: out of memory"
 _RESERVE = 15  # seconds that one contestant may take to compile and to be timed
 
 
@@ -80,20 +81,8 @@ class Peak:
 
 
 def rows(seconds: float, green: bool) -> Iterator[Row]:
-    """Time all cases.
-
-    Args:
-        green: no check of the values has failed; otherwise no speed-up is reported.
-    """
-    job = Job("pairs", python("pairs_timings", seconds), {"FUSED_MI_AUTOTUNE": "0"})
-    for event in run([job], 1, seconds + 10):
-        if not isinstance(event, Ended):
-            yield judged(event[1], green)
-        elif event.returncode is None:
-            yield {"name": "the rest", "message": "cut off: out of time"}
-        elif event.returncode:
-            message = f"exit code {event.returncode}: {event.tail}"
-            yield {"name": "the rest", "message": message, "passed": False}
+    """Time all cases, see `_contest.rows`."""
+    return _contest.rows("pairs", "pairs_timings", seconds, green, judged)
 
 
 def judged(row: Row, green: bool) -> Row:
@@ -134,52 +123,33 @@ def judged(row: Row, green: bool) -> Row:
 def cases(seconds: float, device: str, table: Sequence[Case]) -> Iterator[Row]:
     """In this process: a row for each case, while time is left."""
     deadline = time.monotonic() + seconds - _RESERVE
-    clock, copy, peak = Clock(device), Copy(device), Peak(device)
+    bench, peak = Bench(device, Clock(device), Copy(device), deadline), Peak(device)
     with fused_mi.use_backend("triton"):
         for case in table:
             if time.monotonic() < deadline:
-                yield _case(case, device, clock, copy, peak, deadline)
+                yield _case(case, peak, bench)
             else:
                 yield {"name": case.name, "message": "not run: out of time"}
 
 
-def _case(case: Case, device: str, clock: Clock, copy: Copy, peak: Peak, deadline: float) -> Row:
+def _case(case: Case, peak: Peak, bench: Bench) -> Row:
     B, S, E = case.shape
-    contestants: dict[str, Row] = {}
     row: Row = {
         "name": case.name,
         "shape": case.shape,
         "dtype": str(case.dtype).removeprefix("torch."),
         "floor_bytes": FLOOR["both"] * (B // 2) * S * E * case.dtype.itemsize,
         "flops": FLOPS * (B // 2) ** 2 * S * E,
-        "peak": {"TFLOP/s": peak.rate(clock) / 1e12},
-        "contestants": contestants,
+        "peak": {"TFLOP/s": peak.rate(bench.clock) / 1e12},
+        "contestants": {},
     }
     torch._dynamo.reset()
-    inputs = large_inputs(case.shape, device, case.dtype, density=1.0)
-    want, runs = exact(inputs, estimator="logsumexp"), {}
-    for name in (OURS, *case.peers):
-        if time.monotonic() > deadline:
-            contestants[name] = {"message": "not run: out of time"}
-            continue
-        run = _run(name, inputs)
-        contestants[name] = admitted(run, want, device)
-        if contestants[name]["agrees"]:
-            runs[name] = run
-    del want
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    if OURS not in runs:
-        return row
-    times, copies = interleaved(runs, copy, clock)
-    row["copy"] = {"bytes": copy.bytes, "ms": summary(copies)}
-    for name in runs:
-        if name in times:
-            contestants[name]["ms"] = {key: summary(ms) for key, ms in times[name].items()}
-        else:
-            contestants[name]["message"] = _NO_MEMORY
-    if device == "cuda":
-        row["kernels"] = _kernels(runs[OURS])
+    inputs = large_inputs(case.shape, bench.device, case.dtype, density=1.0)
+    make = partial(_run, inputs=inputs)
+    names = (OURS, *case.peers)
+    runs = compete(row, names, make, lambda: exact(inputs, estimator="logsumexp"), bench)
+    if OURS in runs and bench.device == "cuda":
+        row["kernels"] = kernels(runs[OURS])
     return row
 
 
@@ -198,13 +168,6 @@ def _run(name: str, inputs: Inputs) -> Run:
         return value, lambda: torch.autograd.grad(value, [leaves[i] for i in FLOATING])
 
     return run
-
-
-def _kernels(run: Run) -> list[dict[str, Any]] | str:
-    try:
-        return by_kernel(run)
-    except Exception as error:  # a missing or forbidden profiler must not cost the times
-        return f"not run: {error}"
 
 
 def main() -> None:

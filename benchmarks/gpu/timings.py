@@ -3,6 +3,7 @@ implementation can avoid and against plain torch. Each case in turn, in one proc
 
 import argparse
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +15,19 @@ from unittest import mock
 import fused_mi
 import torch
 from cases import FLOATING
-from oracle import LOG_DETERMINANT, MAHALANOBIS, STD_LOG, TOTAL
 from torch import Tensor
 
 from benchmarks import peers
 
-from ._children import Ended, Job, Row, emit, python, run
-from ._loss import Inputs, Shape, evaluate, large_inputs, leaves_of
-from ._measure import Clock, Copy, Run, by_kernel, extra_memory, interleaved, summary
+from . import _contest
+from ._children import Row, emit
+from ._contest import OURS, Bench, compete, exact, kernels
+from ._loss import Inputs, Shape, large_inputs, leaves_of
+from ._measure import Clock, Copy, Run
 
 F32, BF16 = torch.float32, torch.bfloat16
 TARGETS: tuple[Shape, ...] = ((64, 512, 4096), (512, 128, 768))
-OURS, TUNED = "fused_mi", "fused_mi, tuned tiles"
+TUNED = "fused_mi, tuned tiles"
 LINEAR, PAIRS = "linear form, compiled", "pair formula, compiled"
 PEERS: dict[str, Callable[..., Tensor]] = {
     LINEAR: peers.linear,
@@ -40,7 +42,6 @@ LEAST_SPEEDUP = {LINEAR: (TARGETS, 1.5), PAIRS: (TARGETS[1:], 50.0)}
 # y and stds of the samples, x, mu and stds of the components; the backward pass the same again, and
 # it writes four gradients of the whole batch.
 FLOOR = {"forward": 2 + 5, "backward": 5 + 8, "both": 2 + 5 + 5 + 8}
-_NO_MEMORY = "not run: out of memory"
 _RESERVE = 20  # seconds that one contestant may take to compile and to be timed
 
 
@@ -66,20 +67,8 @@ CASES = [
 
 
 def rows(seconds: float, green: bool) -> Iterator[Row]:
-    """Time all cases; a first round without any peer, then with them.
-
-    Args:
-        green: no check of the values has failed; otherwise no speed-up is reported.
-    """
-    job = Job("timings", python("timings", seconds), {"FUSED_MI_AUTOTUNE": "0"})
-    for event in run([job], 1, seconds + 10):
-        if not isinstance(event, Ended):
-            yield judged(event[1], green)
-        elif event.returncode is None:
-            yield {"name": "the rest", "message": "cut off: out of time"}
-        elif event.returncode:
-            message = f"exit code {event.returncode}: {event.tail}"
-            yield {"name": "the rest", "message": message, "passed": False}
+    """Time all cases; a first round without any peer, then with them. See `_contest.rows`."""
+    return _contest.rows("timings", "timings", seconds, green, judged)
 
 
 def judged(row: Row, green: bool) -> Row:
@@ -121,62 +110,33 @@ def cases(seconds: float, device: str, table: Sequence[Case]) -> Iterator[Row]:
     """In this process: a row for each case, without peers, and one with them while time is left."""
     deadline = time.monotonic() + seconds - _RESERVE
     with TemporaryDirectory() as folder, fused_mi.use_backend("triton"):
-        bench = _Bench(device, Clock(device), Copy(device), folder, deadline)
+        bench = Bench(device, Clock(device), Copy(device), deadline)
         for case in table:
-            yield _case(case, (), bench)
+            yield _case(case, (), bench, folder)
         for case in table:
             if case.contestants and time.monotonic() < deadline:
-                yield _case(case, case.contestants, bench)
+                yield _case(case, case.contestants, bench, folder)
 
 
-class _Bench(NamedTuple):
-    """What all cases share."""
-
-    device: str
-    clock: Clock
-    copy: Copy
-    folder: str  # of measured tiles
-    deadline: float
-
-
-def _case(case: Case, others: Sequence[str], bench: _Bench) -> Row:
-    contestants: dict[str, Row] = {}
+def _case(case: Case, others: Sequence[str], bench: Bench, folder: str) -> Row:
+    """`folder` is that of measured tiles."""
     half = case.shape[0] // 2 * case.shape[1] * case.shape[2] * case.dtype.itemsize
     row: Row = {
         "name": case.name if others else f"{case.name}, alone",
         "shape": case.shape,
         "dtype": str(case.dtype).removeprefix("torch."),
         "floor_bytes": {quantity: count * half for quantity, count in FLOOR.items()},
-        "contestants": contestants,
+        "contestants": {},
     }
     torch._dynamo.reset()  # each case has graphs for its own shape, as if it were alone
     inputs = large_inputs(case.shape, bench.device, case.dtype, density=1.0)
-    want, runs = exact(inputs), {}
-    for name in (OURS, *others):
-        if time.monotonic() > bench.deadline:
-            contestants[name] = {"message": "not run: out of time"}
-            continue
-        run = _run(name, inputs, bench.folder)
-        contestants[name] = admitted(run, want, bench.device)
-        if contestants[name]["agrees"]:
-            runs[name] = run
-    del want
-    if bench.device == "cuda":
-        torch.cuda.empty_cache()
+    make = functools.partial(_run, inputs=inputs, folder=folder)
+    runs = compete(row, (OURS, *others), make, lambda: exact(inputs), bench)
     if TUNED in runs:
-        tiles = Path(bench.folder, "tiles.json")
-        contestants[TUNED]["tiles"] = tiles.read_text() if tiles.exists() else None
-    if OURS not in runs:
-        return row
-    times, copies = interleaved(runs, bench.copy, bench.clock)
-    row["copy"] = {"bytes": bench.copy.bytes, "ms": summary(copies)}
-    for name in runs:
-        if name in times:
-            contestants[name]["ms"] = {key: summary(ms) for key, ms in times[name].items()}
-        else:
-            contestants[name]["message"] = _NO_MEMORY
-    if not others and bench.device == "cuda" and case.shape in TARGETS:
-        row["kernels"] = _kernels(runs[OURS])
+        tiles = Path(folder, "tiles.json")
+        row["contestants"][TUNED]["tiles"] = tiles.read_text() if tiles.exists() else None
+    if OURS in runs and not others and bench.device == "cuda" and case.shape in TARGETS:
+        row["kernels"] = kernels(runs[OURS])
     return row
 
 
@@ -206,51 +166,6 @@ def _run(name: str, inputs: Inputs, folder: str) -> Run:
         return value, backward
 
     return run
-
-
-def exact(inputs: Inputs, **options: Any) -> tuple[float, float, list[Tensor]]:
-    """Value, sum of the magnitudes of its terms, and gradients, in float64 by plain torch."""
-    wide = [t.double() if t.is_floating_point() else t for t in inputs]
-    # eps is a multiple of the machine epsilon of the type that the inputs have.
-    factor = 100 * torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
-    found = evaluate(wide, backend="reference", safety_factor=factor, **options)
-    terms = {name: found.terms[name].item() for name in (MAHALANOBIS, LOG_DETERMINANT, STD_LOG)}
-    return found.terms[TOTAL].item(), sum(map(abs, terms.values())), list(found.gradients)
-
-
-def admitted(run: Run, want: tuple[float, float, list[Tensor]], device: str) -> dict[str, Any]:
-    """Whether a contestant computes the loss, and the memory that it needs; only then is it timed.
-
-    The value may be wrong by a few roundings of its terms, and each gradient by as much relative to
-    its norm. This tells a wrong formula from a right one; "correctness" is stricter.
-    """
-    try:
-        value, backward = run()
-        gradients = backward()
-        eps = max(torch.finfo(gradients[0].dtype).eps, 100 * torch.finfo(F32).eps)
-        errors = {"value": abs(value.item() - want[0]) / want[1]}
-        for name, a, b in zip(("means", "stds", "clean", "noisy"), gradients, want[2], strict=True):
-            errors[name] = ((a.double() - b).norm() / b.norm()).item()
-        agrees = all(error <= eps for error in errors.values())
-        found: dict[str, Any] = {"agrees": agrees, "errors": errors, "bound": eps}
-        del value, backward, gradients, a, b
-        if device == "cuda":
-            found["extra_bytes"] = extra_memory(run)
-        return found
-    except torch.OutOfMemoryError:
-        message = _NO_MEMORY
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"[:2000]
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    return {"agrees": False, "message": message}
-
-
-def _kernels(run: Run) -> list[dict[str, Any]] | str:
-    try:
-        return by_kernel(run)
-    except Exception as error:  # a missing or forbidden profiler must not cost the times
-        return f"not run: {error}"
 
 
 def main() -> None:
