@@ -84,25 +84,25 @@ void launch_moments(
   }
 }
 
-// Whether gradients should not pass through the caches: they would not stay there, and memory is
-// spared a read of each line before it is written. Needs rows of whole, aligned lines.
-inline bool streams(const MomentsBackward& call, const Cut& cut) {
+// Whether gradients (4) should not pass through the caches: they would not stay there, and memory is
+// spared a read of each line before it is written. Needs rows of whole, aligned lines, and blocks of
+// `width` features of them. `rows` of each are written; `buffered`: by way of buffers, in any case.
+inline bool streams(
+    const MomentsInputs& in, const View* const* gradients, bool buffered, int64_t width,
+    int64_t rows) {
   constexpr int64_t kLarge = 1 << 25, kLine = 64;
-  const MomentsInputs& in = call.in;
   bool mixed = in.y.type != in.x.type || in.y.type != in.mu.type || in.y.type != in.stds.type;
-  if (in.wide || mixed) return false;  // by way of buffers
+  if (buffered || mixed) return false;
   int64_t bytes = 0;
-  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
-  for (const View* g : gradients) {
-    if (g->data == nullptr) continue;
-    int64_t size = size_of(g->type);
-    if (reinterpret_cast<uintptr_t>(g->data) % kLine || g->row % kLine || g->position % kLine ||
-        cut.width * size % kLine || cut.features * size % kLine) {
+  for (int i = 0; i < 4; ++i) {
+    const View& g = *gradients[i];
+    if (g.data == nullptr) continue;
+    int64_t size = size_of(g.type);
+    if (reinterpret_cast<uintptr_t>(g.data) % kLine || g.row % kLine || g.position % kLine ||
+        width * size % kLine || in.E * size % kLine) {
       return false;
     }
-    for (int64_t p = 0; p < call.pass_count; ++p) {
-      bytes += call.passes[p].rows.count() * cut.positions * cut.features * size;
-    }
+    bytes += rows * in.S * in.E * size;
   }
   return bytes >= kLarge;
 }
@@ -110,13 +110,16 @@ inline bool streams(const MomentsBackward& call, const Cut& cut) {
 // Writes the gradients that `call` names; its cut and positions are filled in here.
 template <class Parallel>
 void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
-  int64_t rows = 0;
+  int64_t rows = 0, all_rows = 0;
   for (int64_t p = 0; p < call.pass_count; ++p) {
-    rows = call.passes[p].rows.count() > rows ? call.passes[p].rows.count() : rows;
+    int64_t count = call.passes[p].rows.count();
+    rows = count > rows ? count : rows;
+    all_rows += count;
   }
   const MomentsInputs& in = call.in;
   call.cut = Cut(in.S, in.E, rows, in.wide);
-  call.stream = streams(call, call.cut);
+  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+  call.stream = streams(in, gradients, in.wide, call.cut.width, all_rows);
   auto positions = positions_of(in);
   call.positions = positions.get();
   parallel(0, in.S, grain(rows), [&](int64_t begin, int64_t end) {

@@ -2,42 +2,12 @@
 //
 // All deviations are from one shift per position and feature, the first contributing row, so that
 // parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
-#include "moments.h"
-
-#include "variance_terms.h"
+#include "moments_rows.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-constexpr int kWidth = Cut::kWidth;
-constexpr int kRows = 4;       // read at once
 constexpr int kSegment = 256;  // rows whose moments are summed in A before they merge in float64
-
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-template <class Body>
-FUSED_MI_INLINE void with_rows(int rows, Body&& body) {
-  switch (rows) {
-    case 1:
-      return body(Int<1>{});
-    case 2:
-      return body(Int<2>{});
-    case 3:
-      return body(Int<3>{});
-    default:
-      return body(Int<4>{});
-  }
-}
-
-template <class A>
-struct Running {
-  alignas(64) A weight[kWidth];
-  alignas(64) A mean[kWidth];
-  alignas(64) A m2[kWidth];
-};
 
 // Of an item: both roles; of the components before and after some rows.
 template <class A>
@@ -51,123 +21,6 @@ template <class P>
 struct Planes {
   const P *mean_y, *m2_y, *weight, *mean_c, *m2_c;
 };
-
-// Rows of one tensor as rows of In, four at a time.
-template <class In>
-struct Reader {
-  const View& view;
-  int64_t s, e;
-  int width;
-  alignas(64) In buffer[kRows][sizeof(In) > 2 ? kWidth : 1];
-  const In* rows[kRows];
-  const In* ahead[kRows];  // the rows after those, to be fetched meanwhile
-
-  Reader(const View& view, int64_t s, int64_t e, int width)
-      : view(view), s(s), e(e), width(width) {}
-
-  // `count` rows, of `left`.
-  FUSED_MI_INLINE void next(const int64_t* which, int count, int left) {
-    for (int r = 0; r < count; ++r) {
-      rows[r] = read(view, which[r], s, e, width, buffer[r]);
-      bool more = count + r < left && view.type == TypeOf<In>::value;
-      ahead[r] = more ? reinterpret_cast<const In*>(view.at(which[count + r], s, e)) : rows[r];
-    }
-  }
-};
-
-// Moments of `before` rows, and R more.
-template <class A, int R, class In>
-void add_samples(
-    const Reader<In>& y, const A* shift, int width, int64_t before, Running<A>& run) {
-  const A share = A(1) / static_cast<A>(before + R), weight = static_cast<A>(before);
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part), deviation[R], delta{};
-    for (int r = 0; r < R; ++r) {
-      deviation[r] = load<A>(y.rows[r] + f, part) - first;
-      __builtin_prefetch(y.ahead[r] + f);
-      delta += (deviation[r] - mean) * share;
-    }
-    V<A> m2 = load<A>(run.m2 + f, part) + (weight * delta) * delta;
-    mean += delta;
-    for (int r = 0; r < R; ++r) m2 += (deviation[r] - mean) * (deviation[r] - mean);
-    store(run.mean + f, mean, part);
-    store(run.m2 + f, m2, part);
-  });
-}
-
-// The logs of R rows of variances; false, and nothing of worth, where they are not ordinary.
-template <class A, int R, bool CAREFUL, class In>
-bool add_logs(const Reader<In>& sigma, int width, Stabiliser<A> stabiliser, Logs<A>& sum) {
-  Logs<A> logs = sum;
-  Ordinary<A> ordinary;
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    for (int r = 0; r < R; ++r) {
-      Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
-      __builtin_prefetch(sigma.ahead[r] + f);
-      V<A> v = inside<A>(t.v, all<A>(1), part);
-      if constexpr (CAREFUL) {
-        logs.include(v, only<A>(t.large, part));
-      } else {
-        ordinary.include(v);
-        logs.multiply(v);
-      }
-    }
-    if (!CAREFUL) logs.split();
-  });
-  if (!CAREFUL && !ordinary) return false;
-  sum = logs;
-  return true;
-}
-
-// `before` and R more rows, with the weights scale / v; false, and nothing of worth in `after`,
-// where the variances are not ordinary.
-template <class A, int R, bool CAREFUL, class In>
-bool add_components(
-    const Reader<In>& x, const Reader<In>& mu, const Reader<In>& sigma, const A* shift, int width,
-    Stabiliser<A> stabiliser, const Running<A>& before, Running<A>& after, Logs<A>& sum) {
-  Logs<A> logs = sum;
-  Ordinary<A> ordinary;
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> first = load<A>(shift + f, part), mean = load<A>(before.mean + f, part);
-    V<A> old = load<A>(before.weight + f, part), weight = old, precision[R], deviation[R], delta{};
-    for (int r = 0; r < R; ++r) {
-      Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
-      __builtin_prefetch(sigma.ahead[r] + f);
-      V<A> v = inside<A>(t.v, all<A>(1), part);
-      precision[r] = t.precision;
-      weight += precision[r];
-      deviation[r] = (load<A>(x.rows[r] + f, part) - first) + load<A>(mu.rows[r] + f, part);
-      __builtin_prefetch(x.ahead[r] + f);
-      __builtin_prefetch(mu.ahead[r] + f);
-      if constexpr (CAREFUL) {
-        logs.include(v, only<A>(t.large, part));
-      } else {
-        ordinary.include(v);
-        logs.multiply(v);
-      }
-    }
-    if (!CAREFUL) logs.split();
-    // Each weight as its share of the total: no sum of products overflows. 1 / weight may, unless
-    // the variances are ordinary.
-    V<A> reciprocal = A(1) / weight;
-    for (int r = 0; r < R; ++r) {
-      V<A> share = CAREFUL ? precision[r] / weight : precision[r] * reciprocal;
-      delta += share * (deviation[r] - mean);
-    }
-    V<A> m2 = load<A>(before.m2 + f, part) + (old * delta) * delta;
-    mean += delta;
-    for (int r = 0; r < R; ++r) {
-      V<A> rest = deviation[r] - mean;
-      m2 += (precision[r] * rest) * rest;
-    }
-    store(after.weight + f, weight, part);
-    store(after.mean + f, mean, part);
-    store(after.m2 + f, m2, part);
-  });
-  if (!CAREFUL && !ordinary) return false;
-  sum = logs;
-  return true;
-}
 
 // The rows of a segment that contribute.
 template <class Contributes>

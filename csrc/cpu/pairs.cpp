@@ -201,17 +201,6 @@ bool add_logs(const In* sigma, int width, Stabiliser<A> stabiliser, Logs<A>& log
   return CAREFUL || ordinary;
 }
 
-// One log for all lanes.
-template <class A>
-double value_of(const Logs<A>& logs) {
-  double product = 1, exponent = 0;
-  for (int i = 0; i < kLanes<A>; ++i) {
-    product *= static_cast<double>(logs.product[i]);
-    exponent += static_cast<double>(logs.exponent[i]);
-  }
-  return std::log(product) + exponent * 0.69314718055994530942;
-}
-
 template <class A, class In>
 double logs_of_row(const View& stds, int64_t row, int64_t s, int64_t e, int width, double eps) {
   alignas(64) In buffer[sizeof(In) > 2 ? PairsCut::kDepth : 1];
@@ -221,7 +210,7 @@ double logs_of_row(const View& stds, int64_t row, int64_t s, int64_t e, int widt
     logs = Logs<A>();
     add_logs<true, A>(sigma, width, Stabiliser<A>(eps), logs);
   }
-  return value_of(logs) + 1.8378770664093454836 * width;
+  return logs.value() + 1.8378770664093454836 * width;
 }
 
 template <class A>

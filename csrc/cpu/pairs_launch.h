@@ -88,26 +88,6 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
       [&](int64_t begin, int64_t end) { kernels.finish(call, begin, end); });
 }
 
-// Whether gradients should go past the caches, see `streams` of the moments.
-inline bool streams(const PairsBackward& call) {
-  constexpr int64_t kLarge = 1 << 25, kLine = 64;
-  const MomentsInputs& in = call.in;
-  bool mixed = in.y.type != in.x.type || in.y.type != in.mu.type || in.y.type != in.stds.type;
-  if (mixed || (in.wide && in.y.type != Type::float64)) return false;  // by way of buffers
-  int64_t bytes = 0;
-  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
-  for (const View* g : gradients) {
-    if (g->data == nullptr) continue;
-    int64_t size = size_of(g->type);
-    if (reinterpret_cast<uintptr_t>(g->data) % kLine || g->row % kLine || g->position % kLine ||
-        call.width * size % kLine || in.E * size % kLine) {
-      return false;
-    }
-    bytes += (call.N + call.M) * in.S * in.E * size;
-  }
-  return bytes >= kLarge;
-}
-
 // Writes the gradients that `call` names; its block of features and positions are filled in here.
 template <class Parallel>
 void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
@@ -124,7 +104,9 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
   call.blocks = ceil_div(in.E, most);
   call.width = ceil_div(ceil_div(in.E, call.blocks), kLeast) * kLeast;
   call.blocks = ceil_div(in.E, call.width);
-  call.stream = streams(call);
+  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
+  bool buffered = in.wide && in.y.type != Type::float64;
+  call.stream = streams(in, gradients, buffered, call.width, call.N + call.M);
   auto positions = positions_of(in);
   call.positions = positions.get();
   parallel(0, in.S, grain(call.N + call.M), [&](int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
 #include "variance.h"
 
-#include "vector.h"
+#include "rows.h"
 
 #include <cmath>
 

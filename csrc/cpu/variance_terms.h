@@ -1,7 +1,7 @@
 // What the kernels need of a variance v = sigma^2 + eps: scale / v, sigma / v, and sums of logs.
 #pragma once
 
-#include "vector.h"
+#include "rows.h"
 
 #include <cmath>
 
@@ -73,13 +73,14 @@ struct Logs {
     split(product);
   }
 
+  // One log for all lanes: their product is far from the end of the range.
   double value() const {
-    double sum = 0;
+    double all_products = 1, all_exponents = 0;
     for (int i = 0; i < kLanes<A>; ++i) {
-      sum += std::log(static_cast<double>(product[i])) +
-          static_cast<double>(exponent[i]) * 0.69314718055994530942;
+      all_products *= static_cast<double>(product[i]);
+      all_exponents += static_cast<double>(exponent[i]);
     }
-    return sum;
+    return std::log(all_products) + all_exponents * 0.69314718055994530942;
   }
 
  private:

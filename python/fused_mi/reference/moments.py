@@ -7,7 +7,6 @@ Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .mixture import Mixture, first_active_row, in_rows
-from .streaming import WHOLE, Block, add, blocks, gradient_over_blocks, working_dtype
+from .streaming import Block, blocks, sum_of_gradients, working_dtype
 from .variance import (
     log_determinant_terms,
     moments_dtype,
@@ -229,21 +228,8 @@ def moments_backward(
 
     Computes the moments anew, in the working dtype, and so leaves `state` unread. With grad mode on
     the result is differentiable, and holds its whole graph."""
-    directions = [_Direction(mixture) for mixture in mixtures]
-
-    def gradient(
-        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
-    ) -> Sequence[Tensor | None]:
-        parts = [
-            direction.gradient(block, of_sums.unbind(), wanted, *slices)
-            for direction, of_sums in zip(directions, upstream, strict=True)
-        ]
-        return functools.reduce(add, parts)
-
-    tensors = (y, x, mu, stds)
-    if torch.is_grad_enabled():
-        return list(gradient(WHOLE, upstream.unbind(), wanted, *tensors))
-    return gradient_over_blocks(gradient, _blocks(y, x), upstream.unbind(), wanted, *tensors)
+    directions = [_Direction(mixture).gradient for mixture in mixtures]
+    return sum_of_gradients(directions, _blocks(y, x), upstream, wanted, y, x, mu, stds)
 
 
 def _blocks(y: Tensor, x: Tensor) -> list[Block]:

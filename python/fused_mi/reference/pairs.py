@@ -3,23 +3,14 @@ sums."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .mixture import Mixture, first_active_row, in_rows
-from .streaming import (
-    WHOLE,
-    Block,
-    add,
-    blocks,
-    gradient_over_blocks,
-    sum_over_blocks,
-    working_dtype,
-)
+from .streaming import Block, blocks, sum_of_gradients, sum_over_blocks, working_dtype
 from .variance import log_determinant_terms, stabilised_variance
 
 
@@ -147,22 +138,9 @@ def pairs_backward(
     """Gradients of y, x, mu and stds, None where `wanted` is false, given `upstream` (D, 3, N, M).
 
     With grad mode on the result is differentiable, and holds its whole graph."""
-    directions = [_Direction(mixture) for mixture in mixtures]
-
-    def gradient(
-        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Any
-    ) -> Sequence[Tensor | None]:
-        parts = [
-            direction.gradient(block, of_energies.unbind(), wanted, *slices)
-            for direction, of_energies in zip(directions, upstream, strict=True)
-        ]
-        return functools.reduce(add, parts)
-
-    tensors = (y, x, mu, stds)
-    if torch.is_grad_enabled():
-        return list(gradient(WHOLE, upstream.unbind(), wanted, *tensors))
+    directions = [_Direction(mixture).gradient for mixture in mixtures]
     cut = _blocks(mixtures[0], y)
-    return gradient_over_blocks(gradient, cut, upstream.unbind(), wanted, *tensors)
+    return sum_of_gradients(directions, cut, upstream, wanted, y, x, mu, stds)
 
 
 def _blocks(mixture: Mixture, y: Tensor) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,9 +92,35 @@ def _slices(block: Block, tensors: Sequence[Tensor | None]) -> list[Tensor | Non
     return [t if t is None else t[..., block[0], block[1]] for t in tensors]
 
 
-def add(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _add(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two lists of gradients, None where either has none."""
     return [None if p is None or q is None else p + q for p, q in zip(a, b, strict=True)]
+
+
+def sum_of_gradients(
+    gradients: Sequence[BlockGradient],
+    cut: list[Block],
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    *tensors: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradient of several sums over blocks, one row of `upstream` for each.
+
+    With grad mode on it is taken without blocks, and is differentiable.
+    """
+
+    def gradient(
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
+    ) -> Sequence[Tensor | None]:
+        parts = [
+            of_one(block, row.unbind(), wanted, *slices)
+            for of_one, row in zip(gradients, upstream, strict=True)
+        ]
+        return functools.reduce(_add, parts)
+
+    if torch.is_grad_enabled():
+        return list(gradient(WHOLE, upstream.unbind(), wanted, *tensors))  # type: ignore[arg-type]
+    return gradient_over_blocks(gradient, cut, upstream.unbind(), wanted, *tensors)
 
 
 def derived_gradient(function: BlockFunction) -> BlockGradient:
