@@ -56,7 +56,7 @@ def kernels(inputs):
     half, raw, path = b // 2, _library.operators(), _library.path()
     eps = torch.tensor(1e-6)
     mixture = Mixture(mask, mask, eps, eps, (0, half), (half, b))
-    constants = moments._constants([mixture])
+    constants = moments.constants([mixture])
     sums, state = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 4, s, e)
     upstream, found = torch.ones_like(sums), torch.zeros(())
     gradients = [torch.zeros_like(t) for t in (y, x, mu, sigma)]

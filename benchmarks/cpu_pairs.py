@@ -31,7 +31,7 @@ def both_directions(inputs):
     mu, sigma, mask, x, y = inputs
     half, eps = len(x) // 2, torch.tensor(1e-5)
     mixture = Mixture(mask, mask, eps, eps, (0, half), (half, len(x)))
-    constants = kernels._constants([mixture])
+    constants = kernels.constants([mixture])
     raw, path = _library.operators(), _library.path()
     energies = torch.zeros(1, 3, half, half, dtype=torch.float64)
     upstream = torch.rand_like(energies)

@@ -219,6 +219,7 @@ void finish_tile(
       state[3 * plane + f + i] = static_cast<A>(weight);
     };
     if (count == kSums) {
+#pragma GCC ivdep  // `state` is nobody else's
       for (int i = 0; i < kSums; ++i) add(i);
     } else {
       for (int i = 0; i < count; ++i) add(i);
