@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import _checks
 from ._broadcast import outer_pattern, used_by
-from ._mixture import Terms, mixture_terms
+from ._mixture import mixture_terms
+from ._terms import Terms
 from ._types import Estimator, Pairing, Reduction
 from .ops.pairs import pairs
 from .ops.variance import stabiliser
@@ -161,7 +162,7 @@ def gaussian_mixture_entropy(
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
     mixture = Mixture.of_all_rows(active, components, eps)
-    terms = mixture_terms(y, x, means, stds, estimator, mixture)
+    terms = mixture_terms(y, x, means, stds, estimator, mixture, parts=losses is not None)
     return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
 
 
@@ -259,7 +260,7 @@ def mutual_information_sub_batch(
         )
         for samples, components in pairs_of_parts
     ]
-    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
+    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures, parts=losses is not None)
     return _report(
         terms, mixtures[0].samples if reduction == "sum" else 1, dtype, losses, information=True
     )
@@ -293,14 +294,14 @@ def _report(
         named = {
             "gaussian_mixture_mahalanobis_distance_loss": terms.mahalanobis,
             "gaussian_mixture_log_constants_and_determinant_loss": terms.log_determinant,
+            "gaussian_mixture_assignment_loss": terms.assignment,
         }
-        if terms.assignment is not None:
-            named["gaussian_mixture_assignment_loss"] = terms.assignment
-        if information:
+        if information and terms.std_log is not None:
             named["gaussian_mixture_entropy_loss"] = terms.total - terms.std_log
             named["std_log_loss"] = terms.std_log
         for name, term in named.items():
-            losses[name] = (factor * term).to(dtype)
+            if term is not None:
+                losses[name] = (factor * term).to(dtype)
         if information:
             losses["mutual_information_loss"] = total
     return total

@@ -39,5 +39,6 @@ def pairs(
     all mixtures have the same N and the same M; `mu` None is 0. With `exclude_diagonal` the
     diagonal entries are finite but mean nothing: the caller leaves them out.
     """
-    energies = _pairs(y, x, mu, stds, *mixtures)
-    return [of_mixture.unbind() for of_mixture in energies.unbind()]
+    # Unbound once: its gradient is one copy of all matrices.
+    matrices = _pairs(y, x, mu, stds, *mixtures).flatten(0, 1).unbind()
+    return list(zip(matrices[::3], matrices[1::3], matrices[2::3], strict=True))
