@@ -89,10 +89,10 @@ void samples(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& to
     for (int i = 0; i < count; i += kRows) {
       with_rows(count - i, [&](auto n) {
         constexpr int R = n.value;
-        y.next(which + i, R, count - i);
+        y.next(which, i, R, count);
         add_samples<A, R>(y, shift, at.width, i, run);
         if (!at.in.own_stds) return;
-        sigma.next(which + i, R, count - i);
+        sigma.next(which, i, R, count);
         if (!add_logs<A, R, false>(sigma, at.width, stabiliser, logs)) {
           add_logs<A, R, true>(sigma, at.width, stabiliser, logs);
         }
@@ -126,9 +126,9 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
     for (int i = 0; i < count; i += kRows, now = 1 - now) {
       with_rows(count - i, [&](auto n) {
         constexpr int R = n.value;
-        x.next(which + i, R, count - i);
-        mu.next(which + i, R, count - i);
-        sigma.next(which + i, R, count - i);
+        x.next(which, i, R, count);
+        mu.next(which, i, R, count);
+        sigma.next(which, i, R, count);
         auto add = [&](auto careful) {
           return add_components<A, R, careful.value != 0>(
               x, mu, sigma, shift, at.width, stabiliser, runs[now], runs[1 - now],
@@ -155,12 +155,12 @@ void diagonal(const Place& at, Rows rows, Totals& total) {
     int64_t partner = row + to_component;
     if (!sample_contributes(at.in, at.mixture, at.position, row, at.s)) continue;
     if (!component_contributes(at.in, at.mixture, at.position, partner, at.s)) continue;
-    y.next(&row, 1, 1);
-    x.next(&partner, 1, 1);
-    mu.next(&partner, 1, 1);
+    y.next(&row, 0, 1, 1);
+    x.next(&partner, 0, 1, 1);
+    mu.next(&partner, 0, 1, 1);
     Logs<A> logs;
     V<A> sum{};
-    sigma.next(&partner, 1, 1);
+    sigma.next(&partner, 0, 1, 1);
     over_vectors<A>(at.width, [&](int f, auto part) __attribute__((always_inline)) {
       Terms<A> t = variance_terms<true, A>(load<A>(sigma.rows[0] + f, part), of_components);
       V<A> distance = (load<A>(y.rows[0] + f, part) - load<A>(x.rows[0] + f, part)) -
@@ -171,7 +171,7 @@ void diagonal(const Place& at, Rows rows, Totals& total) {
     for (int i = 0; i < kLanes<A>; ++i) total.diagonal_q += sum[i];
     total.diagonal_g += logs.value() + log_2pi(1, at.width);
     if (!at.in.own_stds) continue;
-    sigma.next(&row, 1, 1);
+    sigma.next(&row, 0, 1, 1);
     Logs<A> own;
     add_logs<A, 1, true>(sigma, at.width, of_samples, own);
     total.diagonal_k += own.value() + log_2pi(1, at.width);

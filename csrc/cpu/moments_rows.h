@@ -48,15 +48,23 @@ struct Reader {
   Reader(const View& view, int64_t s, int64_t e, int width)
       : view(view), s(s), e(e), width(width) {}
 
-  // `count` rows, of `left`.
-  FUSED_MI_INLINE void next(const int64_t* which, int count, int left) {
-    for (int r = 0; r < count; ++r) {
-      rows[r] = read(view, which[r], s, e, width, buffer[r]);
-      bool more = count + r < left && view.type == TypeOf<In>::value;
-      ahead[r] = more ? reinterpret_cast<const In*>(view.at(which[count + r], s, e)) : rows[r];
+  // Rows i to i + more of `which`, which has `count`; after the last come the first of the next item,
+  // which most often lies behind this one.
+  FUSED_MI_INLINE void next(const int64_t* which, int i, int more, int count) {
+    for (int r = 0; r < more; ++r) {
+      rows[r] = read(view, which[i + r], s, e, width, buffer[r]);
+      int then = i + more + r;
+      char* to = then < count ? view.at(which[then], s, e)
+                              : view.at(which[(then - count) % count], s, e + width);
+      ahead[r] = view.type == TypeOf<In>::value ? reinterpret_cast<const In*>(to) : rows[r];
     }
   }
 };
+
+// Into the second cache: the rows ahead do not fit into the first beside those at hand.
+FUSED_MI_INLINE void fetch(const void* from) {
+  __builtin_prefetch(from, 0, 2);
+}
 
 // Moments of `before` rows, and R more.
 template <class A, int R, class In>
@@ -67,7 +75,7 @@ void add_samples(
     V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part), deviation[R], delta{};
     for (int r = 0; r < R; ++r) {
       deviation[r] = load<A>(y.rows[r] + f, part) - first;
-      __builtin_prefetch(y.ahead[r] + f);
+      fetch(y.ahead[r] + f);
       delta += (deviation[r] - mean) * share;
     }
     V<A> m2 = load<A>(run.m2 + f, part) + (weight * delta) * delta;
@@ -86,7 +94,7 @@ bool add_logs(const Reader<In>& sigma, int width, Stabiliser<A> stabiliser, Logs
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
     for (int r = 0; r < R; ++r) {
       Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
-      __builtin_prefetch(sigma.ahead[r] + f);
+      fetch(sigma.ahead[r] + f);
       V<A> v = inside<A>(t.v, all<A>(1), part);
       if constexpr (CAREFUL) {
         logs.include(v, only<A>(t.large, part));
@@ -115,13 +123,13 @@ bool add_components(
     V<A> old = load<A>(before.weight + f, part), weight = old, precision[R], deviation[R], delta{};
     for (int r = 0; r < R; ++r) {
       Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
-      __builtin_prefetch(sigma.ahead[r] + f);
+      fetch(sigma.ahead[r] + f);
       V<A> v = inside<A>(t.v, all<A>(1), part);
       precision[r] = t.precision;
       weight += precision[r];
       deviation[r] = (load<A>(x.rows[r] + f, part) - first) + load<A>(mu.rows[r] + f, part);
-      __builtin_prefetch(x.ahead[r] + f);
-      __builtin_prefetch(mu.ahead[r] + f);
+      fetch(x.ahead[r] + f);
+      fetch(mu.ahead[r] + f);
       if constexpr (CAREFUL) {
         logs.include(v, only<A>(t.large, part));
       } else {

@@ -9,8 +9,12 @@ template <class A, class In>
 void convert_row(const In* from, A* to, int count) {
   over_vectors<float>(count, [&](int f, auto part) __attribute__((always_inline)) {
     V<float> value = load<float>(from + f, part);
-    int lanes = count - f < kLanes<float> ? count - f : kLanes<float>;
-    for (int i = 0; i < lanes; ++i) to[f + i] = static_cast<A>(value[i]);
+    if constexpr (sizeof(A) == sizeof(float)) {
+      store(to + f, value, part);
+    } else {
+      int lanes = count - f < kLanes<float> ? count - f : kLanes<float>;
+      for (int i = 0; i < lanes; ++i) to[f + i] = static_cast<A>(value[i]);
+    }
   });
 }
 
