@@ -334,6 +334,22 @@ def test_training_step_with_each_backend(monkeypatch):
         assert r.mode == "step" and r.status == OK and r.loss_share > 0
 
 
+def test_scripts_of_the_cpu_kernels_run(monkeypatch, capsys):
+    from benchmarks import cpu, cpu_pairs
+
+    works, reason = cpu._library.usable()
+    if not works:
+        pytest.skip(reason)
+    for script, shapes in ((cpu, ("SHAPES",)), (cpu_pairs, ("SHAPES", "EAGER"))):
+        for name in shapes:
+            monkeypatch.setattr(script, name, ((4, 2, 16),))
+    monkeypatch.setattr(cpu_pairs, "SQUARE", 16)
+    for script, parts in ((cpu, ["memory", "public"]), (cpu_pairs, [*cpu_pairs.PARTS])):
+        monkeypatch.setattr(sys, "argv", [script.__name__, "--rounds", "1", "--only", *parts])
+        script.main()
+    assert capsys.readouterr().out.count(" ms ") == 3 + 4 + 3
+
+
 def run(*arguments, cwd=ROOT, **environment):
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     env = {**os.environ, "COLUMNS": "100", **environment}

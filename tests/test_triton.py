@@ -147,6 +147,10 @@ def test_warmup_launches_every_kernel():
         warmup(3, 5, device="cpu", gradients=("stds",))
     names = {launch.kernel.__name__ for launch in launches}
     assert len(names) == 7
+    with _launch.recorded() as launches:
+        warmup(3, 5, device="cpu", estimator="logsumexp", batch=6)
+    names = {launch.kernel.__name__ for launch in launches}
+    assert {"distances_kernel", "samples_gradient_kernel", "components_gradient_kernel"} <= names
     with pytest.raises(ValueError, match="gradients: expected names"):
         warmup(3, 5, device="cpu", gradients=("sigma",))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ._types import Pairing
+from ._types import Estimator, Pairing
 from .losses import mutual_information_sub_batch
 
 INPUTS = ("means", "stds", "clean", "noisy")
@@ -18,19 +18,24 @@ def warmup(
     *,
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
+    estimator: Estimator = "jensen",
+    batch: int = 4,
     pairing: Pairing = "sub_batch",
     combine_noise_masks: bool = True,
     gradients: Sequence[str] = INPUTS,
     safety_factor: float = 100.0,
 ) -> None:
-    """Run the Jensen loss once, forward and backward, on a small batch of contiguous tensors.
+    """Run the loss once, forward and backward, on a batch of contiguous tensors.
 
     Whatever the chosen backend compiles is compiled then, and not in the first step of training or
-    inside the capture of a CUDA graph. Kernels do not depend on the batch size.
+    inside the capture of a CUDA graph. The kernels of "jensen" do not depend on the batch size, so
+    that a small one serves; the tiles of "logsumexp" do: name the `batch` of the training.
 
     Args:
         positions, features: S and E of the tensors to come.
         device, dtype: of the tensors to come.
+        estimator: "jensen" or "logsumexp".
+        batch: B of the tensors to come; it matters for "logsumexp" alone.
         pairing, combine_noise_masks, safety_factor: as the loss will be called.
         gradients: which of "means", "stds", "clean" and "noisy" will require one.
 
@@ -40,7 +45,7 @@ def warmup(
     unknown = set(gradients) - set(INPUTS)
     if unknown:
         raise ValueError(f"gradients: expected names among {INPUTS}, got {sorted(unknown)}")
-    shape = (4, positions, features)
+    shape = (batch, positions, features)
     tensors = {
         name: torch.ones(shape, dtype=dtype, device=device).requires_grad_(name in gradients)
         for name in INPUTS
@@ -54,6 +59,7 @@ def warmup(
         tensors["noisy"],
         combine_noise_masks,
         safety_factor=safety_factor,
+        estimator=estimator,
         pairing=pairing,
     )
     if gradients:
