@@ -2,174 +2,186 @@
 //
 // The features lie across the lanes, and a few pairs at a time stay in registers: two fused
 // multiply-adds for each pair and feature. Sums of at most `kDepth` features meet in float64.
-#include "pairs.h"
-
-#include "pairs_panels.h"
+#include "pairs_tile.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kN = 4, kM = 4;  // pairs in registers
-#else
-constexpr int kN = 4, kM = 2;
-#endif
-
-template <class A>
-constexpr int kDepth = PairsCut::kDepth / (sizeof(A) / 4) / kLanes<A>;  // in vectors
-
-// Of a tile: rows in groups that a run over the features reads in order.
-template <class A>
-struct Panels {
-  V<A>* samples;     // (groups, kDepth, kN)
-  V<A>* components;  // (groups, kDepth, kM, 2): r, and -c r
-  Lists now, next;
-  int depth = 0;  // in vectors
-
-  Panels(const PairsCut& cut, Arena& arena) {
-    int64_t rows = ceil_div(cut.tile_samples, kN) * kN;
-    int64_t columns = ceil_div(cut.tile_components, kM) * kM;
-    samples = arena.take<V<A>>(rows * kDepth<A>);
-    components = arena.take<V<A>>(columns * kDepth<A> * 2);
-    now = Lists(arena, cut.tile_samples, cut.tile_components);
-    next = Lists(arena, cut.tile_samples, cut.tile_components);
-  }
-
-  FUSED_MI_INLINE V<A>* sample(int j, int v) const {
-    return samples + (j / kN * kDepth<A> + v) * kN + j % kN;
-  }
-  FUSED_MI_INLINE V<A>* component(int j, int v) const {
-    return components + ((j / kM * kDepth<A> + v) * kM + j % kM) * 2;
-  }
-};
-
-template <class A>
-FUSED_MI_INLINE A sum_of_lanes(V<A> value) {
-  A lanes[kLanes<A>];
-  std::memcpy(lanes, &value, kBytes);
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-
-// The sums of squares of kN samples times kM components.
-template <class A>
-FUSED_MI_INLINE void pair_group(const V<A>* y, const V<A>* c, int depth, A (&sums)[kN][kM]) {
-  V<A> total[kN][kM] = {};
-  for (int v = 0; v < depth; ++v, y += kN, c += 2 * kM) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) {
-#pragma GCC unroll 4
-      for (int m = 0; m < kM; ++m) {
-        V<A> z = multiply_add(y[n], c[2 * m], c[2 * m + 1]);
-        total[n][m] = multiply_add(z, z, total[n][m]);
-      }
+template <bool CAREFUL, class A, class In>
+bool add_logs(const Row<In>& sigma, int width, Stabiliser<A> stabiliser, Logs<A>& logs) {
+  Ordinary<A> ordinary;
+  auto variance = [&](int f, auto part) __attribute__((always_inline)) {
+    sigma.fetch(f);
+    Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.now + f, part), stabiliser);
+    V<A> v = inside<A>(t.v, all<A>(1), part);
+    if (CAREFUL) {
+      logs.include(v, only<A>(t.large, part));
+    } else {
+      ordinary.include(v);
+    }
+    return v;
+  };
+  constexpr int L = kLanes<A>;
+  int f = 0;
+  if constexpr (!CAREFUL) {
+    for (; f + 4 * L <= width; f += 4 * L) {  // in a tree: a chain would take three times as long
+      V<A> first = variance(f, Whole{}) * variance(f + L, Whole{});
+      logs.multiply(first * (variance(f + 2 * L, Whole{}) * variance(f + 3 * L, Whole{})));
+      logs.split();
     }
   }
-#pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) {
-#pragma GCC unroll 4
-    for (int m = 0; m < kM; ++m) sums[n][m] = sum_of_lanes<A>(total[n][m]);
-  }
+  over_vectors<A>(width - f, [&](int rest, auto part) __attribute__((always_inline)) {
+    V<A> v = variance(f + rest, part);
+    if (!CAREFUL) logs.multiply(v);
+  });
+  if (!CAREFUL) logs.split();
+  return CAREFUL || ordinary;
 }
 
-// Adds what is packed to the sums of the tile, whose rows are `stride` apart.
-template <class A>
-void flush(Panels<A>& panels, double* tile, int64_t stride) {
-  const Lists& lists = panels.now;
-  if (panels.depth == 0) return;
-  for (int j = lists.sample_count; j % kN != 0; ++j) {
-    for (int v = 0; v < panels.depth; ++v) *panels.sample(j, v) = V<A>{};
-  }
-  for (int j = lists.component_count; j % kM != 0; ++j) {
-    for (int v = 0; v < panels.depth; ++v) {
-      panels.component(j, v)[0] = panels.component(j, v)[1] = V<A>{};
-    }
-  }
-  for (int m = 0; m < lists.component_count; m += kM) {
-    const int columns = lists.component_count - m < kM ? lists.component_count - m : kM;
-    for (int n = 0; n < lists.sample_count; n += kN) {
-      const int rows = lists.sample_count - n < kN ? lists.sample_count - n : kN;
-      A sums[kN][kM];
-      pair_group<A>(panels.sample(n, 0), panels.component(m, 0), panels.depth, sums);
-      for (int i = 0; i < rows; ++i) {
-        double* to = tile + lists.samples[n + i] * stride;
-        for (int j = 0; j < columns; ++j) to[lists.components[m + j]] += sums[i][j];
-      }
-    }
-  }
-  panels.depth = 0;
-}
-
+// `sum_e (log v + log 2 pi)` of a row at a run; `next`: the row after it, to be fetched meanwhile.
 template <class A, class In>
-void pack(
-    const MomentsInputs& in, const Mixture& m, const Position& p, Rows samples, Rows components,
-    int64_t s, int64_t e, int width, Panels<A>& panels) {
-  Packer<A, In> packer(in, m, p, s, e, width);
-  const int depth = panels.depth;
-  const Lists& lists = panels.now;
-  packer.samples(
-      lists.samples, lists.sample_count, samples.start,
-      [&](int j, int v) __attribute__((always_inline)) { return panels.sample(j, depth + v); });
-  packer.components(
-      lists.components, lists.component_count, components.start,
-      [&](int j, int v) __attribute__((always_inline)) {
-        V<A>* to = panels.component(j, depth + v);
-        return Centre<A>{to, to + 1};
-      });
+double logs_of_row(const View& stds, int64_t row, int64_t next, const Run& run, double eps) {
+  alignas(64) In buffer[sizeof(In) > 2 ? PairsCut::kDepth : 1];
+  const Row<In> sigma{
+      read(stds, row, run.s, run.e, run.width, buffer), stds.at(next, run.s, run.e)};
+  Logs<A> logs;
+  if (!add_logs<false, A>(sigma, run.width, Stabiliser<A>(eps), logs)) {
+    logs = Logs<A>();
+    add_logs<true, A>(sigma, run.width, Stabiliser<A>(eps), logs);
+  }
+  return logs.value() + 1.8378770664093454836 * run.width;
+}
+
+// Of one role, at some units: row by row, as they lie in memory. 0 where a row has no part.
+// `to`: (units, stride), of the first row.
+template <class A, class In, class RunOf, class Contributes>
+FUSED_MI_INLINE void logs_of_rows(
+    const View& stds, Rows rows, Rows units, double eps, double* to, int64_t stride,
+    RunOf&& run_of, Contributes&& contributes) {
+  for (int64_t row = rows.start; row < rows.stop; ++row) {
+    const int64_t next = row + 1 < rows.stop ? row + 1 : row;
+    for (int64_t unit = units.start; unit < units.stop; ++unit) {
+      const Run run = run_of(unit);
+      to[unit * stride + row - rows.start] =
+          contributes(row, run) ? logs_of_row<A, In>(stds, row, next, run, eps) : 0;
+    }
+  }
+}
+
+// Of the rows of a tile: of each role by the first tile of the other role.
+template <class A, class In, class RunOf>
+void logs_of_tile(
+    const PairsForward& call, const Tile& tile, int64_t d, Rows units, RunOf&& run_of) {
+  const MomentsInputs& in = call.in;
+  const PairsCut& cut = call.cut;
+  const Mixture& m = tile.mixture;
+  if (tile.samples.start == m.samples.start) {
+    logs_of_rows<A, In>(
+        in.stds, tile.components, units, m.component_eps,
+        call.component_logs + d * cut.units * cut.components + tile.components.start -
+            m.components.start,
+        cut.components, run_of, [&](int64_t row, const Run& run) {
+          return component_contributes(in, m, *run.position, row, run.s);
+        });
+  }
+  if (in.own_stds && tile.components.start == m.components.start) {
+    logs_of_rows<A, In>(
+        in.stds, tile.samples, units, m.sample_eps,
+        call.sample_logs + d * cut.units * cut.samples + tile.samples.start - m.samples.start,
+        cut.samples, run_of, [&](int64_t row, const Run& run) {
+          return sample_contributes(in, m, *run.position, row, run.s);
+        });
+  }
+}
+
+// Templates of the standard library would be shared between the paths, see paths.h.
+FUSED_MI_INLINE int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+FUSED_MI_INLINE int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
 }
 
 Rows part(Rows rows, int64_t tile, int64_t size) {
-  int64_t start = rows.start + tile * size, stop = start + size;
-  return {start, stop < rows.stop ? stop : rows.stop};
+  int64_t start = rows.start + tile * size;
+  return {start, smaller(start + size, rows.stop)};
 }
 
-template <class A>
-void distances_of_item(const PairsForward& call, Panels<A>& panels, int64_t item) {
+// Whether the features of a position are followed by those of the next one, in all tensors.
+bool joined(const MomentsInputs& in) {
+  const View* const inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
+  for (const View* view : inputs) {
+    if (view->position != in.E * size_of(view->type)) return false;
+  }
+  return true;
+}
+
+template <class A, class In>
+void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) {
   const PairsCut& cut = call.cut;
   const MomentsInputs& in = call.in;
-  const int64_t split = item % cut.splits, tile = item / cut.splits;
-  const int64_t tile_m = tile % cut.tiles_m, tile_n = tile / cut.tiles_m % cut.tiles_n;
-  const int64_t d = tile / cut.tiles_m / cut.tiles_n, N = cut.samples, M = cut.components;
+  const int64_t split = item % cut.splits, at = item / cut.splits;
+  const int64_t tile_m = at % cut.tiles_m, tile_n = at / cut.tiles_m % cut.tiles_n;
+  const int64_t d = at / cut.tiles_m / cut.tiles_n, N = cut.samples, M = cut.components;
   const Mixture& m = in.mixtures[d];
-  const Rows samples = part(m.samples, tile_n, cut.tile_samples);
-  const Rows components = part(m.components, tile_m, cut.tile_components);
-  double* sums = call.parts + ((split * in.count + d) * N + tile_n * cut.tile_samples) * M +
-      tile_m * cut.tile_components;
-  for (int64_t n = 0; n < samples.count(); ++n) {
-    std::memset(sums + n * M, 0, components.count() * sizeof(double));
+  const Position* positions = call.positions + d * in.S;
+  const Tile tile{
+      in,
+      m,
+      part(m.samples, tile_n, cut.tile_samples),
+      part(m.components, tile_m, cut.tile_components),
+      call.parts + ((split * in.count + d) * N + tile_n * cut.tile_samples) * M +
+          tile_m * cut.tile_components,
+      M};
+  for (int64_t n = 0; n < tile.samples.count(); ++n) {
+    std::memset(tile.sums + n * M, 0, tile.components.count() * sizeof(double));
   }
 
-  const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
-  const int64_t begin = split * cut.units_per_split, end = begin + cut.units_per_split;
-  int64_t last = -1;  // position of `next`
-  panels.depth = 0;
-  for (int64_t unit = begin; unit < end && unit < cut.units; ++unit) {
+  const bool join = cut.blocks == 1 && in.E % kLanes<A> == 0 && joined(in);
+  const int64_t batch = larger(kDepth<A> * kLanes<A> / cut.width, 1);
+  const int64_t begin = split * cut.units_per_split;
+  const int64_t end = smaller(begin + cut.units_per_split, cut.units);
+  auto run_of = [&](int64_t unit) {
     const int64_t s = unit / cut.blocks, e = unit % cut.blocks * cut.width;
-    const Position& p = call.positions[d * in.S + s];
-    if (s != last) panels.next.choose(in, m, p, s, samples, components);
-    last = s;
-    if (!panels.next) continue;
-    const int width = cut.width_at(e), vectors = static_cast<int>(ceil_div(width, kLanes<A>));
-    bool fits = panels.depth + vectors <= kDepth<A>;
-    if (panels.depth == 0 || !fits || !(panels.now == panels.next)) {
-      flush(panels, sums, M);
-      panels.now.copy(panels.next);
+    return Run{s, e, cut.width_at(e), positions + s};
+  };
+  auto choose = [&](const Run& run) {
+    panel.next.choose(in, m, *run.position, run.s, tile.samples, tile.components);
+  };
+  for (int64_t unit = begin; unit < end; ++unit) {
+    if ((unit - begin) % batch == 0) {
+      logs_of_tile<A, In>(call, tile, d, {unit, smaller(unit + batch, end)}, run_of);
     }
-    with_input<A>(inputs, 4, [&](auto type) {
-      pack<A, decltype(type)>(in, m, p, samples, components, s, e, width, panels);
-    });
-    panels.depth += vectors;
+    const Run run = run_of(unit);
+    if (unit == begin || run.e == 0) choose(run);
+    if (!panel.next) continue;
+    if (!panel.takes(run)) {
+      flush<A, In>(tile, panel, &run);
+      panel.now.copy(panel.next);
+    }
+    panel.add(run, join ? in.E : 0);
   }
-  flush(panels, sums, M);
+  if (end == cut.units) {
+    flush<A, In>(tile, panel, nullptr);
+  } else {  // the next item goes on there
+    const Run run = run_of(end);
+    choose(run);
+    flush<A, In>(tile, panel, &run);
+  }
 }
 
 template <class A>
 void distances_of(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
   Arena arena{scratch};
-  Panels<A> panels(call.cut, arena);
-  for (int64_t item = begin; item < end; ++item) distances_of_item<A>(call, panels, item);
+  Panel<A> panel(call.cut, arena);
+  const MomentsInputs& in = call.in;
+  const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
+  with_input<A>(inputs, 4, [&](auto type) {
+    for (int64_t item = begin; item < end; ++item) {
+      distances_of_item<A, decltype(type)>(call, panel, item);
+    }
+  });
 }
 
 void distances(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
@@ -179,70 +191,8 @@ void distances(const PairsForward& call, char* scratch, int64_t begin, int64_t e
 
 int64_t bytes(const PairsForward& call) {
   Arena arena{nullptr};
-  call.in.wide ? void(Panels<double>(call.cut, arena)) : void(Panels<float>(call.cut, arena));
+  call.in.wide ? void(Panel<double>(call.cut, arena)) : void(Panel<float>(call.cut, arena));
   return arena.used;
-}
-
-template <bool CAREFUL, class A, class In>
-bool add_logs(const In* sigma, int width, Stabiliser<A> stabiliser, Logs<A>& logs) {
-  Ordinary<A> ordinary;
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma + f, part), stabiliser);
-    V<A> v = inside<A>(t.v, all<A>(1), part);
-    if constexpr (CAREFUL) {
-      logs.include(v, only<A>(t.large, part));
-    } else {
-      ordinary.include(v);
-      logs.multiply(v);
-      if (f / kLanes<A> % 4 == 3) logs.split();
-    }
-  });
-  if (!CAREFUL) logs.split();
-  return CAREFUL || ordinary;
-}
-
-template <class A, class In>
-double logs_of_row(const View& stds, int64_t row, int64_t s, int64_t e, int width, double eps) {
-  alignas(64) In buffer[sizeof(In) > 2 ? PairsCut::kDepth : 1];
-  const In* sigma = read(stds, row, s, e, width, buffer);
-  Logs<A> logs;
-  if (!add_logs<false, A>(sigma, width, Stabiliser<A>(eps), logs)) {
-    logs = Logs<A>();
-    add_logs<true, A>(sigma, width, Stabiliser<A>(eps), logs);
-  }
-  return logs.value() + 1.8378770664093454836 * width;
-}
-
-template <class A>
-void logs_of(const PairsForward& call, int64_t begin, int64_t end) {
-  const PairsCut& cut = call.cut;
-  const MomentsInputs& in = call.in;
-  const int64_t N = cut.samples, M = cut.components;
-  const View* stds = &in.stds;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t unit = item % cut.units, index = item / cut.units % (N + M);
-    const int64_t d = item / cut.units / (N + M), s = unit / cut.blocks;
-    const int64_t e = unit % cut.blocks * cut.width;
-    const Mixture& m = in.mixtures[d];
-    const Position& p = call.positions[d * in.S + s];
-    const bool own = index >= M;
-    if (own && !in.own_stds) continue;
-    const int64_t row = own ? m.samples.start + index - M : m.components.start + index;
-    double* to = own ? call.sample_logs + (d * cut.units + unit) * N + index - M
-                     : call.component_logs + (d * cut.units + unit) * M + index;
-    *to = 0;
-    if (own ? !sample_contributes(in, m, p, row, s) : !component_contributes(in, m, p, row, s)) {
-      continue;
-    }
-    with_input<A>(&stds, 1, [&](auto type) {
-      *to = logs_of_row<A, decltype(type)>(
-          in.stds, row, s, e, cut.width_at(e), own ? m.sample_eps : m.component_eps);
-    });
-  }
-}
-
-void logs(const PairsForward& call, int64_t begin, int64_t end) {
-  call.in.wide ? logs_of<double>(call, begin, end) : logs_of<float>(call, begin, end);
 }
 
 // `to[j * stride] = 1/2 sum of logs[unit, j]` over the units where `has(s)`.
@@ -298,6 +248,6 @@ void finish(const PairsForward& call, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const PairsKernels pairs_kernels = {bytes, distances, logs, finish};
+extern const PairsKernels pairs_kernels = {bytes, distances, finish};
 
 }  // namespace fused_mi::FUSED_MI_PATH

@@ -11,7 +11,7 @@ namespace fused_mi {
 // number of threads.
 struct PairsCut {
   static constexpr int64_t kSamples = 128, kComponents = 64;  // most rows of a tile
-  static constexpr int64_t kDepth = 512;  // most features summed in float32; half in float64
+  static constexpr int64_t kDepth = 768;  // most features summed in float32; half in float64
   static constexpr int64_t kItems = 64;   // enough for the cores of a machine
 
   int64_t samples = 0, components = 0, features = 0;
@@ -73,7 +73,6 @@ struct PairsKernels {
   int64_t (*bytes)(const PairsForward&);
   void (*distances)(  // count * tiles_n * tiles_m * splits
       const PairsForward&, char* scratch, int64_t begin, int64_t end);
-  void (*logs)(const PairsForward&, int64_t begin, int64_t end);    // count * (M + N) * units
   void (*finish)(const PairsForward&, int64_t begin, int64_t end);  // count * (N + M)
 };
 

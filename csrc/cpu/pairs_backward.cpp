@@ -34,14 +34,14 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
   if (!w.lists || (!wanted.samples && !wanted.components)) return;
   Packer<A, In> packer(in, m, p, at.s, at.e, at.width);
   packer.samples(
-      w.lists.samples, samples, m.samples.start, [&](int n, int v) __attribute__((always_inline)) {
-        return work.samples + v * samples + n;
+      w.lists.samples, samples, m.samples.start, [&](int n) __attribute__((always_inline)) {
+        return Column<A>{work.samples + n, samples};
       });
   packer.components(
       w.lists.components, components, m.components.start,
-      [&](int l, int v) __attribute__((always_inline)) {
-        const int to = v * components + l;
-        return Centre<A>{work.root + to, work.centre + to, work.slope + to};
+      [&](int l) __attribute__((always_inline)) {
+        return Centre<A>{
+            {work.root + l, components}, {work.centre + l, components}, {work.slope + l, components}};
       });
   const Results<A>& r = work.results[d];
   const int vectors = static_cast<int>(ceil_div(at.width, kLanes<A>));

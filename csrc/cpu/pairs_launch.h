@@ -8,7 +8,11 @@
 
 namespace fused_mi {
 
-// Aligned memory for one range of items; a thread keeps it for its next call, unless it is large.
+enum class Use { call, items };
+
+// Aligned memory for a call, or for one range of its items; a thread keeps it for its next call,
+// unless it is large: fresh memory costs page faults.
+template <Use USE>
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -61,19 +65,16 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
   const PairsCut& cut = call.cut;
   auto positions = positions_of(in);
   call.positions = positions.get();
-  std::unique_ptr<double[]> of_components(new double[in.count * cut.units * M]), of_samples;
-  call.component_logs = of_components.get();
-  if (in.own_stds) of_samples.reset(new double[in.count * cut.units * N]);
-  call.sample_logs = of_samples.get();
-  std::unique_ptr<double[]> parts(new double[cut.splits * in.count * N * M]);
-  call.parts = parts.get();
+  const int64_t logs = in.count * cut.units, of_samples = in.own_stds ? logs * N : 0;
+  Scratch<Use::call> memory(
+      (logs * M + of_samples + cut.splits * in.count * N * M) * static_cast<int64_t>(sizeof(double)));
+  call.component_logs = reinterpret_cast<double*>(memory.get());
+  call.sample_logs = call.component_logs + logs * M;
+  call.parts = call.sample_logs + of_samples;
 
   const PairsKernels& kernels = pairs_kernels(path);
   parallel(0, in.S, grain(N + M), [&](int64_t begin, int64_t end) {
     moments_kernels(path).positions(in, call.positions, begin, end);
-  });
-  parallel(0, in.count * (M + N) * cut.units, grain(cut.width), [&](int64_t begin, int64_t end) {
-    kernels.logs(call, begin, end);
   });
   const int64_t bytes = kernels.bytes(call);
   int64_t pairs_of_item = cut.tile_samples * cut.tile_components / 8;  // as cheap as one element
@@ -81,7 +82,7 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
       0, in.count * cut.tiles_n * cut.tiles_m * cut.splits,
       grain(pairs_of_item * cut.units_per_split * cut.width),
       [&](int64_t begin, int64_t end) {
-        kernels.distances(call, Scratch(bytes).get(), begin, end);
+        kernels.distances(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
   parallel(
       0, in.count * (N + M), grain((N + M) / 2 * (cut.splits + cut.units)),
@@ -117,7 +118,7 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
   parallel(
       0, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),
       [&](int64_t begin, int64_t end) {
-        kernels.gradients(call, Scratch(bytes).get(), begin, end);
+        kernels.gradients(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
 }
 

@@ -4,7 +4,7 @@
 // embeddings does not cost digits. Rows that do not contribute are left out, never multiplied by 0.
 #pragma once
 
-#include "moments.h"
+#include "pairs.h"
 #include "variance_terms.h"
 
 #if defined(__aarch64__)
@@ -77,18 +77,46 @@ FUSED_MI_INLINE V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
-constexpr int kGroup = 4;  // rows that are packed at a time
+template <class A>
+FUSED_MI_INLINE V<A> inverse_root(V<A> value) {
+  return A(1) / root<A>(value);
+}
+
+#if defined(__AVX512F__)
+// An estimate of 14 bits and a step of Newton's: division and root would take as long as 60 pairs.
+template <>
+FUSED_MI_INLINE V<float> inverse_root<float>(V<float> value) {
+  V<float> x = (V<float>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)value);
+  return multiply_add(x * 0.5f, multiply_add(value * x, -x, all<float>(1)), x);
+}
+#endif
+
+// Where the vectors of a packed row go: `stride` vectors apart.
+template <class A>
+struct Column {
+  V<A>* first;
+  int64_t stride;
+
+  FUSED_MI_INLINE V<A>& operator[](int64_t v) const {
+    return first[v * stride];
+  }
+};
 
 template <class A>
 struct Centre {
-  V<A> *root, *centre;    // r, and -c r
-  V<A>* slope = nullptr;  // sigma / v; nullptr: not wanted
+  Column<A> root, centre;  // r, and -c r
+  Column<A> slope{nullptr, 0};  // sigma / v; nullptr: not wanted
 };
 
-// Rows of one tensor, and those that are packed after them, to be fetched meanwhile.
+// A row, and the one that is packed after it, to be fetched meanwhile.
 template <class In>
-struct Group {
-  const In *now[kGroup], *next[kGroup];
+struct Row {
+  const In* now;
+  const char* next;
+
+  FUSED_MI_INLINE void fetch(int f) const {
+    __builtin_prefetch(next + f * static_cast<int64_t>(sizeof(In)));
+  }
 };
 
 // Packs rows of one position and block, of both roles.
@@ -98,81 +126,80 @@ struct Packer {
   int64_t s, e;
   int width;
   Stabiliser<A> stabiliser;
+  A root_of_scale;
   const A* shift;
-  alignas(64) A shift_buffer[512];
-  alignas(64) In buffers[3][kGroup][sizeof(In) > 2 ? 512 : 1];
+  alignas(64) A shift_buffer[PairsCut::kDepth];
+  alignas(64) In buffers[3][sizeof(In) > 2 ? PairsCut::kDepth : 1];
 
   Packer(
       const MomentsInputs& in, const Mixture& mixture, const Position& position, int64_t s,
       int64_t e, int width)
-      : in(in), s(s), e(e), width(width), stabiliser(mixture.component_eps) {
+      : in(in),
+        s(s),
+        e(e),
+        width(width),
+        stabiliser(mixture.component_eps),
+        root_of_scale(std::sqrt(stabiliser.scale)) {
     shift = read(in.x, position.first_component, s, e, width, shift_buffer);
   }
 
-  // `rows`: `count` of a list, from place j on; the last again where there are fewer.
-  FUSED_MI_INLINE Group<In> group(
-      int which, const View& view, const int32_t* rows, int count, int j, int64_t start) {
-    Group<In> group;
-    for (int i = 0; i < kGroup; ++i) {
-      int64_t now = start + rows[j + i < count ? j + i : count - 1];
-      int64_t next = start + rows[j + i + kGroup < count ? j + i + kGroup : count - 1];
-      group.now[i] = read(view, now, s, e, width, buffers[which][i]);
-      bool direct = view.type == TypeOf<In>::value;
-      group.next[i] = direct ? reinterpret_cast<const In*>(view.at(next, s, e)) : group.now[i];
-    }
-    return group;
-  }
-
-  // `to(j, v)` is where vector v of row j of the list goes; lanes beyond the width become 0.
+  // `to(j)`: where row j of the list goes; lanes beyond the width become 0.
   template <class To>
   FUSED_MI_INLINE void samples(const int32_t* rows, int count, int64_t start, To&& to) {
-    for (int j = 0; j < count; j += kGroup) {
-      Group<In> y = group(0, in.y, rows, count, j, start);
+    for (int j = 0; j < count; ++j) {
+      Row<In> y = row(in.y, rows, count, j, start, buffers[0]);
+      Column<A> out = to(j);
       over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-        V<A> first = load<A>(shift + f, part);
-#pragma GCC unroll 4
-        for (int i = 0; i < kGroup; ++i) {
-          __builtin_prefetch(y.next[i] + f);
-          *to(j + i < count ? j + i : count - 1, f / kLanes<A>) =
-              load<A>(y.now[i] + f, part) - first;
-        }
+        y.fetch(f);
+        out[f / kLanes<A>] = load<A>(y.now + f, part) - load<A>(shift + f, part);
       });
     }
   }
 
   template <class To>
   FUSED_MI_INLINE void components(const int32_t* rows, int count, int64_t start, To&& to) {
-    for (int j = 0; j < count; j += kGroup) {
-      Group<In> x = group(0, in.x, rows, count, j, start);
-      Group<In> mu = group(1, in.mu, rows, count, j, start);
-      Group<In> sigma = group(2, in.stds, rows, count, j, start);
-      if (!components<false>(x, mu, sigma, j, count, to)) {
-        components<true>(x, mu, sigma, j, count, to);
-      }
+    for (int j = 0; j < count; ++j) {
+      Row<In> x = row(in.x, rows, count, j, start, buffers[0]);
+      Row<In> mu = row(in.mu, rows, count, j, start, buffers[1]);
+      Row<In> sigma = row(in.stds, rows, count, j, start, buffers[2]);
+      Centre<A> out = to(j);
+      if (!component<false>(x, mu, sigma, out)) component<true>(x, mu, sigma, out);
     }
   }
 
  private:
-  template <bool CAREFUL, class To>
-  FUSED_MI_INLINE bool components(
-      const Group<In>& x, const Group<In>& mu, const Group<In>& sigma, int j, int count, To&& to) {
+  FUSED_MI_INLINE Row<In> row(
+      const View& view, const int32_t* rows, int count, int j, int64_t start, In* buffer) const {
+    const int32_t next = rows[j + 1 < count ? j + 1 : j];
+    return {read(view, start + rows[j], s, e, width, buffer), view.at(start + next, s, e)};
+  }
+
+  template <bool CAREFUL>
+  FUSED_MI_INLINE bool component(
+      const Row<In>& x, const Row<In>& mu, const Row<In>& sigma, const Centre<A>& out) const {
     Ordinary<A> ordinary;
     over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-      V<A> first = load<A>(shift + f, part);
-#pragma GCC unroll 4
-      for (int i = 0; i < kGroup; ++i) {
-        __builtin_prefetch(sigma.next[i] + f);
-        __builtin_prefetch(x.next[i] + f);
-        __builtin_prefetch(mu.next[i] + f);
-        Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.now[i] + f, part), stabiliser);
-        if (!CAREFUL) ordinary.include(inside<A>(t.v, all<A>(1), part));
-        V<A> centre = (load<A>(x.now[i] + f, part) - first) + load<A>(mu.now[i] + f, part);
-        V<A> r = inside<A>(root<A>(t.precision), V<A>{}, part);
-        Centre<A> out = to(j + i < count ? j + i : count - 1, f / kLanes<A>);
-        *out.root = r;
-        *out.centre = -centre * r;
-        if (out.slope) *out.slope = t.slope;
+      sigma.fetch(f);
+      x.fetch(f);
+      mu.fetch(f);
+      V<A> of_row = load<A>(sigma.now + f, part), r, slope;
+      if constexpr (CAREFUL) {
+        Terms<A> t = variance_terms<true, A>(of_row, stabiliser);
+        r = root<A>(t.precision);
+        slope = t.slope;
+      } else {
+        V<A> v = of_row * of_row + stabiliser.eps;
+        ordinary.include(inside<A>(v, all<A>(1), part));
+        r = inverse_root<A>(v);
+        slope = of_row * (r * r);
+        r *= root_of_scale;
       }
+      r = inside<A>(r, V<A>{}, part);
+      V<A> deviation = load<A>(x.now + f, part) - load<A>(shift + f, part);
+      const int v = f / kLanes<A>;
+      out.root[v] = r;
+      out.centre[v] = -(deviation + load<A>(mu.now + f, part)) * r;
+      if (out.slope.first) out.slope[v] = slope;
     });
     return CAREFUL || ordinary;
   }

@@ -75,12 +75,18 @@ struct Logs {
 
   // One log for all lanes: their product is far from the end of the range.
   double value() const {
-    double all_products = 1, all_exponents = 0;
+    double products[kLanes<A>], exponents[kLanes<A>];
     for (int i = 0; i < kLanes<A>; ++i) {
-      all_products *= static_cast<double>(product[i]);
-      all_exponents += static_cast<double>(exponent[i]);
+      products[i] = static_cast<double>(product[i]);
+      exponents[i] = static_cast<double>(exponent[i]);
     }
-    return std::log(all_products) + all_exponents * 0.69314718055994530942;
+    for (int half = kLanes<A> / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) {
+        products[i] *= products[i + half];
+        exponents[i] += exponents[i + half];
+      }
+    }
+    return std::log(products[0]) + exponents[0] * 0.69314718055994530942;
   }
 
  private:
