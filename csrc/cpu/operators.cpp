@@ -208,6 +208,7 @@ void pairs(
   MomentsInputs& in = inputs.in;
   in.mixtures = inputs.mixtures.data();
   char* to = output(energies, "energies", energies_count(in), ScalarType::Double);
+  prefer_huge_pages(to, energies.numel() * size_of(Type::float64));
   launch_pairs(in, reinterpret_cast<double*>(to), checked(path), Threads{});
 }
 

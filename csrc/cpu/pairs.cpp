@@ -123,7 +123,7 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
   const MomentsInputs& in = call.in;
   const int64_t split = item % cut.splits, at = item / cut.splits;
   const int64_t tile_m = at % cut.tiles_m, tile_n = at / cut.tiles_m % cut.tiles_n;
-  const int64_t d = at / cut.tiles_m / cut.tiles_n, N = cut.samples, M = cut.components;
+  const int64_t d = at / cut.tiles_m / cut.tiles_n, M = cut.components;
   const Mixture& m = in.mixtures[d];
   const Position* positions = call.positions + d * in.S;
   const Tile tile{
@@ -131,8 +131,7 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
       m,
       part(m.samples, tile_n, cut.tile_samples),
       part(m.components, tile_m, cut.tile_components),
-      call.parts + ((split * in.count + d) * N + tile_n * cut.tile_samples) * M +
-          tile_m * cut.tile_components,
+      call.part(split, d) + tile_n * cut.tile_samples * M + tile_m * cut.tile_components,
       M};
   for (int64_t n = 0; n < tile.samples.count(); ++n) {
     std::memset(tile.sums + n * M, 0, tile.components.count() * sizeof(double));
@@ -195,59 +194,74 @@ int64_t bytes(const PairsForward& call) {
   return arena.used;
 }
 
-// `to[j * stride] = 1/2 sum of logs[unit, j]` over the units where `has(s)`.
-template <class Has>
-FUSED_MI_INLINE void add_up(
-    const PairsCut& cut, const double* logs, int64_t count, double* to, int64_t stride, Has&& has) {
-  constexpr int kWidth = 256;
-  double sums[kWidth];
-  for (int64_t begin = 0; begin < count; begin += kWidth) {
-    const int width = static_cast<int>(count - begin < kWidth ? count - begin : kWidth);
-    for (int j = 0; j < width; ++j) sums[j] = 0;
-    for (int64_t unit = 0; unit < cut.units; ++unit) {
-      if (!has(unit / cut.blocks)) continue;
-      const double* from = logs + unit * count + begin;
-      for (int j = 0; j < width; ++j) sums[j] += from[j];
+// Which components contribute at positions [begin, end): all bits of a double, or none.
+void mark(const PairsForward& call, int64_t begin, int64_t end) {
+  const MomentsInputs& in = call.in;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t s = item % in.S;
+    const Mixture& m = in.mixtures[item / in.S];
+    int64_t* to = call.component_bits + item * call.cut.components;
+    for (int64_t row = m.components.start; row < m.components.stop; ++row) {
+      *to++ = component_contributes(in, m, call.positions[item], row, s) ? -1 : 0;
     }
-    for (int j = 0; j < width; ++j) to[(begin + j) * stride] = sums[j] / 2;
   }
 }
 
-// A row of q and g, or a column of k.
-void finish(const PairsForward& call, int64_t begin, int64_t end) {
+// Half of the sums over units, for one sample and all components of mixture d.
+void finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, double* g, double* k) {
   const PairsCut& cut = call.cut;
   const MomentsInputs& in = call.in;
+  const Mixture& mixture = in.mixtures[d];
   const int64_t N = cut.samples, M = cut.components;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t index = item % (N + M), d = item / (N + M);
-    const Mixture& m = in.mixtures[d];
-    const Position* positions = call.positions + d * in.S;
-    double *q = call.energies + d * 3 * N * M, *g = q + N * M, *k = g + N * M;
-    if (index < N) {
-      const double scale = in.wide ? 1 : Stabiliser<float>(m.component_eps).scale;
-      double* to = q + index * M;
-      for (int64_t l = 0; l < M; ++l) to[l] = 0;
-      for (int64_t split = 0; split < cut.splits; ++split) {
-        const double* from = call.parts + ((split * in.count + d) * N + index) * M;
-        for (int64_t l = 0; l < M; ++l) to[l] += from[l];
-      }
-      for (int64_t l = 0; l < M; ++l) to[l] = to[l] / scale / 2;
-      add_up(cut, call.component_logs + d * cut.units * M, M, g + index * M, 1, [&](int64_t s) {
-        return sample_contributes(in, m, positions[s], m.samples.start + index, s);
-      });
-    } else if (in.own_stds) {
-      const int64_t l = index - N;
-      add_up(cut, call.sample_logs + d * cut.units * N, N, k + l, M, [&](int64_t s) {
-        return component_contributes(in, m, positions[s], m.components.start + l, s);
-      });
-    } else {
-      for (int64_t n = 0; n < N; ++n) k[n * M + index - N] = 0;
+  const double scale = in.wide ? 1 : Stabiliser<float>(mixture.component_eps).scale;
+  constexpr int64_t kWidth = 256;
+  for (int64_t first = 0; first < M; first += kWidth) {
+    const int width = static_cast<int>(smaller(kWidth, M - first));
+    double of_q[kWidth] = {}, of_g[kWidth] = {}, of_k[kWidth] = {};
+    for (int64_t split = 0; split < cut.splits; ++split) {
+      const double* from = call.part(split, d) + n * M + first;
+      for (int j = 0; j < width; ++j) of_q[j] += from[j];
     }
+    for (int64_t s = 0; s < in.S; ++s) {
+      const Position& p = call.positions[d * in.S + s];
+      if (!sample_contributes(in, mixture, p, mixture.samples.start + n, s)) continue;
+      const int64_t unit = d * cut.units + s * cut.blocks;
+      double own = 0;
+      for (int64_t block = unit; block < unit + cut.blocks; ++block) {
+        const double* from = call.component_logs + block * M + first;
+        for (int j = 0; j < width; ++j) of_g[j] += from[j];
+        if (in.own_stds) own += call.sample_logs[block * N + n];
+      }
+      if (!in.own_stds) continue;
+      int64_t bits;  // selected, not multiplied: a log may be infinite
+      std::memcpy(&bits, &own, sizeof bits);
+      const int64_t* from = call.component_bits + (d * in.S + s) * M + first;
+      for (int j = 0; j < width; ++j) {
+        int64_t chosen = bits & from[j];
+        double value;
+        std::memcpy(&value, &chosen, sizeof value);
+        of_k[j] += value;
+      }
+    }
+    for (int j = 0; j < width; ++j) {
+      q[first + j] = of_q[j] / scale / 2;
+      g[first + j] = of_g[j] / 2;
+      k[first + j] = of_k[j] / 2;
+    }
+  }
+}
+
+void finish(const PairsForward& call, int64_t begin, int64_t end) {
+  const int64_t N = call.cut.samples, M = call.cut.components;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t d = item / N, n = item % N;
+    double* q = call.energies + (d * 3 * N + n) * M;
+    finish_row(call, d, n, q, q + N * M, q + 2 * N * M);
   }
 }
 
 }  // namespace
 
-extern const PairsKernels pairs_kernels = {bytes, distances, finish};
+extern const PairsKernels pairs_kernels = {bytes, distances, mark, finish};
 
 }  // namespace fused_mi::FUSED_MI_PATH

@@ -51,16 +51,26 @@ struct PairsForward {
   Position* positions = nullptr;   // (count, S)
   double* component_logs = nullptr;  // (count, units, M): sum_e (log v + log 2 pi), 0 = no part
   double* sample_logs = nullptr;     // (count, units, N), where samples have variances of their own
-  double* parts = nullptr;           // (splits, count, N, M): sums of squares
+  int64_t* component_bits = nullptr;  // (count, S, M): -1 where a component contributes, else 0
+  double* parts = nullptr;           // (splits, count, N, M): sums of squares, where splits > 1
   double* energies = nullptr;        // (count, 3, N, M), written
+
+  // (N, M) of a mixture; a single split adds up in its place.
+  FUSED_MI_INLINE double* part(int64_t split, int64_t d) const {
+    const int64_t size = cut.samples * cut.components;
+    return cut.splits == 1 ? energies + d * 3 * size : parts + (split * in.count + d) * size;
+  }
 };
 
 struct PairsBackward {
+  static constexpr int64_t kWeighed = 64;  // rows of an item of `weigh`
+
   MomentsInputs in;
   int64_t N = 0, M = 0;
   int64_t width = 0, blocks = 0;     // of features
   Position* positions = nullptr;     // (count, S)
   const double* upstream = nullptr;  // (count, 3, N, M)
+  char* weights = nullptr;  // of the only position, made ready before any item; nullptr: there are more
   const Pass* passes = nullptr;
   int64_t pass_count = 0;
   View d_y, d_x, d_mu, d_stds;
@@ -73,10 +83,14 @@ struct PairsKernels {
   int64_t (*bytes)(const PairsForward&);
   void (*distances)(  // count * tiles_n * tiles_m * splits
       const PairsForward&, char* scratch, int64_t begin, int64_t end);
-  void (*finish)(const PairsForward&, int64_t begin, int64_t end);  // count * (N + M)
+  void (*mark)(const PairsForward&, int64_t begin, int64_t end);    // count * S
+  void (*finish)(const PairsForward&, int64_t begin, int64_t end);  // count * N
 };
 
 struct PairsBackwardKernels {
+  int64_t (*prepare)(const PairsBackward&, char* weights);  // how many bytes; nullptr: no more than that
+  void (*weigh)(  // count * (M / kWeighed + N / kWeighed), each rounded up
+      const PairsBackward&, int64_t begin, int64_t end);
   int64_t (*bytes)(const PairsBackward&);
   void (*gradients)(  // S * blocks
       const PairsBackward&, char* scratch, int64_t begin, int64_t end);

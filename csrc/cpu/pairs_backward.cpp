@@ -20,11 +20,11 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
   const Mixture& m = in.mixtures[d];
   const Position& p = call.positions[d * in.S + at.s];
   Weights<A>& w = work.weights[d];
-  if (w.position != at.s) {
+  if (w.position != at.s) {  // never where the weights are those of the call
     work.next.choose(in, m, p, at.s, m.samples, m.components);
     if (!w.ready || !(work.next == w.lists)) {
       w.lists.copy(work.next);
-      weigh(call, d, w);
+      for (int64_t i = 0; i < weigh_items(call); ++i) weigh_item(call, d, w, i);
       w.ready = true;
     }
     w.position = at.s;
@@ -46,6 +46,7 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
   const Results<A>& r = work.results[d];
   const int vectors = static_cast<int>(ceil_div(at.width, kLanes<A>));
   const A scale = packer.stabiliser.scale;
+  const FlushToZero flush;
   wanted.samples && wanted.components ? pull<true, true>(work, w, r, call.N, vectors, scale)
       : wanted.samples                ? pull<true, false>(work, w, r, call.N, vectors, scale)
                                       : pull<false, true>(work, w, r, call.N, vectors, scale);
@@ -190,8 +191,40 @@ int64_t bytes(const PairsBackward& call) {
   return arena.used;
 }
 
+template <class A>
+int64_t prepare_for(const PairsBackward& call, char* memory) {
+  const MomentsInputs& in = call.in;
+  Arena arena{memory};
+  Weights<A>* weights = arena.take<Weights<A>>(in.count);
+  for (int64_t d = 0; d < in.count; ++d) {
+    Weights<A> w(arena, call.N, call.M);
+    const Mixture& m = in.mixtures[d];
+    if (memory) w.lists.choose(in, m, call.positions[d * in.S], 0, m.samples, m.components);
+    w.position = 0;
+    set(arena, weights + d, w);
+  }
+  return arena.used;
+}
+
+int64_t prepare(const PairsBackward& call, char* memory) {
+  return call.in.wide ? prepare_for<double>(call, memory) : prepare_for<float>(call, memory);
+}
+
+template <class A>
+void weigh_for(const PairsBackward& call, int64_t begin, int64_t end) {
+  Weights<A>* weights = reinterpret_cast<Weights<A>*>(call.weights);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t d = i / weigh_items(call);
+    weigh_item(call, d, weights[d], i % weigh_items(call));
+  }
+}
+
+void weigh(const PairsBackward& call, int64_t begin, int64_t end) {
+  call.in.wide ? weigh_for<double>(call, begin, end) : weigh_for<float>(call, begin, end);
+}
+
 }  // namespace
 
-extern const PairsBackwardKernels pairs_backward_kernels = {bytes, gradients};
+extern const PairsBackwardKernels pairs_backward_kernels = {prepare, weigh, bytes, gradients};
 
 }  // namespace fused_mi::FUSED_MI_PATH

@@ -5,6 +5,7 @@
 #include "pairs.h"
 
 #include <new>
+#include <optional>
 
 namespace fused_mi {
 
@@ -66,15 +67,19 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
   auto positions = positions_of(in);
   call.positions = positions.get();
   const int64_t logs = in.count * cut.units, of_samples = in.own_stds ? logs * N : 0;
-  Scratch<Use::call> memory(
-      (logs * M + of_samples + cut.splits * in.count * N * M) * static_cast<int64_t>(sizeof(double)));
+  const int64_t bits = in.count * in.S * M, parts = cut.splits > 1 ? cut.splits * in.count * N * M : 0;
+  Scratch<Use::call> memory((logs * M + of_samples + bits + parts) * 8);
   call.component_logs = reinterpret_cast<double*>(memory.get());
   call.sample_logs = call.component_logs + logs * M;
   call.parts = call.sample_logs + of_samples;
+  call.component_bits = reinterpret_cast<int64_t*>(call.parts + parts);
 
   const PairsKernels& kernels = pairs_kernels(path);
   parallel(0, in.S, grain(N + M), [&](int64_t begin, int64_t end) {
     moments_kernels(path).positions(in, call.positions, begin, end);
+  });
+  parallel(0, in.count * in.S, grain(M), [&](int64_t begin, int64_t end) {
+    kernels.mark(call, begin, end);
   });
   const int64_t bytes = kernels.bytes(call);
   int64_t pairs_of_item = cut.tile_samples * cut.tile_components / 8;  // as cheap as one element
@@ -85,7 +90,7 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
         kernels.distances(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
   parallel(
-      0, in.count * (N + M), grain((N + M) / 2 * (cut.splits + cut.units)),
+      0, in.count * N, grain(M / 2 * (cut.splits + cut.units + in.S)),
       [&](int64_t begin, int64_t end) { kernels.finish(call, begin, end); });
 }
 
@@ -114,6 +119,17 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
     moments_kernels(path).positions(in, call.positions, begin, end);
   });
   const PairsBackwardKernels& kernels = pairs_backward_kernels(path);
+  std::optional<Scratch<Use::call>> weights;
+  if (in.S == 1) {  // else each thread weighs the pairs of its positions
+    weights.emplace(kernels.prepare(call, nullptr));
+    call.weights = weights->get();
+    kernels.prepare(call, call.weights);
+    constexpr int64_t kRows = PairsBackward::kWeighed;
+    parallel(
+        0, in.count * (ceil_div(call.M, kRows) + ceil_div(call.N, kRows)),
+        grain(kRows * (call.N + call.M) / 2),
+        [&](int64_t begin, int64_t end) { kernels.weigh(call, begin, end); });
+  }
   const int64_t bytes = kernels.bytes(call);
   parallel(
       0, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),

@@ -26,6 +26,11 @@ struct Arena {
   }
 };
 
+template <class T>
+FUSED_MI_INLINE void set(const Arena& arena, T* to, const T& value) {
+  if (arena.memory) *to = value;
+}
+
 template <class A>
 V<A> root(V<A> value) {
   for (int i = 0; i < kLanes<A>; ++i) value[i] = std::sqrt(value[i]);
