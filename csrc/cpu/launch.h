@@ -4,8 +4,7 @@
 // any number of threads. Results do not depend on the ranges.
 #pragma once
 
-#include "moments.h"
-#include "variance.h"
+#include "join.h"
 
 #include <atomic>
 #include <limits>
@@ -20,7 +19,8 @@ inline int64_t grain(int64_t elements_of_item) {
 }
 
 template <class Parallel>
-double launch_least(const VarianceInputs& in, Path path, Parallel&& parallel) {
+double launch_least(VarianceInputs in, Path path, Parallel&& parallel) {
+  join_positions(in);
   std::atomic<double> least{std::numeric_limits<double>::infinity()};
   parallel(0, in.rows.count() * in.S, grain(in.E), [&](int64_t begin, int64_t end) {
     double found = variance_kernels(path).least(in, begin, end), before = least.load();
@@ -47,7 +47,8 @@ inline int64_t most_rows(const MomentsInputs& in) {
 // Writes `state` and `sums` (count, 3): of q, g and k.
 template <class Parallel>
 void launch_moments(
-    const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
+    MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
+  join_positions(in);
   const int64_t rows = most_rows(in);
   MomentsForward call;
   call.in = in;
@@ -110,6 +111,7 @@ inline bool streams(
 // Writes the gradients that `call` names; its cut and positions are filled in here.
 template <class Parallel>
 void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
+  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   int64_t rows = 0, all_rows = 0;
   for (int64_t p = 0; p < call.pass_count; ++p) {
     int64_t count = call.passes[p].rows.count();

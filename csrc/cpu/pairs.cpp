@@ -108,15 +108,6 @@ Rows part(Rows rows, int64_t tile, int64_t size) {
   return {start, smaller(start + size, rows.stop)};
 }
 
-// Whether the features of a position are followed by those of the next one, in all tensors.
-bool joined(const MomentsInputs& in) {
-  const View* const inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
-  for (const View* view : inputs) {
-    if (view->position != in.E * size_of(view->type)) return false;
-  }
-  return true;
-}
-
 template <class A, class In>
 void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) {
   const PairsCut& cut = call.cut;
@@ -137,7 +128,6 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
     std::memset(tile.sums + n * M, 0, tile.components.count() * sizeof(double));
   }
 
-  const bool join = cut.blocks == 1 && in.E % kLanes<A> == 0 && joined(in);
   const int64_t batch = larger(kDepth<A> * kLanes<A> / cut.width, 1);
   const int64_t begin = split * cut.units_per_split;
   const int64_t end = smaller(begin + cut.units_per_split, cut.units);
@@ -159,7 +149,7 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
       flush<A, In>(tile, panel, &run);
       panel.now.copy(panel.next);
     }
-    panel.add(run, join ? in.E : 0);
+    panel.add(run);
   }
   if (end == cut.units) {
     flush<A, In>(tile, panel, nullptr);

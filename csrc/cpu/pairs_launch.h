@@ -57,7 +57,8 @@ class Scratch {
 
 // Writes `energies` (count, 3, N, M).
 template <class Parallel>
-void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel&& parallel) {
+void launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
+  join_positions(in);
   const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
   PairsForward call;
   call.in = in;
@@ -98,6 +99,7 @@ void launch_pairs(const MomentsInputs& in, double* energies, Path path, Parallel
 template <class Parallel>
 void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
   constexpr int64_t kItems = 64, kBytes = 1 << 20, kMost = 512, kLeast = 16;
+  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   const MomentsInputs& in = call.in;
   call.N = in.mixtures[0].samples.count();
   call.M = in.mixtures[0].components.count();

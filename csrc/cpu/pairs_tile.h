@@ -19,7 +19,7 @@ constexpr int kN = 4, kM = 2;
 template <class A>
 constexpr int kDepth = PairsCut::kDepth / (sizeof(A) / 4) / kLanes<A>;  // in vectors
 
-// Features that all tensors hold one after the other: of a position, or of several.
+// A block of features of a position.
 struct Run {
   int64_t s, e;
   int width;
@@ -53,18 +53,9 @@ struct Panel {
     return depth > 0 && depth + vectors_of(run) <= kDepth<A> && now == next;
   }
 
-  // `features` of a position, where the next position follows them in all tensors; else 0.
-  void add(const Run& run, int64_t features) {
-    depth += vectors_of(run);
-    if (features > 0 && count > 0) {
-      Run& last = runs[count - 1];
-      if (last.s + last.width / features == run.s &&
-          last.position->first_component == run.position->first_component) {
-        last.width += run.width;
-        return;
-      }
-    }
+  void add(const Run& run) {
     runs[count++] = run;
+    depth += vectors_of(run);
   }
 
   static int vectors_of(const Run& run) {
@@ -153,8 +144,8 @@ struct Ahead {
   }
 };
 
-// The sums of squares of kN samples times kM components; `step` bytes of the row `ahead` are fetched
-// with each vector.
+// The sums of squares of kN samples times kM components; with each vector, `step` bytes of the row
+// `ahead` are fetched.
 template <class A>
 FUSED_MI_INLINE void pair_group(
     const V<A>* y, const V<A>* c, int depth, const char* ahead, int64_t step,
