@@ -273,10 +273,10 @@ def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     seen = []
     original = fused_mi.losses.mixture_terms
 
-    def spy(y, x, mu, stds, estimator, *mixtures, parts):
+    def spy(y, x, mu, stds, estimator, *mixtures):
         flags = [t.requires_grad for t in (y, x, mu, stds)]
         seen.append(traffic.floor(y, x, mu, stds, mixtures, flags, density=0.5))
-        return original(y, x, mu, stds, estimator, *mixtures, parts=parts)
+        return original(y, x, mu, stds, estimator, *mixtures)
 
     monkeypatch.setattr(fused_mi.losses, "mixture_terms", spy)
     contestants.run_of(case, contestants.loss_of(case), as_inputs(case))()

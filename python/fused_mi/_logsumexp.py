@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._terms import Terms, mean
+from ._terms import Terms
+from .ops.logsumexp import logsumexp
 from .ops.pairs import pairs
 from .reference.mixture import Mixture, Rows
 
@@ -17,27 +16,22 @@ PAIRS_AT_ONCE = 1 << 24
 stays at some hundred bytes for each pair of a block, time grows by one more forward pass."""
 
 
-def logsumexp_terms(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, *mixtures: Mixture, parts: bool
-) -> list[Terms]:
-    """Of each mixture; the arguments are those of `ops.moments.moments`.
-
-    `parts`: all of the terms and not `total` alone, at several times the work on each pair.
-    """
+def logsumexp_terms(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, *mixtures: Mixture) -> Terms:
+    """The mean over the mixtures; the arguments are those of `ops.moments.moments`."""
     first = mixtures[0]
     if first.samples * first.components > PAIRS_AT_ONCE:
-        return [_by_blocks(y, x, mu, stds, mixture, parts) for mixture in mixtures]
-    own = 0 if first.exclude_diagonal else None
-    return [_terms(*energies, own, parts) for energies in pairs(y, x, mu, stds, *mixtures)]
+        terms = torch.cat([_by_blocks(y, x, mu, stds, mixture) for mixture in mixtures])
+    else:
+        own = 0 if first.exclude_diagonal else None
+        terms = logsumexp(pairs(y, x, mu, stds, *mixtures), own)
+    return Terms(*terms.mean(0).unbind())
 
 
-def _by_blocks(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture, parts: bool
-) -> Terms:
+def _by_blocks(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixture: Mixture) -> Tensor:
     """A row of energies is all that a sample's part of the loss needs."""
     exclude = mixture.exclude_diagonal
     if exclude:
-        # A block holds only a part of the diagonal, so here it is left out by `_terms` alone; what
+        # A block holds only a part of the diagonal, so here `logsumexp` alone leaves it out; what
         # `exclude_diagonal` does for positions that have no other partner, the masks do.
         samples, components = mixture.contributing()
         mixture = mixture._replace(
@@ -45,21 +39,21 @@ def _by_blocks(
         )
     start, stop = mixture.sample_rows
     step = max(1, PAIRS_AT_ONCE // mixture.components)
-    blocks = [(row, min(row + step, stop)) for row in range(start, stop, step)]
 
-    def of_block(rows: Rows, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Terms:
+    def of_block(rows: Rows, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Tensor:
         found = [
-            pairs(y, x, mu, stds, mixture._replace(sample_rows=rows, component_rows=c))[0]
+            pairs(y, x, mu, stds, mixture._replace(sample_rows=rows, component_rows=c))
             for c in _columns(rows, mixture.component_rows)
         ]
-        q, g, k = (torch.cat(columns, 1) for columns in zip(*found, strict=True))
-        return _terms(q, g, k, rows[0] if exclude else None, parts)
+        energies = found[0] if len(found) == 1 else torch.cat(found, -1)
+        return logsumexp(energies, rows[0] if exclude else None) * (rows[1] - rows[0])
 
-    terms: list[Terms] = [
+    blocks = [(row, min(row + step, stop)) for row in range(start, stop, step)]
+    sums = [
         checkpoint(of_block, b, y, x, mu, stds, use_reentrant=False, preserve_rng_state=False)
         for b in blocks
     ]
-    return mean(terms, [b[1] - b[0] for b in blocks])
+    return torch.cat(sums).sum(0, keepdim=True) / mixture.samples
 
 
 def _columns(rows: Rows, components: Rows) -> list[Rows]:
@@ -69,38 +63,3 @@ def _columns(rows: Rows, components: Rows) -> list[Rows]:
         return [components]
     parts = (start, rows[0]), rows, (rows[1], stop)
     return [part for part in parts if part[0] < part[1]]
-
-
-def _terms(q: Tensor, g: Tensor, k: Tensor, own: int | None, parts: bool) -> Terms:
-    """`own`: component that sample 0 must not meet, the next one sample 1, ...; or None."""
-    log_densities = k - q
-    log_densities -= g
-    # A tensor: a Python number would make the batch size a constant of a compiled graph.
-    partners = q.shape[1] - (own is not None)
-    log_partners = torch.full((), partners, dtype=q.dtype, device=q.device).log()
-    if own is not None:
-        samples, components = (torch.arange(n, device=q.device) for n in q.shape)
-        log_densities.masked_fill_(samples[:, None] + own == components, -math.inf)
-    # Where every energy overflowed there is nothing to compare: equal responsibilities, not NaN.
-    hopeless = log_densities.detach().amax(1, keepdim=True) == -math.inf
-    log_densities.masked_fill_(hopeless, 0)
-    log_sums = torch.logsumexp(log_densities, dim=1)
-    total = (log_partners - torch.where(hopeless[:, 0], -math.inf, log_sums)).mean()
-    if not parts:
-        return Terms(total)
-
-    log_responsibilities = log_densities - log_sums[:, None]
-    responsibilities = log_responsibilities.exp()
-    # 0 * inf: a component that is never chosen adds nothing, to no gradient either.
-    never = responsibilities == 0
-
-    def weighted_mean(values: Tensor) -> Tensor:
-        return (responsibilities * values.masked_fill(never, 0)).sum(1).mean()
-
-    return Terms(
-        total,
-        weighted_mean(q),
-        weighted_mean(g),
-        log_partners + weighted_mean(log_responsibilities),
-        -weighted_mean(k),
-    )

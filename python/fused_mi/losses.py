@@ -67,7 +67,7 @@ def square_mahalanobis_distance(
     if outer is None:
         return square_distance(x, y, stds, active, eps).to(dtype)
     mixture = Mixture.of_all_rows(outer.y_mask, outer.mask, eps)
-    ((q, _, _),) = pairs(outer.y, outer.centers, None, outer.stds, mixture)
+    q = pairs(outer.y, outer.centers, None, outer.stds, mixture)[0, 0]
     return (q.T if outer.transposed else q).to(dtype)
 
 
@@ -105,8 +105,7 @@ def pairwise_square_mahalanobis_distance(
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
     mixture = Mixture.of_all_rows(active, components, eps)
-    ((q, _, _),) = pairs(y, centers, None, stds, mixture)
-    return q.to(dtype)
+    return pairs(y, centers, None, stds, mixture)[0, 0].to(dtype)
 
 
 def gaussian_mixture_entropy(
@@ -162,7 +161,7 @@ def gaussian_mixture_entropy(
     active = _sample_mask(mask, y)
     components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
     mixture = Mixture.of_all_rows(active, components, eps)
-    terms = mixture_terms(y, x, means, stds, estimator, mixture, parts=losses is not None)
+    terms = mixture_terms(y, x, means, stds, estimator, mixture)
     return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
 
 
@@ -260,7 +259,7 @@ def mutual_information_sub_batch(
         )
         for samples, components in pairs_of_parts
     ]
-    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures, parts=losses is not None)
+    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
     return _report(
         terms, mixtures[0].samples if reduction == "sum" else 1, dtype, losses, information=True
     )
@@ -296,7 +295,7 @@ def _report(
             "gaussian_mixture_log_constants_and_determinant_loss": terms.log_determinant,
             "gaussian_mixture_assignment_loss": terms.assignment,
         }
-        if information and terms.std_log is not None:
+        if information:
             named["gaussian_mixture_entropy_loss"] = terms.total - terms.std_log
             named["std_log_loss"] = terms.std_log
         for name, term in named.items():

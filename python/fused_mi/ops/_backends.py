@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _cpu, _triton
 
-OPERATORS = ("variance", "moments", "pairs")
+OPERATORS = ("variance", "moments", "pairs", "logsumexp")
 BACKENDS = ("triton", "cpu", "reference")  # the fastest first
 VARIABLE = "FUSED_MI_BACKEND"
 _PACKAGES = {

@@ -11,9 +11,6 @@ from ..reference.mixture import Mixture
 from ..reference.streaming import working_dtype
 from ._mixture import mixture_operator
 
-Energies = tuple[Tensor, Tensor, Tensor]
-"""q, g and k of every pair: (N, M) each, in the working dtype, in nats."""
-
 
 def _fake(
     y: Tensor,
@@ -30,15 +27,13 @@ def _fake(
 _pairs = mixture_operator("pairs", "Tensor?", "Tensor", _fake, reference)
 
 
-def pairs(
-    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, *mixtures: Mixture
-) -> list[Energies]:
-    """q, g and k of every pair for each mixture; O(N M S E) work.
+def pairs(y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, *mixtures: Mixture) -> Tensor:
+    """q, g and k of every pair for each of D mixtures: (D, 3, N, M) in the working dtype, in nats;
+    O(N M S E) work.
 
     The arguments are those of `ops.moments.moments`, whose results are the sums of these matrices;
     all mixtures have the same N and the same M; `mu` None is 0. With `exclude_diagonal` the
     diagonal entries are finite but mean nothing: the caller leaves them out.
     """
-    # Unbound once: its gradient is one copy of all matrices.
-    matrices = _pairs(y, x, mu, stds, *mixtures).flatten(0, 1).unbind()
-    return list(zip(matrices[::3], matrices[1::3], matrices[2::3], strict=True))
+    energies: Tensor = _pairs(y, x, mu, stds, *mixtures)
+    return energies
