@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc", "cpu")
 # Compiled once for each instruction path.
-KERNELS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward")
+KERNELS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward", "logsumexp")
 LIBRARY = "libfused_mi_cpu.so"
 X86 = {
     "avx2": "-mavx2 -mfma -mf16c",

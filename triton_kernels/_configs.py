@@ -164,6 +164,27 @@ def log_tile(features: int) -> dict[str, int]:
     return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
 
 
+class LogsumexpTile(NamedTuple):
+    """ROWS x COLUMNS pairs of a program at a time."""
+
+    ROWS: int
+    COLUMNS: int
+    num_warps: int
+
+
+def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
+    """For sums over the components: four pairs of a thread and their sums fit into its registers,
+    and 96 bytes of it are on their way."""
+    width = _between(components, 1, 512)
+    warps = _warps(device)
+    return LogsumexpTile(max(128 * warps // width, 1), width, warps)
+
+
+def logsumexp_gradient_tile(components: int, device: torch.device) -> LogsumexpTile:
+    """For the gradient, whose pairs have nothing in common but numbers of their sample."""
+    return logsumexp_tile(components, device)
+
+
 def _between(size: int, least: int, largest: int) -> int:
     """The power of two that holds `size`, within bounds."""
     return min(max(triton.next_power_of_2(max(size, 1)), least), largest)

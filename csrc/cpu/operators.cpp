@@ -4,6 +4,7 @@
 // an instruction path, see paths.h. Built against the stable ABI, for every later torch.
 #include "checks.h"
 #include "launch.h"
+#include "logsumexp_launch.h"
 #include "pairs_launch.h"
 #include "pages.h"
 
@@ -235,9 +236,47 @@ void pairs_backward(
   launch_pairs_gradients(call, checked(path), Threads{});
 }
 
+// `energies` (count, 3, N, M).
+Logsumexp logsumexp_of(const Tensor& energies, std::optional<int64_t> own) {
+  STD_TORCH_CHECK(energies.dim() == 4 && energies.size(1) == 3, "energies: expected (D, 3, N, M)");
+  Logsumexp in;
+  in.count = energies.size(0), in.N = energies.size(2), in.M = energies.size(3);
+  STD_TORCH_CHECK(energies.numel() > 0, "logsumexp: no pair");
+  in.energies = reinterpret_cast<const double*>(
+      output(energies, "energies", in.rows() * 3 * in.M, ScalarType::Double));
+  STD_TORCH_CHECK(!own || *own >= 0, "own: expected a component");
+  in.own = own.value_or(-1);
+  return in;
+}
+
+void logsumexp(
+    const Tensor& energies, std::optional<int64_t> own, int64_t path, const Tensor& terms,
+    const Tensor& state) {
+  LogsumexpForward call{logsumexp_of(energies, own)};
+  const Logsumexp& in = call.in;
+  call.state = reinterpret_cast<double*>(output(state, "state", 4 * in.rows(), ScalarType::Double));
+  char* to = output(terms, "terms", 5 * in.count, ScalarType::Double);
+  launch_logsumexp(call, reinterpret_cast<double*>(to), checked(path), Threads{});
+}
+
+void logsumexp_backward(
+    const Tensor& upstream, const Tensor& energies, const Tensor& state,
+    std::optional<int64_t> own, int64_t path, const Tensor& gradient) {
+  LogsumexpBackward call{logsumexp_of(energies, own)};
+  const Logsumexp& in = call.in;
+  call.state =
+      reinterpret_cast<const double*>(output(state, "state", 4 * in.rows(), ScalarType::Double));
+  call.upstream = reinterpret_cast<const double*>(
+      output(upstream, "upstream", 5 * in.count, ScalarType::Double));
+  char* to = output(gradient, "gradient", energies.numel(), ScalarType::Double);
+  prefer_huge_pages(to, energies.numel() * size_of(Type::float64));
+  call.gradient = reinterpret_cast<double*>(to);
+  launch_logsumexp_gradient(call, checked(path), Threads{});
+}
+
 // Of the schemas below; the Python side expects one.
 int64_t version() {
-  return 1;
+  return 2;
 }
 
 // A bit for each instruction path that this machine supports.
@@ -276,6 +315,11 @@ STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
       " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
       " int[] rows, bool exclude_diagonal, bool wide, int[] passes, int path, Tensor(a!)? d_y,"
       " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
+  m.def(
+      "logsumexp(Tensor energies, int? own, int path, Tensor(a!) terms, Tensor(b!) state) -> ()");
+  m.def(
+      "logsumexp_backward(Tensor upstream, Tensor energies, Tensor state, int? own, int path,"
+      " Tensor(a!) gradient) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
@@ -286,4 +330,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
   m.impl("moments_backward", TORCH_BOX(&fused_mi::moments_backward));
   m.impl("pairs", TORCH_BOX(&fused_mi::pairs));
   m.impl("pairs_backward", TORCH_BOX(&fused_mi::pairs_backward));
+  m.impl("logsumexp", TORCH_BOX(&fused_mi::logsumexp));
+  m.impl("logsumexp_backward", TORCH_BOX(&fused_mi::logsumexp_backward));
 }

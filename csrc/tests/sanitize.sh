@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CXX=${CXX:-g++}
-KERNELS="variance moments moments_backward pairs pairs_backward"
+KERNELS="variance moments moments_backward pairs pairs_backward logsumexp"
 OUT=$(mktemp -d)
 trap 'rm -rf "$OUT"' EXIT
 

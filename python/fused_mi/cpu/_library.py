@@ -15,8 +15,16 @@ import torch
 VARIABLE = "FUSED_MI_CPU"
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
-_VERSION = 1  # of the operators' schemas
-OPERATORS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward")
+_VERSION = 2  # of the operators' schemas
+OPERATORS = (
+    "variance",
+    "moments",
+    "moments_backward",
+    "pairs",
+    "pairs_backward",
+    "logsumexp",
+    "logsumexp_backward",
+)
 
 
 @functools.cache

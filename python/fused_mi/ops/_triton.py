@@ -9,7 +9,7 @@ import os
 import torch
 
 MINIMUM = (3, 6)
-OPERATORS = ("variance", "moments", "pairs")
+OPERATORS = ("variance", "moments", "pairs", "logsumexp")
 
 
 @functools.cache

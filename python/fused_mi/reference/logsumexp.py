@@ -31,9 +31,8 @@ def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
     log_partners = math.log(max(energies.shape[-1] - (own is not None), 1))
     state = torch.cat((rows.log_sums[:, None], rows.means), 1)[..., 0]
     log_sums, q, g, k = state.unbind(1)
-    # log r = k - q - g - log_sums, averaged.
-    assignment = log_partners + k - q - g - log_sums
-    assignment = torch.where(log_sums == -math.inf, 0, assignment)
+    # Minus the entropy of the responsibilities is their mean log: of k - q - g - log_sums.
+    assignment = torch.where(log_sums == -math.inf, 0, log_partners + (k - q - g - log_sums))
     terms = torch.stack((log_partners - log_sums, q, g, assignment, -k), 1)
     return terms.mean(-1), state
 

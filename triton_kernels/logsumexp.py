@@ -1,0 +1,71 @@
+"""The loss of all pairs from their energies: some rows of a program, then one program for means."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ._configs import REDUCE, logsumexp_gradient_tile, logsumexp_tile
+from ._launch import launch
+from ._logsumexp_kernels import (
+    logsumexp_gradient_kernel,
+    logsumexp_means_kernel,
+    logsumexp_state_kernel,
+)
+
+
+def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+    """See `fused_mi.reference.logsumexp.logsumexp`."""
+    energies = energies.contiguous()
+    directions, _, N, M = energies.shape
+    state = torch.empty((directions, 4, N), dtype=torch.float64, device=energies.device)
+    terms = torch.empty((directions, 5), dtype=torch.float64, device=energies.device)
+    tile = logsumexp_tile(M, energies.device)
+    tiles = triton.cdiv(N, tile.ROWS)
+    launch(
+        logsumexp_state_kernel,
+        directions * tiles,
+        energies,
+        state,
+        N,
+        M,
+        *_own(own),
+        tiles,
+        **tile._asdict(),
+    )
+    partners = M - (own is not None)
+    launch(logsumexp_means_kernel, directions, state, terms, N, partners, **REDUCE)
+    return terms, state
+
+
+def logsumexp_backward(
+    upstream: Tensor, energies: Tensor, state: Tensor, own: int | None
+) -> Tensor:
+    """See `fused_mi.reference.logsumexp.logsumexp_backward`."""
+    energies = energies.contiguous()
+    directions, _, N, M = energies.shape
+    gradient = torch.empty_like(energies)
+    tile = logsumexp_gradient_tile(M, energies.device)
+    tiles_n, tiles_m = triton.cdiv(N, tile.ROWS), triton.cdiv(M, tile.COLUMNS)
+    launch(
+        logsumexp_gradient_kernel,
+        directions * tiles_n * tiles_m,
+        upstream.contiguous(),
+        energies,
+        state,
+        gradient,
+        N,
+        M,
+        *_own(own),
+        M - (own is not None),
+        tiles_n,
+        tiles_m,
+        **tile._asdict(),
+    )
+    return gradient
+
+
+def _own(own: int | None) -> tuple[int, bool]:
+    """As arguments of a kernel: the component, and whether there is one to leave out."""
+    return (0, False) if own is None else (own, True)
