@@ -13,6 +13,7 @@ from _ahead_of_time import FMA_PIPE, Binary, Specialisation
 from _targets import ALL, registers_for, resident_warps, specialised
 from fused_mi.reference.mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
+from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward
 from fused_mi.triton_kernels.pairs import pairs, pairs_backward
 
 SIZES = (32, 256)  # N = M
@@ -24,6 +25,9 @@ KERNELS = {
     "components_gradient_kernel": 4,
     "log_determinants_kernel": 0,
     "add_splits_kernel": 0,
+    "logsumexp_state_kernel": 0,
+    "logsumexp_means_kernel": 0,
+    "logsumexp_gradient_kernel": 0,
 }
 """Multiply-adds, multiplications or additions of each pair and feature that the formula needs."""
 
@@ -34,6 +38,8 @@ LIMITS = {"float32": 16, "float64": 8}
 # Of the instructions of the inner loop, those that the formula needs: an upper bound of the share
 # of the peak, at one instruction per cycle and scheduler. The target is 40% on an H100.
 LEAST_USEFUL = {"distances_kernel": 0.5}
+# What moves energies moves two of them at once, 24 bytes of each pair.
+WIDE = {"logsumexp_state_kernel": ("load",), "logsumexp_gradient_kernel": ("load", "store")}
 # Bytes, outside of the inner loop: packed arithmetic pairs up registers there, and a few values
 # wait in local memory for the end of a chunk of 1024 features.
 MOST_SPILLED = {"sm_100": 64}
@@ -48,7 +54,7 @@ loads from shared memory per FMA"""
 
 
 def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
-    """All launches of the energies and their gradients, without data."""
+    """All launches of the energies, their loss and the gradients, without data."""
     rows = size if pairing == "leave_one_out" else 2 * size
     y, x, mu, stds = (torch.empty((rows, S, E), dtype=dtype, device="meta") for _ in range(4))
     mask = torch.empty((rows, S), dtype=torch.bool, device="meta")
@@ -58,7 +64,9 @@ def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
     mixture = Mixture(mask, mask, eps[0], eps[1], *ranges, pairing == "leave_one_out")
     with recorded() as found:
         energies = pairs(y, x, mu, stds, [mixture])
-        upstream = torch.empty_like(energies)
+        own = 0 if mixture.exclude_diagonal else None
+        terms, state = logsumexp(energies, own)
+        upstream = logsumexp_backward(torch.empty_like(terms), energies, state, own)
         pairs_backward(upstream, y, x, mu, stds, None, [mixture], [True] * 4)
     return [launch for launch in found if launch.kernel.__name__ in KERNELS]
 
@@ -105,9 +113,13 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
         yield "atomics"
     if target.startswith("gfx"):  # its registers are only reported
         return
-    most = most_registers(row, binary)
+    most, constants = most_registers(row, binary), row[0].constants()
     if binary.registers > most:
         yield f"more than {most} registers"
+    for kind in WIDE.get(row[0].kernel, ()):
+        pairs_of_thread = constants["ROWS"] * constants["COLUMNS"] / (32 * binary.warps)
+        if binary.accesses[kind, 128] < 24 * pairs_of_thread / 16:
+            yield f"a {kind} of less than 128 bits"
     share, least = useful(row, binary), LEAST_USEFUL.get(row[0].kernel, 0.0)
     if share is not None and torch.float64 not in row[2] and share < least:
         yield f"less than {least:.0%} useful"

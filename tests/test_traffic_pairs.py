@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import mi_inputs
 from fused_mi.reference.mixture import Mixture
-from fused_mi.triton_kernels import _configs, pairs
+from fused_mi.triton_kernels import _configs, logsumexp, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, total
 from test_traffic import ALL, NAMES, assert_modelled, run
@@ -85,6 +85,37 @@ def test_pairs_of_one_tile_read_each_element_once_and_shifts():
     names = ("d_y", "d_x", "d_mu", "d_stds")
     written = [kernel.written.get(name, 0) for kernel in found.values() for name in names]
     assert sum(written) == 7 * half  # and half of the gradient of y is filled with zeros
+
+
+def record_logsumexp(d, n, m, own, device="cpu"):
+    energies = torch.randn(d, 3, n, m, dtype=torch.float64, device=device)
+    with recorded() as forward:
+        terms, state = logsumexp.logsumexp(energies, own)
+    with recorded() as backward:
+        logsumexp.logsumexp_backward(torch.ones_like(terms), energies, state, own)
+    return forward, backward
+
+
+@pytest.mark.parametrize("own", [None, 0], ids=["all meet", "own"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 7), (1, 3, 1100), (1, 600, 2)], ids=str)
+def test_model_of_logsumexp(shape, own):
+    for launches in record_logsumexp(*shape, own):
+        assert_modelled(launches)
+
+
+def test_energies_are_read_once_in_each_direction_and_written_once():
+    n, m = 4096, 4096
+    forward, backward = record_logsumexp(1, n, m, None, "meta")
+    assert len(forward) == 2 and len(backward) == 1
+    matrices = 3 * 8 * n * m
+    found = total([*forward, *backward], expected)
+    state, means, gradient = (
+        found[f"logsumexp_{name}_kernel"] for name in ("state", "means", "gradient")
+    )
+    assert state.read["energies"] == gradient.read["energies"] == matrices
+    assert gradient.written["gradient"] == matrices
+    rest = state.bytes + means.bytes + gradient.bytes - 3 * matrices
+    assert rest < 0.01 * matrices
 
 
 def test_large_batches_of_pairs_read_again_for_each_tile():

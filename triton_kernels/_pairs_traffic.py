@@ -32,6 +32,8 @@ class ActivePairs(NamedTuple):
 _DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
 _SAMPLE, _COMPONENT = 1, 2 + 8 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
 _LOG_DETERMINANT, _SLOPE = 7 + 4 + 1, 7 + 2 + 3
+# Of a pair: density, exponential, four sums, three of them weighted, all rescaled; of its gradient.
+_DENSITY, _PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
 
 
 def expected(a: Arguments, density: float) -> ActivePairs:
@@ -156,10 +158,33 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
     return read, {name: M * E for name, needed in wanted.items() if needed}, flops * E
 
 
+def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    """Where no row is hopeless: of such rows the energies are read once more."""
+    directions = programs // a["tiles"]
+    pairs = directions * a["N"] * a["M"]
+    return {"energies": 3 * pairs}, {"state": 4 * directions * a["N"]}, _DENSITY * pairs
+
+
+def _logsumexp_means(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    samples = programs * a["N"]
+    return {"state": 4 * samples}, {"terms": 5 * programs}, _MEANS * samples
+
+
+def _logsumexp_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    directions = programs // (a["tiles_n"] * a["tiles_m"])
+    pairs = directions * a["N"] * a["M"]
+    state = 4 * directions * a["N"] * a["tiles_m"]
+    read = {"upstream": 5 * programs, "energies": 3 * pairs, "state": state}
+    return read, {"gradient": 3 * pairs}, _PULL_DENSITY * pairs
+
+
 KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
     "distances_kernel": _distances,
     "add_splits_kernel": _add_splits,
     "log_determinants_kernel": _log_determinants,
     "samples_gradient_kernel": _samples_gradient,
     "components_gradient_kernel": _components_gradient,
+    "logsumexp_state_kernel": _logsumexp_state,
+    "logsumexp_means_kernel": _logsumexp_means,
+    "logsumexp_gradient_kernel": _logsumexp_gradient,
 }

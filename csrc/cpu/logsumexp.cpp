@@ -21,6 +21,11 @@ struct Row {
     k = g + in.N * in.M;
   }
 
+  // Whether the vector from component l on has the one that is left out.
+  FUSED_MI_INLINE bool has_own(int64_t l) const {
+    return l <= own && own < l + kLanes<double>;
+  }
+
   FUSED_MI_INLINE void prefetch(int64_t l) const {
     __builtin_prefetch(q + l), __builtin_prefetch(g + l), __builtin_prefetch(k + l);
   }
@@ -47,7 +52,7 @@ struct Pairs {
         k(load<double>(row.k + l, lanes)) {
     const Doubles none = all<double>(-INFINITY);
     density = inside<double>(k - q - g, none, lanes);
-    if (l <= row.own && row.own < l + kLanes<double>) density[row.own - l] = -INFINITY;
+    if (row.has_own(l)) density[row.own - l] = -INFINITY;
   }
 };
 
@@ -127,8 +132,10 @@ void state_of_rows(const LogsumexpForward& call, int64_t begin, int64_t end) {
 }
 
 void gradient_of_rows(const LogsumexpBackward& call, int64_t begin, int64_t end) {
-  constexpr int kAhead = 512;
+  constexpr int kAhead = 512;  // of a matrix, is on its way
   const Logsumexp& in = call.in;
+  const int64_t matrix = in.N * in.M;
+  const int width = static_cast<int>(in.M);
   const double of_sample = 1 / static_cast<double>(in.N);
   const double equal = 1 / static_cast<double>(in.partners());
   for (int64_t item = begin; item < end; ++item) {
@@ -138,14 +145,14 @@ void gradient_of_rows(const LogsumexpBackward& call, int64_t begin, int64_t end)
     const double log_sum = state[0], q = state[in.N], g = state[2 * in.N], k = state[3 * in.N];
     const bool hopeless = log_sum == -INFINITY;  // responsibilities are equal, and constant
     double* to = call.gradient + Row::at(in, item);
-    over_vectors<double>(static_cast<int>(in.M), [&](int l, auto lanes) __attribute__((always_inline)) {
+    over_vectors<double>(width, [&](int l, auto lanes) __attribute__((always_inline)) {
       const Pairs pairs(row, l, lanes);
       row.prefetch(l + kAhead);
       const Doubles zero{};
       Doubles r = exponential(pairs.density - log_sum), of_density = zero;
       if (hopeless) {
         r = all<double>(equal);
-        if (l <= row.own && row.own < l + kLanes<double>) r[row.own - l] = 0;
+        if (row.has_own(l)) r[row.own - l] = 0;
       } else {
         of_density = (of_q - assignment) * (pairs.q - q) + (of_g - assignment) * (pairs.g - g) +
             (of_k + assignment) * (pairs.k - k) - total;
@@ -153,10 +160,12 @@ void gradient_of_rows(const LogsumexpBackward& call, int64_t begin, int64_t end)
       const Doubles weight = r * of_sample;
       // Select: energies and upstream gradients may be infinite where nothing is chosen.
       const Bits<double> never = r == 0;
-      store(to + l, never ? zero : weight * (of_q - of_density), lanes, call.stream);
-      store(to + in.N * in.M + l, never ? zero : weight * (of_g - of_density), lanes, call.stream);
-      store(
-          to + 2 * in.N * in.M + l, never ? zero : weight * (of_k + of_density), lanes, call.stream);
+      auto write = [&](double* at, Doubles value) __attribute__((always_inline)) {
+        store(at, never ? zero : weight * value, lanes, call.stream);
+      };
+      write(to + l, of_q - of_density);
+      write(to + matrix + l, of_g - of_density);
+      write(to + 2 * matrix + l, of_k + of_density);
     });
   }
   if (call.stream) finish_writes();

@@ -1,6 +1,7 @@
 // The kernels against naive loops, without torch: for sanitizers, see sanitize.sh.
 //
 // Every buffer has exactly the size that it needs, so that AddressSanitizer sees a step beyond it.
+#include "logsumexp_case.h"
 #include "pairs_case.h"
 
 #include <random>
@@ -170,9 +171,14 @@ int main() {
       {10, 3, 19, Type::float64, true, false, false, 1000},
       {600, 65, 2, Type::float32, false, false, false, 0},
   };
+  const LogsumexpCase of_energies[] = {
+      {1, 1, 2, 0, 1},      {2, 3, 5, -1, 3},        {1, 7, 9, 1, 1e4},
+      {2, 4, 1100, -1, 5},  {1, 1408, 1024, -1, 9},
+  };
   for (Path path : {Path::plain, Path::avx2, Path::avx512}) {
     if (!supported(path)) continue;
     for (const Case& c : cases) run(c, path);
+    for (const LogsumexpCase& c : of_energies) run_logsumexp(c, path);
     std::printf("instruction path %d: %d failures\n", static_cast<int>(path), failures);
   }
   return failures != 0;
