@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: bench sanitize train test lint kernels-check gpu clean
+.PHONY: bench sanitize aarch64 train test lint kernels-check gpu clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -41,9 +41,13 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks run --suite quick --out runs/bench.jsonl $(ARGS)
 
-# The CPU kernels without torch under the sanitizers of the compiler; takes many minutes, most of them to compile.
+# The CPU kernels without torch, under the sanitizers of the compiler; two minutes on two cores.
 sanitize:
 	csrc/tests/sanitize.sh
+
+# The same for 64-bit Arm in an emulator, without sanitizers. On Debian: g++-aarch64-linux-gnu and qemu-user.
+aarch64:
+	csrc/tests/sanitize.sh aarch64
 
 clean:
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,6 +30,26 @@ struct Threads {
   }
 };
 
+// float16 by its definition, no code of the kernels: a sign, five bits of exponent, ten of mantissa.
+double from_half(uint16_t half) {
+  const int exponent = half >> 10 & 31, mantissa = half & 1023;
+  double value = exponent == 0 ? std::ldexp(mantissa, -24)
+      : exponent < 31          ? std::ldexp(1024 + mantissa, exponent - 25)
+      : mantissa == 0          ? INFINITY
+                               : NAN;
+  return half >> 15 ? -value : value;
+}
+
+// Finite and in range.
+uint16_t to_half(double value) {
+  int exponent;
+  std::frexp(value, &exponent);
+  if (exponent < -13) exponent = -13;  // denormal
+  const int mantissa = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(value), 11 - exponent)));
+  // A mantissa of 1024 is the lowest bit of the exponent, one that was rounded up to 2048 the next.
+  return static_cast<uint16_t>((std::signbit(value) << 15) + ((exponent + 13) << 10) + mantissa);
+}
+
 // (rows, S, E), with a gap between rows if `padded`.
 struct Array {
   int64_t rows, S, E, row;
@@ -54,6 +74,9 @@ struct Array {
       std::memcpy(to, &value, 8);
     } else if (type == Type::float32) {
       std::memcpy(to, &single, 4);
+    } else if (type == Type::float16) {
+      uint16_t half = to_half(value);
+      std::memcpy(to, &half, 2);
     } else {  // bfloat16: the upper half of a float32
       std::memcpy(to, reinterpret_cast<const char*>(&single) + 2, 2);
     }
@@ -65,6 +88,11 @@ struct Array {
     if (type == Type::float64) {
       std::memcpy(&value, from, 8);
       return value;
+    }
+    if (type == Type::float16) {
+      uint16_t half;
+      std::memcpy(&half, from, 2);
+      return from_half(half);
     }
     if (type == Type::float32) {
       std::memcpy(&single, from, 4);
@@ -80,7 +108,15 @@ struct Case {
   Type type;
   bool padded, exclude_diagonal, symmetric;
   double offset;
+  double scale = 1;  // of everything: far from 1, variances leave what the fast loops take
 };
+
+// Of gradients, relative to the largest.
+double precision_of(Type type, bool wide) {
+  if (type == Type::bfloat16) return 1e-2;
+  if (type == Type::float16) return 1e-3;
+  return wide ? 1e-7 : 1e-4;
+}
 
 int failures = 0;
 

@@ -8,10 +8,10 @@
 
 namespace {
 
-// `inputs`: y, x, mu, stds. The upstream gradients differ from pair to pair; some are 0.
+// `inputs`: y, x, mu, stds, all times `scale`. The upstream gradients differ from pair to pair; some are 0.
 void run_pairs(
     const MomentsInputs& in, const std::vector<Pass>& passes, std::array<Array, 4> inputs,
-    const std::vector<uint8_t>& mask, Path path) {
+    const std::vector<uint8_t>& mask, double scale, Path path) {
   auto& [y, x, mu, stds] = inputs;
   const int64_t rows = y.rows, S = in.S, E = in.E;
   const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
@@ -78,7 +78,7 @@ void run_pairs(
     check("pairs: k", energies[at + 2 * N * M], k, std::fabs(k), tolerance);
   }
 
-  const double precision = y.type == Type::bfloat16 ? 1e-2 : in.wide ? 1e-7 : 1e-4;
+  const double precision = precision_of(y.type, in.wide);
   for (int which = 0; which < 4; ++which) {
     Array ours(rows, S, E, y.type, false);
     ours.data = results[0][1 + which];
@@ -90,8 +90,9 @@ void run_pairs(
     for (int64_t i = 0; i < rows * S * E; ++i) {
       const int64_t b = i / (S * E), s = i / E % S, e = i % E;
       const double expected = gradients[which].get(b, s, e);
-      check("pairs: gradient", ours.get(b, s, e), expected, largest, precision);
-      if (!mask[b * S + s] && ours.get(b, s, e) != 0) check("pairs: zero", 1, 0, 0, 0);
+      const double found = ours.get(b, s, e);
+      check("pairs: gradient", scale * found, scale * expected, scale * largest, precision);
+      if (!mask[b * S + s] && found != 0) check("pairs: zero", 1, 0, 0, 0);
     }
   }
 }
