@@ -173,16 +173,11 @@ class LogsumexpTile(NamedTuple):
 
 
 def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
-    """For sums over the components: four pairs of a thread and their sums fit into its registers,
-    and 96 bytes of it are on their way."""
+    """Four pairs of a thread: its 96 bytes of energies are on their way together, and beside them
+    the sums over the components fit into registers."""
     width = _between(components, 1, 512)
     warps = _warps(device)
     return LogsumexpTile(max(128 * warps // width, 1), width, warps)
-
-
-def logsumexp_gradient_tile(components: int, device: torch.device) -> LogsumexpTile:
-    """For the gradient, whose pairs have nothing in common but numbers of their sample."""
-    return logsumexp_tile(components, device)
 
 
 def _between(size: int, least: int, largest: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ._configs import REDUCE, logsumexp_gradient_tile, logsumexp_tile
+from ._configs import REDUCE, logsumexp_tile
 from ._launch import launch
 from ._logsumexp_kernels import (
     logsumexp_gradient_kernel,
@@ -46,7 +46,7 @@ def logsumexp_backward(
     energies = energies.contiguous()
     directions, _, N, M = energies.shape
     gradient = torch.empty_like(energies)
-    tile = logsumexp_gradient_tile(M, energies.device)
+    tile = logsumexp_tile(M, energies.device)
     tiles_n, tiles_m = triton.cdiv(N, tile.ROWS), triton.cdiv(M, tile.COLUMNS)
     launch(
         logsumexp_gradient_kernel,

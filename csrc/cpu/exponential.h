@@ -18,13 +18,12 @@ FUSED_MI_INLINE V<double> exponential(V<double> x) {
   V<double> r = (x - n * kLn2High) - n * kLn2Low;
   // Taylor's series, in even and odd powers: two short chains of operations.
   V<double> r2 = r * r;
-  V<double> even = all<double>(1.0 / 479001600);                  // 12!
-  V<double> odd = all<double>(1.0 / 6227020800);                  // 13!
-  even = even * r2 + 1.0 / 3628800, odd = odd * r2 + 1.0 / 39916800;  // 10!, 11!
-  even = even * r2 + 1.0 / 40320, odd = odd * r2 + 1.0 / 362880;      // 8!, 9!
-  even = even * r2 + 1.0 / 720, odd = odd * r2 + 1.0 / 5040;          // 6!, 7!
-  even = even * r2 + 1.0 / 24, odd = odd * r2 + 1.0 / 120;            // 4!, 5!
-  even = even * r2 + 0.5, odd = odd * r2 + 1.0 / 6;                   // 2!, 3!
+  V<double> even = all<double>(1.0 / 479001600), odd = all<double>(1.0 / 6227020800);  // 12!, 13!
+  even = even * r2 + 1.0 / 3628800, odd = odd * r2 + 1.0 / 39916800;                    // 10!, 11!
+  even = even * r2 + 1.0 / 40320, odd = odd * r2 + 1.0 / 362880;                        // 8!, 9!
+  even = even * r2 + 1.0 / 720, odd = odd * r2 + 1.0 / 5040;                            // 6!, 7!
+  even = even * r2 + 1.0 / 24, odd = odd * r2 + 1.0 / 120;                              // 4!, 5!
+  even = even * r2 + 1.0 / 2, odd = odd * r2 + 1.0 / 6;                                 // 2!, 3!
   V<double> power = 1.0 + (r + r2 * (even + r * odd));
   // 2^n in two factors, as n may be beyond the exponents of a double: denormals round once.
   Words64 exponent = (Words64)sum - (uint64_t)0x4338000000000000 + 2046;

@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """The loss and its parts, which add up to it; means over the samples in nats."""
+    """The loss and its parts, which add up to it; means over the samples in nats, in the order of
+    the operator `logsumexp`."""
 
     total: Tensor
     mahalanobis: Tensor
