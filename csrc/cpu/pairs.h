@@ -70,7 +70,7 @@ struct PairsBackward {
   int64_t width = 0, blocks = 0;     // of features
   Position* positions = nullptr;     // (count, S)
   const double* upstream = nullptr;  // (count, 3, N, M)
-  char* weights = nullptr;  // of the only position, made ready before any item; nullptr: there are more
+  char* weights = nullptr;  // of the only position, ready before any item; nullptr: there are more
   const Pass* passes = nullptr;
   int64_t pass_count = 0;
   View d_y, d_x, d_mu, d_stds;
@@ -88,7 +88,7 @@ struct PairsKernels {
 };
 
 struct PairsBackwardKernels {
-  int64_t (*prepare)(const PairsBackward&, char* weights);  // how many bytes; nullptr: no more than that
+  int64_t (*prepare)(const PairsBackward&, char* weights);  // their bytes; nullptr: that alone
   void (*weigh)(  // count * (M / kWeighed + N / kWeighed), each rounded up
       const PairsBackward&, int64_t begin, int64_t end);
   int64_t (*bytes)(const PairsBackward&);

@@ -41,7 +41,9 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       w.lists.components, components, m.components.start,
       [&](int l) __attribute__((always_inline)) {
         return Centre<A>{
-            {work.root + l, components}, {work.centre + l, components}, {work.slope + l, components}};
+            {work.root + l, components},
+            {work.centre + l, components},
+            {work.slope + l, components}};
       });
   const Results<A>& r = work.results[d];
   const int vectors = static_cast<int>(ceil_div(at.width, kLanes<A>));

@@ -68,7 +68,8 @@ void launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& para
   auto positions = positions_of(in);
   call.positions = positions.get();
   const int64_t logs = in.count * cut.units, of_samples = in.own_stds ? logs * N : 0;
-  const int64_t bits = in.count * in.S * M, parts = cut.splits > 1 ? cut.splits * in.count * N * M : 0;
+  const int64_t bits = in.count * in.S * M;
+  const int64_t parts = cut.splits > 1 ? cut.splits * in.count * N * M : 0;
   Scratch<Use::call> memory((logs * M + of_samples + bits + parts) * 8);
   call.component_logs = reinterpret_cast<double*>(memory.get());
   call.sample_logs = call.component_logs + logs * M;

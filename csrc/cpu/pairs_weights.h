@@ -1,4 +1,4 @@
-// What the pairs of a mixture weigh at a position: their upstream gradients, by groups of components.
+// What the pairs of a mixture weigh at a position: upstream gradients, by groups of components.
 #pragma once
 
 #include "pairs.h"
@@ -48,7 +48,7 @@ struct Weights {
   int64_t position = -1;  // to which `lists` belong
   bool ready = false;
   Partners* partners;  // (groups,)
-  int32_t* rows;       // (groups, N) places of samples: first that meet all, at the end that meet some
+  int32_t* rows;       // (groups, N) places of samples: first `all`, at the end `some`
   A* of_q;             // (groups, N, kM)
   A* of_g;             // (M,) sums of upstream gradients over the samples
   A* of_k;             // (N,) and over the components
