@@ -16,7 +16,7 @@ constexpr int kM = 2;
 constexpr int64_t kBlock = PairsBackward::kWeighed;
 
 // While it lives, results that are denormal become 0. Most responsibilities are far below any that
-// counts, and arithmetic on denormal numbers takes a hundred times as long.
+// counts, and arithmetic on denormal numbers is so slow that the whole pass took ten times as long.
 class FlushToZero {
 #if defined(__x86_64__)
  public:
