@@ -1,6 +1,8 @@
 """The CPU kernels themselves, on every instruction path that this machine has."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -333,8 +335,10 @@ def test_an_unknown_instruction_path_is_refused(monkeypatch):
 LOSS = """
 import sys, torch, fused_mi, warnings
 from pathlib import Path
+from fused_mi._info import info
 from fused_mi.cpu import _library
 _library.LIBRARY = Path(sys.argv[1])
+_library._VERSION += int(sys.argv[2])
 t = torch.ones(4, 2, 3)
 mask = torch.ones(4, 2, dtype=torch.bool)
 with warnings.catch_warnings(record=True) as caught:
@@ -342,7 +346,7 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(3):
         fused_mi.mutual_information_sub_batch(t, t, mask, t, t).item()
 print(len(caught), *(w.message for w in caught), sep="|", end="|")
-print(_library.usable()[1])
+print(next(line for line in info().splitlines() if line.startswith("backend cpu")))
 """
 
 
@@ -354,6 +358,9 @@ print(_library.usable()[1])
         ("text", True, "invalid ELF header"),
         ("cut off", True, "the file is cut off"),
         ("another", True, "it lacks version, paths, variance"),
+        ("of another machine", True, "cannot open shared object file"),
+        ("without a symbol", True, "undefined symbol: "),
+        ("of other sources", True, "it was built from other sources: version 1, not 2"),
     ],
 )
 def test_a_library_that_does_not_load(tmp_path, path, fault, warned, said):
@@ -361,14 +368,21 @@ def test_a_library_that_does_not_load(tmp_path, path, fault, warned, said):
         pytest.skip("no kernel is involved")
     file = tmp_path / _library.LIBRARY.name
     whole = _library.LIBRARY.read_bytes()
-    if fault == "another":
-        file.write_bytes(Path(torch._C.__file__).read_bytes())
-    elif fault != "missing":
-        file.write_bytes(
-            {"empty": b"", "text": b"#!" * 99, "cut off": whole[: len(whole) // 2]}[fault]
-        )
+    machine = b"\x3e" if platform.machine() == "aarch64" else b"\xb7"  # x86-64, 64-bit Arm
+    wanted = re.search(rb"aoti_torch_\w+", whole).group()  # a function of torch
+    contents = {
+        "empty": b"",
+        "text": b"#!" * 99,
+        "cut off": whole[: len(whole) // 2],
+        "another": Path(torch._C.__file__).read_bytes(),
+        "of another machine": whole[:18] + machine + whole[19:],
+        "without a symbol": whole.replace(wanted, wanted[:-1] + b"_"),
+        "of other sources": whole,
+    }
+    if fault in contents:
+        file.write_bytes(contents[fault])
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LOSS), file],
+        [sys.executable, "-c", textwrap.dedent(LOSS), file, str(int(fault == "of other sources"))],
         capture_output=True, text=True, env={**os.environ, "FUSED_MI_BACKEND": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,13 @@
 """What is installed: contents of wheel and sdist, the editable mapping, a cheap import."""
 
 import importlib
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -34,11 +37,35 @@ def tree(tmp_path_factory):
     return copy
 
 
+def stub_compiler(folder, name="c++", fails=False):
+    """One that writes down how it was called, and empty files."""
+    folder.mkdir()
+    script = folder / name
+    script.write_text(
+        f"#!/bin/sh\necho \"$@\" >> '{folder}/calls'\n"
+        + 'while [ $# -gt 0 ]; do case $1 in -o|-MF) : > "$2";; esac; shift; done\n'
+        + ("exit 1\n" if fails else "")
+    )
+    script.chmod(0o755)
+    return script
+
+
+def calls(compiler):
+    log = compiler.parent / "calls"
+    return log.read_text().splitlines() if log.exists() else []
+
+
 @pytest.fixture(scope="module")
 def wheel(tree):
-    """A wheel built as pip does it, isolated from this environment: no torch is there."""
+    """A wheel built as pip does it, isolated from this environment: no torch is there. Its library
+    is an empty file: test_sdist_builds_the_same_wheel compiles one."""
     out = tree.parent / "wheel"
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, tree)
+    compiler = stub_compiler(tree.parent / "stub")
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, tree),
+        env={**os.environ, "CXX": str(compiler)},
+    )
+    assert len(calls(compiler)) > 1
     (found,) = out.iterdir()
     return found
 
@@ -126,7 +153,94 @@ def test_sdist_builds_the_same_wheel(tree, wheel):
     assert {f"{top}/{name}" for name in kept} <= names
 
     again = tree.parent / "again"
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", again, out / top)
+    compilers = ("c++", "g++", "clang++")
+    stub = {} if any(map(shutil.which, compilers)) else {"CXX": str(tree.parent / "stub/c++")}
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", again, out / top),
+        env={**os.environ, **stub},
+    )
     (rebuilt,) = again.iterdir()
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(rebuilt) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())
+
+
+def build_library(tree, tmp_path, path, python=sys.executable, **variables):
+    """What setup.py does about the library where PATH is `path`; and the files that it made."""
+    pytest.importorskip("setuptools")
+    dropped = ("CXX", "VIRTUAL_ENV", "CONDA_PREFIX", "FUSED_MI_BUILD_CPU")
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    done = subprocess.run(
+        [
+            *(python, "setup.py", "--quiet", "build_ext"),
+            *("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp"),
+        ],
+        cwd=tree, env={**inherited, "PATH": str(path), **variables}, capture_output=True, text=True,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.startswith("fused_mi: ")]
+    return done.returncode, said, [file.name for file in tmp_path.glob("lib/**/*.so")]
+
+
+@pytest.mark.parametrize("ninja", [False, True])
+@pytest.mark.parametrize("named", [False, True], ids=["on PATH", "CXX"])
+def test_library_compiles_with_and_without_ninja(tree, tmp_path, ninja, named):
+    compiler = stub_compiler(tmp_path / "bin", "my-c++" if named else "c++")
+    if ninja:
+        found = shutil.which("ninja")
+        if found is None:
+            pytest.skip("no ninja")
+        (compiler.parent / "ninja").symlink_to(found)
+    variables = {"CXX": str(compiler)} if named else {}
+    code, said, made = build_library(tree, tmp_path, compiler.parent, **variables)
+    assert (code, said, made) == (0, [], ["libfused_mi_cpu.so"])
+    *compiled, linked = calls(compiler)
+    sources = {re.search(r"(\w+)\.cpp", call).group(1) for call in compiled}
+    assert sources == {file.stem for file in (tree / "csrc/cpu").glob("*.cpp")}
+    assert "-shared" in linked
+    assert sum(word.endswith(".o") for word in linked.split()) == len(compiled)
+
+
+def test_without_a_compiler_the_installation_says_so(tree, tmp_path):
+    (tmp_path / "bin").mkdir()
+    line = "fused_mi: no CPU library, plain torch serves CPUs: there is no C++ compiler"
+    assert build_library(tree, tmp_path, tmp_path / "bin") == (0, [line], [])
+    code, said, made = build_library(tree, tmp_path, tmp_path / "bin", FUSED_MI_BUILD_CPU="1")
+    assert code != 0
+    assert said == ["fused_mi: FUSED_MI_BUILD_CPU=1, but there is no C++ compiler"]
+    assert not made
+
+
+def test_a_compiler_that_fails(tree, tmp_path):
+    compiler = stub_compiler(tmp_path / "bin", fails=True)
+    code, (line,), made = build_library(tree, tmp_path, compiler.parent)
+    assert code == 0
+    assert line.startswith("fused_mi: no CPU library, plain torch serves CPUs: ")
+    assert not made
+    code, _, made = build_library(tree, tmp_path, compiler.parent, FUSED_MI_BUILD_CPU="1")
+    assert code != 0
+    assert not made
+
+
+def test_the_library_can_be_left_out(tree, tmp_path):
+    compiler = stub_compiler(tmp_path / "bin")
+    line = "fused_mi: no CPU library, plain torch serves CPUs: FUSED_MI_BUILD_CPU=0"
+    found = build_library(tree, tmp_path, compiler.parent, FUSED_MI_BUILD_CPU="0")
+    assert found == (0, [line], [])
+    assert not calls(compiler)
+
+
+def test_without_headers_of_torch(tree, tmp_path):
+    """In an environment that has setuptools and nothing else."""
+    pytest.importorskip("setuptools")
+    if any(Path(sys.base_prefix).glob("lib/python3*/*-packages/torch")):
+        pytest.skip("torch is installed outside of environments")
+    compiler = stub_compiler(tmp_path / "bin")
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
+    for package in ("setuptools", "_distutils_hack"):
+        (site / package).symlink_to(Path(importlib.import_module(package).__file__).parent)
+    code, (line,), made = build_library(tree, tmp_path, compiler.parent, python)
+    assert code == 0
+    assert "torch's headers (2.10 or later) were not found" in line
+    assert not made
+    assert not calls(compiler)
