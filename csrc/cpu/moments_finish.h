@@ -1,0 +1,140 @@
+// From moments of rows to the state and the sums of a tile: parts merge, both roles meet.
+//
+// All deviations are from one shift per position and feature, the first contributing row, so that
+// parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
+#pragma once
+
+#include "moments_rows.h"
+
+namespace fused_mi::FUSED_MI_PATH {
+namespace {
+
+// Moments of both roles, wherever they are.
+template <class P>
+struct Planes {
+  const P *mean_y, *m2_y, *weight, *mean_c, *m2_c;
+};
+
+// What an item is about.
+struct Place {
+  const MomentsInputs& in;
+  const Mixture& mixture;
+  const Position& position;
+  int64_t s, e;
+  int width;
+};
+
+template <class Parts>
+void merge_samples(
+    const Parts* mean, const Parts* m2, int64_t count, int width, Totals& total) {
+  double before = static_cast<double>(total.samples), more = static_cast<double>(count);
+  double share = more / (before + more);
+  for (int f = 0; f < width; ++f) {
+    double step = mean[f] - total.mean_y[f];
+    total.m2_y[f] += m2[f] + (before * share * step) * step;
+    total.mean_y[f] += step * share;
+  }
+  total.samples += count;
+}
+
+template <class Parts>
+void merge_components(
+    const Parts* weight, const Parts* mean, const Parts* m2, int width, Totals& total) {
+  for (int f = 0; f < width; ++f) {
+    double more = weight[f], sum = total.weight[f] + more;
+    double share = more / (sum > 0 ? sum : 1), step = mean[f] - total.mean_c[f];
+    total.m2_c[f] += m2[f] + (total.weight[f] * share * step) * step;
+    total.mean_c[f] += step * share;
+    total.weight[f] = sum;
+  }
+}
+
+// State and sums of one tile.
+template <class A, class P>
+void finish_tile(
+    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
+    const Totals& total) {
+  const MomentsInputs& in = call.in;
+  const Position& p = at.position;
+  A* state = reinterpret_cast<A*>(call.state) + (d * 4 * in.S + at.s) * in.E + at.e;
+  const int64_t plane = in.S * in.E;
+  double* sums = call.partial_sums + (d * call.cut.tiles() + tile) * 3;
+  sums[0] = sums[1] = sums[2] = 0;
+  if (p.samples == 0 || p.components == 0) {
+    for (int i = 0; i < 4; ++i) std::memset(state + i * plane, 0, at.width * sizeof(A));
+    return;
+  }
+  alignas(64) A x_buffer[kWidth], y_buffer[kWidth];
+  const A* y_shift = read(in.y, p.first_sample, at.s, at.e, at.width, y_buffer);
+  const A* x_shift = read(in.x, p.first_component, at.s, at.e, at.width, x_buffer);
+  constexpr int kSums = 16;  // in parallel
+  double n = static_cast<double>(p.samples), partial[kSums] = {};
+  for (int f = 0; f < at.width; f += kSums) {
+    int count = at.width - f < kSums ? at.width - f : kSums;
+    auto add = [&](int i) __attribute__((always_inline)) {
+      double mean_y = m.mean_y[f + i], m2_y = m.m2_y[f + i], weight = m.weight[f + i];
+      double mean_c = m.mean_c[f + i], m2_c = m.m2_c[f + i];
+      double shifts = static_cast<double>(y_shift[f + i]) - static_cast<double>(x_shift[f + i]);
+      double distance = shifts + (mean_y - mean_c);
+      partial[i] += m2_y * weight + (n * weight * distance) * distance + n * m2_c;
+      state[f + i] = static_cast<A>(mean_y);
+      state[plane + f + i] = static_cast<A>(m2_y);
+      state[2 * plane + f + i] = static_cast<A>(mean_c);
+      state[3 * plane + f + i] = static_cast<A>(weight);
+    };
+    if (count == kSums) {
+#pragma GCC ivdep  // `state` is nobody else's
+      for (int i = 0; i < kSums; ++i) add(i);
+    } else {
+      for (int i = 0; i < count; ++i) add(i);
+    }
+  }
+  double q = 0;
+  for (double sum : partial) q += sum;
+  double m_count = static_cast<double>(p.components);
+  sums[0] = (q - total.diagonal_q) / 2 / Stabiliser<A>(at.mixture.component_eps).scale;
+  sums[1] = (n * total.log_l - total.diagonal_g) / 2;
+  if (in.own_stds) sums[2] = (m_count * total.log_i - total.diagonal_k) / 2;
+}
+
+Totals& part_of(const MomentsForward& call, int64_t d, int64_t tile, int64_t split) {
+  return call.totals[(d * call.cut.tiles() + tile) * call.cut.splits + split];
+}
+
+Place place(const MomentsForward& call, int64_t d, int64_t tile) {
+  const Cut& cut = call.cut;
+  int64_t s = tile / cut.blocks, e = tile % cut.blocks * cut.width;
+  return {
+      call.in, call.in.mixtures[d], call.positions[d * cut.positions + s], s, e, cut.width_at(e)};
+}
+
+template <class A>
+void finish_totals(
+    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Totals& t) {
+  Planes<double> planes{t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c};
+  finish_tile<A>(call, at, d, tile, planes, t);
+}
+
+void finish(const MomentsForward& call, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    for (int64_t d = 0; d < call.in.count; ++d) {
+      Place at = place(call, d, tile);
+      Totals& total = part_of(call, d, tile, 0);
+      for (int64_t split = 1; split < call.cut.splits; ++split) {
+        const Totals& more = part_of(call, d, tile, split);
+        if (more.samples > 0) merge_samples(more.mean_y, more.m2_y, more.samples, at.width, total);
+        merge_components(more.weight, more.mean_c, more.m2_c, at.width, total);
+        total.log_i += more.log_i;
+        total.log_l += more.log_l;
+        total.diagonal_q += more.diagonal_q;
+        total.diagonal_g += more.diagonal_g;
+        total.diagonal_k += more.diagonal_k;
+      }
+      call.in.wide ? finish_totals<double>(call, at, d, tile, total)
+                   : finish_totals<float>(call, at, d, tile, total);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fused_mi::FUSED_MI_PATH
