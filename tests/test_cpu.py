@@ -360,7 +360,11 @@ print(next(line for line in info().splitlines() if line.startswith("backend cpu"
         ("another", True, "it lacks version, paths, variance"),
         ("of another machine", True, "cannot open shared object file"),
         ("without a symbol", True, "undefined symbol: "),
-        ("of other sources", True, f"other sources: version {_library._VERSION}, not {_library._VERSION + 1}"),
+        (
+            "of other sources",
+            True,
+            f"other sources: version {_library._VERSION}, not {_library._VERSION + 1}",
+        ),
     ],
 )
 def test_a_library_that_does_not_load(tmp_path, path, fault, warned, said):
