@@ -10,6 +10,7 @@ Bytes, in tensors of half a batch: eps reads 2, forward 5, backward 5, and 8 gra
 
 import argparse
 import os
+import resource
 import statistics
 import time
 
@@ -21,6 +22,7 @@ from fused_mi.reference.mixture import Mixture
 from benchmarks.peers import linear, pairs
 
 SHAPES = ((128, 64, 768), (16, 512, 2048))
+LARGE = 24, 512, 2048
 READS, WRITES = 12, 8
 OFTEN = 20, 1  # runs in a round, against what takes a hundred times as long
 
@@ -174,6 +176,22 @@ def public(rounds, compile_pairs):
     report(f"{SHAPES[0]}", ours, theirs, "the eager pairs")
 
 
+def faults(rounds, _):
+    """Four fresh gradients of 100 MB, and the page faults that they cost: settings of memory."""
+    inputs = batch(*LARGE)
+    call = loss(mutual_information_sub_batch, inputs)
+    ours, bound = medians([call, reads_and_fills(inputs)], rounds)
+    report(f"{LARGE}", ours, bound, "reads and fills")
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(rounds):
+        call()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    number = (after.ru_minflt - before.ru_minflt) / rounds
+    system = 1e3 * (after.ru_stime - before.ru_stime) / rounds
+    most = after.ru_maxrss / 2**10
+    print(f"  {number:.0f} page faults a call, {system:.1f} ms in the system, {most:.0f} MiB at most")
+
+
 def batches(rounds, _):
     """One position: against the eager pair broadcast, and growing batches."""
     inputs = batch(2048, 1, 128)
@@ -198,7 +216,7 @@ def overhead(rounds, _):
     report("(8, 4, 64)", ours, theirs, "the eager linear form")
 
 
-PARTS = {part.__name__: part for part in (memory, public, batches, overhead)}
+PARTS = {part.__name__: part for part in (memory, public, faults, batches, overhead)}
 
 
 def main():

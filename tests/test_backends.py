@@ -159,6 +159,7 @@ def test_info_names_what_a_bug_report_needs():
     done = python(
         "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()",
         FUSED_MI_BACKEND="fast",
+        MALLOC_TRIM_THRESHOLD_="4294967296",
     )
     assert done.returncode == 0, done.stderr
     for expected in (
@@ -169,6 +170,9 @@ def test_info_names_what_a_bug_report_needs():
         "FUSED_MI_BACKEND: expected one of",
         "OMP_NUM_THREADS",
         "nvcc",
+        "huge pages",
+        "allocator",
+        "MALLOC_TRIM_THRESHOLD_  4294967296",
     ):
         assert expected in done.stdout
 

@@ -344,10 +344,11 @@ def test_scripts_of_the_cpu_kernels_run(monkeypatch, capsys):
         for name in shapes:
             monkeypatch.setattr(script, name, ((4, 2, 16),))
     monkeypatch.setattr(cpu_pairs, "SQUARE", 16)
-    for script, parts in ((cpu, ["memory", "public"]), (cpu_pairs, [*cpu_pairs.PARTS])):
+    monkeypatch.setattr(cpu, "LARGE", (4, 2, 16))
+    for script, parts in ((cpu, ["memory", "public", "faults"]), (cpu_pairs, [*cpu_pairs.PARTS])):
         monkeypatch.setattr(sys, "argv", [script.__name__, "--rounds", "1", "--only", *parts])
         script.main()
-    assert capsys.readouterr().out.count(" ms ") == 3 + 4 + 3
+    assert capsys.readouterr().out.count(" ms ") == 3 + 4 + 2 + 3
 
 
 def run(*arguments, cwd=ROOT, **environment):

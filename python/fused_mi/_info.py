@@ -24,6 +24,13 @@ ENVIRONMENT = (
     "TRITON_INTERPRET",
     "TRITON_CACHE_DIR",
     "THP_MEM_ALLOC_ENABLE",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_MMAP_MAX_",
+    "GLIBC_TUNABLES",
+    "MALLOC_CONF",
+    "LD_PRELOAD",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
 )
@@ -41,6 +48,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "triton", _version_of("triton")
     yield "cpu", f"{_cpu()}, {torch.get_num_threads()} threads"
     yield "huge pages", _huge_pages()
+    yield "allocator", _allocator()
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         yield (
@@ -87,6 +95,18 @@ def _huge_pages() -> str:
             return file.read().strip()
     except OSError:
         return "not known here"
+
+
+def _allocator() -> str:
+    """The library that serves `malloc` in this process."""
+    try:
+        with open("/proc/self/maps") as lines:
+            files = {line.split()[-1] for line in lines if "/" in line}
+    except OSError:
+        return "not known here"
+    others = ("jemalloc", "tcmalloc", "mimalloc")
+    found = [file for file in files if any(name in os.path.basename(file) for name in others)]
+    return ", ".join(sorted(found)) or " ".join(platform.libc_ver()) or "of the system"
 
 
 def _version_line(program: str) -> str:
