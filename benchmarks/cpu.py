@@ -189,7 +189,7 @@ def faults(rounds, _):
     number = (after.ru_minflt - before.ru_minflt) / rounds
     system = 1e3 * (after.ru_stime - before.ru_stime) / rounds
     most = after.ru_maxrss / 2**10
-    print(f"  {number:.0f} page faults a call, {system:.1f} ms in the system, {most:.0f} MiB at most")
+    print(f"  {number:.0f} page faults a call, {system:.1f} ms in the system, peak {most:.0f} MiB")
 
 
 def batches(rounds, _):
