@@ -13,6 +13,8 @@
 namespace fused_mi {
 
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
+constexpr int64_t kLarge = 1 << 25;  // bytes of results that would not stay in the caches
+constexpr int64_t kLine = 64;        // of a cache
 
 inline int64_t grain(int64_t elements_of_item) {
   return elements_of_item > 0 && elements_of_item < kGrain ? kGrain / elements_of_item : 1;
@@ -91,7 +93,6 @@ void launch_moments(
 inline bool streams(
     const MomentsInputs& in, const View* const* gradients, bool buffered, int64_t width,
     int64_t rows) {
-  constexpr int64_t kLarge = 1 << 25, kLine = 64;
   bool mixed = in.y.type != in.x.type || in.y.type != in.mu.type || in.y.type != in.stds.type;
   if (buffered || mixed) return false;
   int64_t bytes = 0;

@@ -38,7 +38,6 @@ void launch_logsumexp(
 // Writes the gradient; whether past the caches is found here.
 template <class Parallel>
 void launch_logsumexp_gradient(LogsumexpBackward call, Path path, Parallel&& parallel) {
-  constexpr int64_t kLarge = 1 << 25, kLine = 64;
   const Logsumexp& in = call.in;
   const int64_t row = in.M * static_cast<int64_t>(sizeof(double));
   call.stream = 3 * in.rows() * row >= kLarge && row % kLine == 0 &&

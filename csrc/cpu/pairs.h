@@ -75,6 +75,11 @@ struct PairsBackward {
   int64_t pass_count = 0;
   View d_y, d_x, d_mu, d_stds;
   bool stream = false;  // write them past the caches: rows are aligned, and all of them are large
+
+  // Of a mixture: blocks of components, then of samples.
+  FUSED_MI_INLINE int64_t weigh_items() const {
+    return ceil_div(M, kWeighed) + ceil_div(N, kWeighed);
+  }
 };
 
 // Each function does the items [begin, end) of the dimension that its comment names. `scratch`:
@@ -89,8 +94,7 @@ struct PairsKernels {
 
 struct PairsBackwardKernels {
   int64_t (*prepare)(const PairsBackward&, char* weights);  // their bytes; nullptr: that alone
-  void (*weigh)(  // count * (M / kWeighed + N / kWeighed), each rounded up
-      const PairsBackward&, int64_t begin, int64_t end);
+  void (*weigh)(const PairsBackward&, int64_t begin, int64_t end);  // count * weigh_items()
   int64_t (*bytes)(const PairsBackward&);
   void (*gradients)(  // S * blocks
       const PairsBackward&, char* scratch, int64_t begin, int64_t end);

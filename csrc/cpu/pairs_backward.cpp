@@ -24,7 +24,7 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
     work.next.choose(in, m, p, at.s, m.samples, m.components);
     if (!w.ready || !(work.next == w.lists)) {
       w.lists.copy(work.next);
-      for (int64_t i = 0; i < weigh_items(call); ++i) weigh_item(call, d, w, i);
+      for (int64_t i = 0; i < call.weigh_items(); ++i) weigh_item(call, d, w, i);
       w.ready = true;
     }
     w.position = at.s;
@@ -216,8 +216,8 @@ template <class A>
 void weigh_for(const PairsBackward& call, int64_t begin, int64_t end) {
   Weights<A>* weights = reinterpret_cast<Weights<A>*>(call.weights);
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t d = i / weigh_items(call);
-    weigh_item(call, d, weights[d], i % weigh_items(call));
+    const int64_t d = i / call.weigh_items();
+    weigh_item(call, d, weights[d], i % call.weigh_items());
   }
 }
 

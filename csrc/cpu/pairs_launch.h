@@ -127,10 +127,8 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
     weights.emplace(kernels.prepare(call, nullptr));
     call.weights = weights->get();
     kernels.prepare(call, call.weights);
-    constexpr int64_t kRows = PairsBackward::kWeighed;
     parallel(
-        0, in.count * (ceil_div(call.M, kRows) + ceil_div(call.N, kRows)),
-        grain(kRows * (call.N + call.M) / 2),
+        0, in.count * call.weigh_items(), grain(PairsBackward::kWeighed * (call.N + call.M) / 2),
         [&](int64_t begin, int64_t end) { kernels.weigh(call, begin, end); });
   }
   const int64_t bytes = kernels.bytes(call);

@@ -13,6 +13,13 @@
 
 namespace fused_mi::FUSED_MI_PATH {
 
+// Components in registers at a time.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kM = 4;
+#else
+constexpr int kM = 2;
+#endif
+
 // Cuts aligned memory into arrays; without memory, it measures.
 struct Arena {
   char* memory;

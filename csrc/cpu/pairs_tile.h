@@ -10,11 +10,7 @@
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kN = 4, kM = 4;  // pairs in registers
-#else
-constexpr int kN = 4, kM = 2;
-#endif
+constexpr int kN = 4;  // samples in registers
 
 template <class A>
 constexpr int kDepth = PairsCut::kDepth / (sizeof(A) / 4) / kLanes<A>;  // in vectors

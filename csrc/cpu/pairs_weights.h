@@ -7,12 +7,6 @@
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kM = 4;  // components in registers
-#else
-constexpr int kM = 2;
-#endif
-
 constexpr int64_t kBlock = PairsBackward::kWeighed;
 
 // While it lives, results that are denormal become 0. Most responsibilities are far below any that
@@ -107,11 +101,6 @@ void weigh_samples(const PairsBackward& call, int64_t d, Weights<A>& w, int64_t 
     for (int l = 0; l < lists.component_count; ++l) sum += from[lists.components[l]];
     w.of_k[n] = static_cast<A>(sum);
   }
-}
-
-// The items of a mixture, samples after components.
-FUSED_MI_INLINE int64_t weigh_items(const PairsBackward& call) {
-  return ceil_div(call.M, kBlock) + ceil_div(call.N, kBlock);
 }
 
 template <class A>
