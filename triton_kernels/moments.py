@@ -10,7 +10,7 @@ import torch
 import triton
 from fused_mi.reference.mixture import Mixture
 from fused_mi.reference.passes import Gradients, Pass, gradients, nothing, passes
-from fused_mi.reference.variance import moments_dtype
+from fused_mi._precision import moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, Tile, candidates, finish_tile, splits

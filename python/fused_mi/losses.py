@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -10,17 +10,34 @@ from torch import Tensor
 
 from . import _checks
 from ._broadcast import outer_pattern, used_by
-from ._mixture import mixture_terms
-from ._terms import Terms
+from ._estimators import TERMS
 from ._types import Estimator, Pairing, Reduction
-from .ops.pairs import pairs
+from .ops.distances import distances
+from .ops.estimators import jensen, logsumexp
 from .ops.variance import stabiliser
 from .reference import variance
 from .reference.distance import square_distance
-from .reference.mixture import Mixture, directions
+from .reference.mixture import Scoring
 
 Losses = MutableMapping[str, Any]
 """Any mutable mapping, `ComponentLossesDict` among them."""
+
+
+_ESTIMATORS: dict[Estimator, Callable[..., tuple[Tensor, Tensor]]] = {
+    "jensen": jensen,
+    "logsumexp": logsumexp,
+}
+_ENTRIES_OF_ENTROPY = {
+    "mahalanobis": "gaussian_mixture_mahalanobis_distance_loss",
+    "log_determinant": "gaussian_mixture_log_constants_and_determinant_loss",
+    "assignment": "gaussian_mixture_assignment_loss",
+}
+_ENTRIES_OF_INFORMATION = {
+    **_ENTRIES_OF_ENTROPY,
+    "entropy": "gaussian_mixture_entropy_loss",
+    "std_log": "std_log_loss",
+    "total": "mutual_information_loss",
+}
 
 
 def square_mahalanobis_distance(
@@ -66,8 +83,7 @@ def square_mahalanobis_distance(
     outer = outer_pattern(x, y, stds, active)
     if outer is None:
         return square_distance(x, y, stds, active, eps).to(dtype)
-    mixture = Mixture.of_all_rows(outer.y_mask, outer.mask, eps)
-    q = pairs(outer.y, outer.centers, None, outer.stds, mixture)[0, 0]
+    q = distances(outer.y, outer.centers, outer.stds, outer.y_mask, outer.mask, eps)
     return (q.T if outer.transposed else q).to(dtype)
 
 
@@ -103,9 +119,11 @@ def pairwise_square_mahalanobis_distance(
     _checks.shape("centers", centers, (centers.shape[0], *y.shape[1:]), "(M, S, E)")
     _checks.shape("stds", stds, centers.shape, "(M, S, E)")
     active = _sample_mask(mask, y)
-    components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    mixture = Mixture.of_all_rows(active, components, eps)
-    return pairs(y, centers, None, stds, mixture)[0, 0].to(dtype)
+    components = _component_mask(component_mask, stds)
+    if components is None:
+        components = active.new_ones(()).expand(stds.shape[:2])
+    eps = stabiliser(stds, components, (0, stds.shape[0]), dtype, safety_factor)
+    return distances(y, centers, stds, active, components, eps).to(dtype)
 
 
 def gaussian_mixture_entropy(
@@ -159,10 +177,11 @@ def gaussian_mixture_entropy(
     _checks.not_empty("clean_embeddings", x)
     _checks.not_empty("transformed_embeddings", y)
     active = _sample_mask(mask, y)
-    components, eps = _component_mask(component_mask, stds, dtype, safety_factor)
-    mixture = Mixture.of_all_rows(active, components, eps)
-    terms = mixture_terms(y, x, means, stds, estimator, mixture)
-    return _report(terms, y.shape[0] if reduction == "sum" else 1, dtype, losses, information=False)
+    components = _component_mask(component_mask, stds)
+    scoring = Scoring(active, components, "all", False, reduction == "sum", safety_factor)
+    total, terms = _ESTIMATORS[estimator](y, x, means, stds, scoring)
+    _report(losses, _ENTRIES_OF_ENTROPY, terms, estimator)
+    return total
 
 
 def mutual_information_sub_batch(
@@ -233,36 +252,11 @@ def mutual_information_sub_batch(
             f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
         )
 
-    combine = combine_noise_masks_for_mutual_information_sub_batches
-    component_mask = active if combine else torch.ones_like(active)
-
-    parts, pairs_of_parts = directions(pairing, batch)
-
-    def stabilisers(mask: Tensor, used: set[int]) -> dict[int, Tensor]:
-        return {i: stabiliser(stds, mask, parts[i], dtype, safety_factor) for i in used}
-
-    samples_used, components_used = ({d[role] for d in pairs_of_parts} for role in (0, 1))
-    if combine:
-        sample_eps = component_eps = stabilisers(active, samples_used | components_used)
-    else:
-        sample_eps = stabilisers(active, samples_used)
-        component_eps = stabilisers(component_mask, components_used)
-    mixtures = [
-        Mixture(
-            active,
-            component_mask,
-            component_eps[components],
-            sample_eps[samples],
-            parts[samples],
-            parts[components],
-            exclude_diagonal=pairing == "leave_one_out",
-        )
-        for samples, components in pairs_of_parts
-    ]
-    terms = mixture_terms(y, x, mu, stds, estimator, *mixtures)
-    return _report(
-        terms, mixtures[0].samples if reduction == "sum" else 1, dtype, losses, information=True
-    )
+    component_mask = active if combine_noise_masks_for_mutual_information_sub_batches else None
+    scoring = Scoring(active, component_mask, pairing, True, reduction == "sum", safety_factor)
+    total, terms = _ESTIMATORS[estimator](y, x, mu, stds, scoring)
+    _report(losses, _ENTRIES_OF_INFORMATION, terms, estimator)
+    return total
 
 
 def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
@@ -271,36 +265,24 @@ def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
     return active
 
 
-def _component_mask(
-    mask: Tensor | None, stds: Tensor, dtype: torch.dtype, safety_factor: float
-) -> tuple[Tensor, Tensor]:
-    """The mask (M, S) of the components, all active where there is none, and the eps of their
-    variances."""
+def _component_mask(mask: Tensor | None, stds: Tensor) -> Tensor | None:
     if mask is None:
-        active = torch.ones(stds.shape[:2], dtype=torch.bool, device=stds.device)
-    else:
-        active = _checks.activity("component_mask", mask, stds)
-        _checks.shape("component_mask", active, stds.shape[:2], "(M, S)")
-    return active, stabiliser(stds, active, (0, stds.shape[0]), dtype, safety_factor)
+        return None
+    active = _checks.activity("component_mask", mask, stds)
+    _checks.shape("component_mask", active, stds.shape[:2], "(M, S)")
+    return active
 
 
 def _report(
-    terms: Terms, factor: int, dtype: torch.dtype, losses: Losses | None, information: bool
-) -> Tensor:
-    """Scale the terms, write them into `losses` by their names, return the total in `dtype`."""
-    total = (factor * terms.total).to(dtype)
-    if losses is not None:
-        named = {
-            "gaussian_mixture_mahalanobis_distance_loss": terms.mahalanobis,
-            "gaussian_mixture_log_constants_and_determinant_loss": terms.log_determinant,
-            "gaussian_mixture_assignment_loss": terms.assignment,
-        }
-        if information:
-            named["gaussian_mixture_entropy_loss"] = terms.total - terms.std_log
-            named["std_log_loss"] = terms.std_log
-        for name, term in named.items():
-            if term is not None:
-                losses[name] = (factor * term).to(dtype)
-        if information:
-            losses["mutual_information_loss"] = total
-    return total
+    losses: Losses | None, names: Mapping[str, str], terms: Tensor, estimator: Estimator
+) -> None:
+    """Write the entries of a loss."""
+    if losses is None:
+        return
+    for term, entry in zip(TERMS, terms.unbind(), strict=True):
+        if term not in names:
+            continue
+        if term == "assignment" and estimator == "jensen":
+            losses.pop(names[term], None)  # of another estimator, in a mapping that is used again
+        else:
+            losses[names[term]] = entry

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.mixture import Mixture
 from ..reference.passes import gradients, nothing
-from ..reference.variance import moments_dtype
+from .._precision import moments_dtype
 from ._arguments import constants, numbers_of, with_rows
 from ._library import operators, path
 

@@ -1,7 +1,7 @@
 """Which implementation serves an operator: the fastest usable one, or the one that was forced.
 
-A backend is a package with one module for each operator that it serves, named after it, with
-functions of the same names in all backends.
+A backend is a package whose modules have the same names and functions in all backends: `estimators`
+serves the operators `jensen` and `logsumexp`, `pairs` serves `distances`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from torch import Tensor
 
 from . import _cpu, _triton
 
-OPERATORS = ("variance", "moments", "pairs", "logsumexp")
+OPERATORS = ("jensen", "logsumexp", "distances", "variance")
 BACKENDS = ("triton", "cpu", "reference")  # the fastest first
 VARIABLE = "FUSED_MI_BACKEND"
 _PACKAGES = {
     "triton": "fused_mi.triton_kernels",
     "cpu": "fused_mi.cpu",
     "reference": "fused_mi.reference",
+}
+
+_MODULES = {
+    "jensen": "estimators",
+    "logsumexp": "estimators",
+    "distances": "pairs",
+    "variance": "variance",
 }
 
 _log = logging.getLogger("fused_mi")
@@ -111,7 +118,7 @@ def _check(name: str, argument: str) -> None:
 
 @functools.cache
 def _module(backend: str, operator: str) -> ModuleType:
-    return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
+    return importlib.import_module(f"{_PACKAGES[backend]}.{_MODULES[operator]}")
 
 
 @functools.cache

@@ -21,7 +21,30 @@ def define(
     library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     operator: torch._ops.OpOverload = getattr(torch.ops.fused_mi, name).default
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _looping(operator), lib=library)
     return operator
+
+
+def _looping(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """A rule for `vmap`: the operator for one element of the batch after the other."""
+
+    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        def element(i: int) -> Any:
+            return operator(
+                *(
+                    a if dim is None or not isinstance(a, torch.Tensor) else a.select(dim, i)
+                    for a, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+
+        elements = [element(i) for i in range(info.batch_size)]
+        if isinstance(elements[0], torch.Tensor):
+            return torch.stack(elements), 0
+        joined = [torch.stack(column) for column in zip(*elements, strict=True)]
+        dims = [0] * len(joined)
+        return (joined, dims) if isinstance(elements[0], list) else (tuple(joined), tuple(dims))
+
+    return rule
 
 
 def differentiate(
@@ -45,6 +68,7 @@ def differentiate(
             "forward": staticmethod(forward),
             "setup_context": staticmethod(setup_context),
             "backward": staticmethod(backward),
+            "generate_vmap_rule": True,
         },
     )
 

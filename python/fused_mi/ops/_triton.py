@@ -9,7 +9,7 @@ import os
 import torch
 
 MINIMUM = (3, 6)
-OPERATORS = ("variance", "moments", "pairs", "logsumexp")
+OPERATORS = ("jensen", "logsumexp", "distances", "variance")
 
 
 @functools.cache

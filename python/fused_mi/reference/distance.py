@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .streaming import Block, blocks, differentiable_sum_over_blocks, working_dtype
+from .._precision import working_dtype
+from .streaming import Block, blocks, differentiable_sum_over_blocks
 from .variance import stabilised_variance
 
 

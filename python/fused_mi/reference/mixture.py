@@ -78,6 +78,30 @@ def directions(pairing: Pairing, batch: int) -> tuple[list[Rows], list[tuple[int
     return parts, [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
 
 
+class Scoring(NamedTuple):
+    """What an operator takes beside its tensors: who is scored against whom, and how."""
+
+    sample_mask: Tensor  # (N, S) bool
+    component_mask: Tensor | None  # (M, S) bool; None: active everywhere
+    pairing: str  # a `Pairing` of one batch, or "all": rows of y against rows of x
+    own_stds: bool  # samples have variances of their own: k
+    sum: bool  # over the samples; False: their mean
+    safety_factor: float
+
+    def rows(self, samples: int, components: int) -> list[tuple[Rows, Rows]]:
+        """Samples and components of each mixture."""
+        if self.pairing == "all":
+            return [((0, samples), (0, components))]
+        parts, pairs_of_parts = directions(self.pairing, samples)  # type: ignore[arg-type]
+        return [(parts[i], parts[j]) for i, j in pairs_of_parts]
+
+    def components(self, x: Tensor) -> Tensor:
+        """The mask of the components (M, S)."""
+        if self.component_mask is not None:
+            return self.component_mask
+        return self.sample_mask.new_ones(()).expand(x.shape[:2])
+
+
 Constants = tuple[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool]
 """Mixtures as arguments of an operator: both masks, eps of components and of samples (D,), four row
 bounds each (4 * D: samples, components), exclude_diagonal."""

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._precision import moments_dtype, working_dtype
 from .mixture import Mixture, first_active_row, in_rows
-from .streaming import Block, blocks, sum_of_gradients, working_dtype
+from .streaming import WHOLE, Block, blocks, sum_of_gradients
 from .variance import (
     log_determinant_terms,
-    moments_dtype,
-    precision_scale,
     stabilised_variance,
 )
 
@@ -107,9 +106,9 @@ class _Direction:
         return _Roles(sample_mask, component_mask, y, c, variance, precision, samples, components)
 
     def sums(
-        self, block: Block, dtype: torch.dtype, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+        self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(3,) sums of q, g and k, and (4, b, e) the moments of both roles, for a `dtype`."""
+        """(3,) sums of q, g and k, and (4, b, e) the moments of both roles."""
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
         log_l = log_determinant_terms(r.variance, r.component_mask)
         q = squared_distances(r.samples, r.components).sum() / 2
@@ -128,9 +127,8 @@ class _Direction:
             g = g - torch.where(diagonal, log_l, 0).sum()
             if m.sample_eps is not None:
                 k = k - torch.where(diagonal, log_i, 0).sum()
-        scaled_weight = r.components.weight * precision_scale(m.component_eps, dtype)
         of_roles = torch.stack(
-            (r.samples.delta, r.samples.m2, r.components.delta, scaled_weight.expand_as(r.y[0]))
+            (r.samples.delta, r.samples.m2, r.components.delta, r.components.weight.expand_as(r.y[0]))
         )
         return torch.stack((q, g, k)), of_roles
 
@@ -184,6 +182,12 @@ class _Direction:
         return result
 
 
+def sums(mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Tensor:
+    """Those of one mixture (3,), differentiable; without blocks."""
+    found, _ = _Direction(mixture).sums(WHOLE, y, x, mu, stds)
+    return found
+
+
 def moments(
     y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
 ) -> tuple[Tensor, Tensor]:
@@ -198,8 +202,7 @@ def moments(
     Returns:
         (D, 3) the sums, in nats, in the working dtype, and (D, 4, S, E) what the backward pass of
         any backend needs: the samples' delta and m2, the components' delta and weight, see
-        `Moments`; shifts are the first contributing rows of y and x, the weight is times
-        `precision_scale`.
+        `Moments`; shifts are the first contributing rows of y and x.
     """
     directions = [_Direction(mixture) for mixture in mixtures]
     shape = len(mixtures), 4, *y.shape[1:]
@@ -209,7 +212,7 @@ def moments(
     for block in _blocks(y, x):
         slices = [t[..., block[0], block[1]] for t in (y, x, mu, stds)]
         for d, direction in enumerate(directions):
-            sums, state[d, :, block[0], block[1]] = direction.sums(block, dtype, *slices)
+            sums, state[d, :, block[0], block[1]] = direction.sums(block, *slices)
             total[d] += sums
     return total, state
 

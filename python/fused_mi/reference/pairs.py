@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._precision import working_dtype
 from .mixture import Mixture, first_active_row, in_rows
-from .streaming import Block, blocks, sum_of_gradients, sum_over_blocks, working_dtype
+from .streaming import WHOLE, Block, blocks, sum_of_gradients, sum_over_blocks
 from .variance import log_determinant_terms, stabilised_variance
 
 
@@ -109,6 +110,13 @@ class _Direction:
         return result
 
 
+def energies(
+    mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor
+) -> Tensor:
+    """q, g and k of every pair of one mixture (3, N, M), differentiable; without blocks."""
+    return torch.stack(_Direction(mixture).energies(WHOLE, y, x, mu, stds))
+
+
 def pairs(
     y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
 ) -> Tensor:
@@ -119,10 +127,10 @@ def pairs(
     leaves them out.
     """
     cut = _blocks(mixtures[0], y)
-    energies = [
+    found = [
         sum_over_blocks(_Direction(mixture).energies, cut, y, x, mu, stds) for mixture in mixtures
     ]
-    return torch.stack([torch.stack(of_mixture) for of_mixture in energies])
+    return torch.stack([torch.stack(of_mixture) for of_mixture in found])
 
 
 def pairs_backward(

@@ -21,11 +21,6 @@ WHOLE: Block = (slice(None), slice(None))
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 
 
-def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of all arithmetic on `device`: float64, or float32 where it has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def blocks(
     rows: int, positions: int, features: int, device: torch.device, min_features: int = 64
 ) -> list[Block]:

@@ -66,17 +66,3 @@ def log_determinant_terms(variance: Tensor, mask: Tensor) -> Tensor:
     """`1/2 sum_e (log v + log 2 pi)` (..., S) of `variance` (..., S, E), and 0 where `mask` (...,
     S) is not active."""
     return torch.where(mask, (variance.log() + LOG_2PI).sum(-1) / 2, 0)
-
-
-def moments_dtype(*tensors: Tensor, exact: bool) -> torch.dtype:
-    """The dtype of moments that a fused backend hands from forward to backward: T, and float64
-    where `exact`: a difference of sums follows."""
-    wide = exact or any(t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide and tensors[0].device.type != "mps" else torch.float32
-
-
-def precision_scale(eps: Tensor, dtype: torch.dtype) -> Tensor | float:
-    """A power of two that keeps `scale / v` in the range of `dtype` for every v >= eps."""
-    if dtype == torch.float64:
-        return 1.0
-    return torch.where(eps < 2.0**-100, 2.0**-60, 1.0)

@@ -1,0 +1,338 @@
+"""The two estimators: the terms of their losses, and how they are built from a backend's kernels.
+
+A backend that has nothing faster makes its operators of four building blocks, `variance`, `moments`,
+`pairs` and `logsumexp`: see `Estimators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._precision import accumulation_dtype, moments_dtype, working_dtype
+from .reference.mixture import Mixture, Rows, Scoring
+
+TERMS = (
+    "total",  # the loss
+    "mahalanobis",  # its part in q
+    "log_determinant",  # in g
+    "assignment",  # log M minus the mean entropy of the responsibilities; 0 for "jensen"
+    "entropy",  # the sum of the three before
+    "std_log",  # its part in k
+)
+"""Terms of a loss, in the order of the operators' result."""
+
+HEADER = 16
+"""Elements at the beginning of a state: eps of the components of D mixtures, of their samples, and
+what else a backend keeps there. A multiple of a cache line, in any dtype."""
+
+PAIRS_AT_ONCE = 1 << 24
+"""Energies of more pairs are found by blocks of samples, and once more for their gradients: memory
+stays at some hundred bytes for each pair of a block, time grows by one more forward pass."""
+
+
+class Sizes(NamedTuple):
+    """How many mixtures there are, and the samples and components of each."""
+
+    mixtures: int
+    samples: int
+    components: int
+
+    @classmethod
+    def of(cls, scoring: Scoring, y: Tensor, x: Tensor) -> Sizes:
+        rows = scoring.rows(y.shape[0], x.shape[0])
+        (start, stop), (first, last) = rows[0]
+        return cls(len(rows), stop - start, last - first)
+
+
+def jensen_state(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring) -> Tensor:
+    """An empty state of `jensen`: a header, then (D, 4, S, E), see `reference.moments.moments`."""
+    dtype = moments_dtype(y, x, mu, stds, exact=scoring.pairing == "leave_one_out")
+    count = len(scoring.rows(y.shape[0], x.shape[0])) * 4 * y.shape[1] * y.shape[2]
+    return y.new_empty(HEADER + count, dtype=dtype)
+
+
+def logsumexp_state(y: Tensor, x: Tensor, scoring: Scoring) -> Tensor:
+    """An empty state of `logsumexp`: a header, (D, 4, N) see `reference.logsumexp.logsumexp`, and
+    the energies (D, 3, N, M) unless they are too many."""
+    d, n, m = Sizes.of(scoring, y, x)
+    energies = d * 3 * n * m if n * m <= PAIRS_AT_ONCE else 0
+    return y.new_empty(HEADER + d * 4 * n + energies, dtype=working_dtype(y.device))
+
+
+class Estimators:
+    """`jensen` and `logsumexp`, each way, from the modules of a backend's building blocks."""
+
+    def __init__(
+        self, variance: ModuleType, moments: ModuleType, pairs: ModuleType, logsumexp: ModuleType
+    ) -> None:
+        self._variance = variance.variance
+        self._moments, self._moments_backward = moments.moments, moments.moments_backward
+        self._pairs, self._pairs_backward = pairs.pairs, pairs.pairs_backward
+        self._logsumexp = logsumexp.logsumexp
+        self._logsumexp_backward = logsumexp.logsumexp_backward
+
+    def jensen(
+        self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`mean_il e_il` of the energies e = q + g - k, and its terms.
+
+        Returns:
+            The loss (), its terms (6,) in the order of `TERMS`, both in T, and the state.
+        """
+        state = jensen_state(y, x, mu, stds, scoring)
+        mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
+        _keep(state, mixtures)
+        sums, moments = self._moments(y, x, mu, stds, mixtures)
+        state[HEADER:] = moments.view(-1)
+        return *jensen_terms(sums, scoring, y, x, mu, stds), state
+
+    def jensen_backward(
+        self,
+        of_total: Tensor | None,
+        of_terms: Tensor | None,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        scoring: Scoring,
+        state: Tensor,
+        wanted: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients of y, x, mu and stds, None where `wanted` is false."""
+        mixtures = _kept(state, scoring, y, x, mu, stds)
+        total, q, g, _, k = _upstream(of_total, of_terms, working_dtype(y.device))
+        upstream = torch.stack((total + q, total + g, -total - k)) * _jensen_scale(scoring, y, x)
+        moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
+        upstream = upstream.expand(len(mixtures), 3)
+        return self._moments_backward(upstream, y, x, mu, stds, moments, mixtures, wanted)
+
+    def logsumexp(
+        self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`mean_i -log(1/M sum_l exp(-e_il))` of the energies e = q + g - k; returned as `jensen`."""
+        sizes = Sizes.of(scoring, y, x)
+        state = logsumexp_state(y, x, scoring)
+        rows, energies = _parts(state, sizes)
+        mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
+        _keep(state, mixtures)
+        own = 0 if mixtures[0].exclude_diagonal else None
+        if energies is not None:
+            energies.copy_(self._pairs(y, x, mu, stds, mixtures))
+            found, of_rows = self._logsumexp(energies, own)
+            rows.copy_(of_rows)
+            means = found.mean(0)
+        else:
+            means = torch.zeros(5, dtype=state.dtype, device=state.device)
+            for d, block in _blocks(mixtures):
+                found, of_rows = self._logsumexp(self._block(y, x, mu, stds, block), block.own)
+                rows[d, :, slice(*block.of_rows)] = of_rows[0]
+                means += found[0] * (block.count / (sizes.samples * sizes.mixtures))
+        return *logsumexp_terms(means, scoring, y, x, mu, stds), state
+
+    def logsumexp_backward(
+        self,
+        of_total: Tensor | None,
+        of_terms: Tensor | None,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        scoring: Scoring,
+        state: Tensor,
+        wanted: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients of y, x, mu and stds, None where `wanted` is false."""
+        sizes, inputs = Sizes.of(scoring, y, x), (y, x, mu, stds)
+        rows, energies = _parts(state, sizes)
+        mixtures = _kept(state, scoring, *inputs)
+        upstream = torch.stack(_upstream(of_total, of_terms, state.dtype))
+        upstream = upstream * (_logsumexp_scale(scoring, sizes) / sizes.mixtures)
+        if energies is not None:
+            own = 0 if mixtures[0].exclude_diagonal else None
+            upstream = upstream.expand(sizes.mixtures, 5)
+            of_energies = self._logsumexp_backward(upstream, energies, rows.contiguous(), own)
+            return self._pairs_backward(of_energies, *inputs, None, mixtures, wanted)
+        # Blocks share components: their gradients add up in T.
+        dtype = accumulation_dtype(*inputs)
+        totals = [
+            torch.zeros(t.shape, dtype=dtype, device=t.device) if needed else None
+            for t, needed in zip(inputs, wanted, strict=True)
+        ]
+        for d, block in _blocks(mixtures):
+            of_rows = rows[d : d + 1, :, slice(*block.of_rows)].contiguous()
+            scaled = (upstream * (block.count / sizes.samples))[None]
+            of_energies = self._logsumexp_backward(
+                scaled, self._block(*inputs, block), of_rows, block.own
+            )
+            for columns, mixture in block.mixtures:
+                part = of_energies[..., slice(*columns)].contiguous()
+                found = self._pairs_backward(part, *inputs, None, [mixture], wanted)
+                for total, more in zip(totals, found, strict=True):
+                    if total is not None and more is not None:
+                        total += more
+        return [
+            None if total is None else total.to(t.dtype)
+            for total, t in zip(totals, inputs, strict=True)
+        ]
+
+    def _block(self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, block: _Block) -> Tensor:
+        """Energies (1, 3, n, M) of a block of samples."""
+        found = [self._pairs(y, x, mu, stds, [mixture]) for _, mixture in block.mixtures]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def mixtures_of(
+    scoring: Scoring,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    variance: Callable[..., Any],
+) -> list[Mixture]:
+    """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
+    dtype = accumulation_dtype(y, x, mu, stds)
+    component_mask = scoring.components(x)
+    found: dict[tuple[bool, int], Any] = {}
+
+    def eps(mask: Tensor, rows: Rows, own: bool) -> Any:
+        if (own, rows[0]) not in found:
+            found[own, rows[0]] = variance(stds, mask, rows, dtype, scoring.safety_factor)
+        return found[own, rows[0]]
+
+    own = scoring.component_mask is None  # else samples and components share their mask
+    rows = scoring.rows(y.shape[0], x.shape[0])
+    return [
+        Mixture(
+            scoring.sample_mask,
+            component_mask,
+            eps(component_mask, components, False),
+            eps(scoring.sample_mask, samples, own) if scoring.own_stds else None,
+            samples,
+            components,
+            exclude_diagonal=scoring.pairing == "leave_one_out",
+        )
+        for samples, components in rows
+    ]
+
+
+def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
+    """The stabilisers, in the header of the state."""
+    eps = [m.component_eps for m in mixtures]
+    eps += [m.sample_eps for m in mixtures if m.sample_eps is not None]
+    state[: len(eps)] = torch.stack(eps)
+
+
+def _kept(state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, *others: Tensor) -> list[Mixture]:
+    """The mixtures whose stabilisers `_keep` has written."""
+    mixtures = mixtures_of(scoring, y, x, *others, variance=lambda *_: None)
+    count = len(mixtures)
+    eps = state[: 2 * count].to(accumulation_dtype(y, x, *others)).unbind()
+    return [
+        m._replace(
+            component_eps=eps[d], sample_eps=eps[count + d] if scoring.own_stds else None
+        )
+        for d, m in enumerate(mixtures)
+    ]
+
+
+class _Block(NamedTuple):
+    """Some samples of a mixture and all of its components."""
+
+    of_rows: Rows  # of its samples
+    own: int | None  # see `logsumexp`
+    mixtures: list[tuple[Rows, Mixture]]  # of some components each, and which
+
+    @property
+    def count(self) -> int:
+        return self.of_rows[1] - self.of_rows[0]
+
+
+def _blocks(mixtures: Sequence[Mixture]) -> Iterator[tuple[int, _Block]]:
+    """Blocks of samples of each mixture: a row of energies is all that a sample's part needs."""
+    for d, mixture in enumerate(mixtures):
+        exclude, components = mixture.exclude_diagonal, mixture.component_rows
+        if exclude:
+            # A block holds only a part of the diagonal, so here `logsumexp` alone leaves it out;
+            # what `exclude_diagonal` does for positions without another partner, the masks do.
+            sample_mask, component_mask = mixture.contributing()
+            mixture = mixture._replace(
+                sample_mask=sample_mask, component_mask=component_mask, exclude_diagonal=False
+            )
+        start, stop = mixture.sample_rows
+        step = max(1, PAIRS_AT_ONCE // mixture.components)
+        for row in range(start, stop, step):
+            rows = (row, min(row + step, stop))
+            parts = [
+                (
+                    (columns[0] - components[0], columns[1] - components[0]),
+                    mixture._replace(sample_rows=rows, component_rows=columns),
+                )
+                for columns in _columns(rows, components)
+            ]
+            yield d, _Block((row - start, rows[1] - start), row if exclude else None, parts)
+
+
+def _columns(rows: Rows, components: Rows) -> list[Rows]:
+    """Components in parts that are `rows` or share none with them, as the kernels want it."""
+    start, stop = components
+    if rows[1] <= start or stop <= rows[0]:
+        return [components]
+    parts = (start, rows[0]), rows, (rows[1], stop)
+    return [part for part in parts if part[0] < part[1]]
+
+
+def _jensen_scale(scoring: Scoring, y: Tensor, x: Tensor) -> float:
+    """Of the sums over all pairs."""
+    d, n, m = Sizes.of(scoring, y, x)
+    partners = m - (scoring.pairing == "leave_one_out")
+    return 1 / (d * partners) if scoring.sum else 1 / (d * n * partners)
+
+
+def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
+    return sizes.samples if scoring.sum else 1
+
+
+def jensen_terms(
+    sums: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
+    q, g, k = (sums.sum(0) * _jensen_scale(scoring, y, x)).unbind()
+    terms = torch.stack((q + g - k, q, g, torch.zeros_like(q), q + g, -k))
+    terms = terms.to(accumulation_dtype(y, x, mu, stds))
+    return terms[0].clone(), terms
+
+
+def logsumexp_terms(
+    means: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss and its terms, in T, from their means (5,), see `reference.logsumexp.logsumexp`."""
+    value, q, g, assignment, std_log = (
+        means * _logsumexp_scale(scoring, Sizes.of(scoring, y, x))
+    ).unbind()
+    terms = torch.stack((value, q, g, assignment, q + g + assignment, std_log))
+    terms = terms.to(accumulation_dtype(y, x, mu, stds))
+    return terms[0].clone(), terms
+
+
+def _upstream(of_total: Tensor | None, of_terms: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of the total, and of q, g, the assignment and -k beside it."""
+    if of_terms is None:
+        assert of_total is not None
+        zero = torch.zeros_like(of_total, dtype=dtype)
+        return [of_total.to(dtype), zero, zero, zero, zero]
+    total, q, g, assignment, entropy, std_log = of_terms.to(dtype).unbind()
+    if of_total is not None:
+        total = total + of_total
+    return [total, q + entropy, g + entropy, assignment + entropy, std_log]
+
+
+def _parts(state: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
+    """(D, 4, N) of the rows, and the energies (D, 3, N, M) where they are kept."""
+    d, n, m = sizes
+    rows, energies = state[HEADER : HEADER + d * 4 * n], state[HEADER + d * 4 * n :]
+    return rows.view(d, 4, n), energies.view(d, 3, n, m) if energies.numel() else None

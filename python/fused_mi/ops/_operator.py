@@ -1,0 +1,190 @@
+"""What every operator shares: the eager path, the registered operator, and the plain formula.
+
+- Eager tensors go straight to the backend, behind one autograd function.
+- `torch.compile`, export, modes and subclasses see the registered operator `torch.ops.fused_mi.*`.
+- Transforms of `torch.func` see an autograd function over it, and rules for `vmap`.
+- Forward-mode derivatives, `torch.jit.trace` and derivatives of derivatives follow the plain
+  formula, which is made of torch's own operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._library import define, differentiate
+
+_DENSE = frozenset((Tensor, torch.nn.Parameter))
+_is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
+_modes_active = torch._C._len_torch_dispatch_stack
+_is_tracing = torch._C._is_tracing
+_is_grad_enabled = torch.is_grad_enabled
+
+
+class Quantity(NamedTuple):
+    """What an operator computes. Inputs are differentiable, constants are not."""
+
+    name: str
+    inputs: tuple[str, ...]  # names of tensors
+    constants: tuple[str, ...]  # of a schema, tensors first
+    tensors: int  # how many constants are tensors, or None
+    outputs: tuple[str, ...]  # names of tensors
+
+    # (*inputs, *constants) -> (*outputs, state): by a backend
+    forward: Callable[..., Any]
+    # (gradients of outputs or None, inputs, constants, state, wanted) -> gradients of inputs or None
+    backward: Callable[..., list[Tensor | None]]
+    # As forward: empty tensors.
+    fake: Callable[..., Any]
+    # (*inputs, *constants) -> outputs: in torch's own operators, without a state
+    formula: Callable[..., Any]
+
+
+def operator(q: Quantity) -> Callable[..., Any]:
+    """Register `name` and `name_backward`; returns `(*inputs, *constants) -> outputs`."""
+    count, last = len(q.inputs), len(q.outputs)
+    operation, value, gradient = _register(q)
+    eager = _eager(q, gradient)
+    forward, formula = q.forward, q.formula
+
+    def call(*arguments: Any) -> Any:
+        if _is_compiling():
+            return formula(*arguments) if _transforms_active() else operation(*arguments)[:last]
+        if forward_ad._current_level >= 0 or _is_tracing():
+            return formula(*arguments)
+        if _transforms_active():
+            return value(*arguments)[:last]
+        inputs = arguments[:count]
+        if _modes_active() or not _DENSE.issuperset(map(type, inputs)):
+            return operation(*arguments)[:last]
+        if _is_grad_enabled() and any(t.requires_grad for t in inputs):
+            return eager(*arguments)
+        return forward(*arguments)[:last]
+
+    return call
+
+
+def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """From an autograd function straight to the backend, with nothing in between."""
+    count, tensors = len(q.inputs), len(q.inputs) + q.tensors
+    none = (None,) * len(q.constants)
+    nothing = (None,) * (count + len(q.constants))
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *outputs, state = q.forward(*arguments)
+            ctx.save_for_backward(*arguments[:tensors], state)
+            ctx.options = arguments[tensors:]
+            ctx.set_materialize_grads(False)
+            return tuple(outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+            if not any(g is not None for g in upstream):
+                return nothing
+            *saved, state = ctx.saved_tensors
+            inputs, constants = saved[:count], (*saved[count:], *ctx.options)
+            wanted = ctx.needs_input_grad[:count]
+            if _transforms_active():  # is_grads_batched
+                found = gradient(*upstream, *inputs, *constants, state, list(wanted))
+                return *_scatter(iter(found), wanted), *none
+            if _is_grad_enabled():  # create_graph
+                return *_gradient_of_formula(q, upstream, inputs, constants, wanted), *none
+            return *q.backward(upstream, inputs, constants, state, wanted), *none
+
+    Eager.__name__ = Eager.__qualname__ = q.name
+    return Eager.apply  # type: ignore[no-any-return]
+
+
+def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    """The operator, and it and its gradient as functions that transforms can see through."""
+    count, last, tensors = len(q.inputs), len(q.outputs), len(q.inputs) + q.tensors
+    inputs = ", ".join(f"Tensor {name}" for name in q.inputs)
+    outputs = ", ".join(f"Tensor {name}" for name in q.outputs)
+    upstream = ", ".join(f"Tensor? of_{name}" for name in q.outputs)
+    constants = ", ".join(q.constants)
+
+    def backward(*arguments: Any) -> list[Tensor]:
+        of_outputs, rest = arguments[:last], arguments[last:]
+        found = q.backward(of_outputs, rest[:count], rest[count:-2], *rest[-2:])
+        return [g for g in found if g is not None]
+
+    def backward_fake(*arguments: Any) -> list[Tensor]:
+        given = arguments[last : last + count]
+        return [t.new_empty(t.shape) for t, needed in zip(given, arguments[-1], strict=True) if needed]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(output[last])
+        ctx.set_materialize_grads(False)
+        ctx.options = inputs[tensors:]
+        ctx.save_for_backward(*inputs[:tensors], output[last])
+
+    def pull_back(ctx: Any, *of_outputs: Any) -> tuple[Any, ...]:
+        if not any(g is not None for g in of_outputs):
+            return (None,) * (count + len(q.constants))
+        *saved, state = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:count])
+        found = gradient(*of_outputs[:last], *saved, *ctx.options, state, wanted)
+        return *_scatter(iter(found), wanted), *(None,) * len(q.constants)
+
+    def save_of_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *arguments, _, ctx.wanted = inputs
+        ctx.options = arguments[last + tensors :]
+        ctx.save_for_backward(*arguments[: last + tensors])
+
+    def pull_back_gradient(ctx: Any, *of_gradients: Any) -> tuple[Any, ...]:
+        values, constants = ctx.saved_tensors[: last + count], ctx.saved_tensors[last + count :]
+        present = [t is not None for t in values]
+
+        def plain(*values: Tensor) -> list[Tensor]:
+            given = _scatter(iter(values), present)
+            constant = (*constants, *ctx.options)
+            found = _gradient_of_formula(q, given[:last], given[last:], constant, ctx.wanted)
+            return [g for g in found if g is not None]
+
+        as_list = isinstance(of_gradients[0], (list, tuple))  # by an operator, not by a function
+        _, pull = torch.func.vjp(plain, *(t for t in values if t is not None))
+        second = pull(list(of_gradients[0] if as_list else of_gradients))
+        return *_scatter(iter(second), present), *(None,) * (len(q.constants) + 2)
+
+    operation = define(f"{q.name}({inputs}, {constants}) -> ({outputs}, Tensor state)", q.forward, q.fake)
+    operation_backward = define(
+        f"{q.name}_backward({upstream}, {inputs}, {constants}, Tensor state, bool[] wanted)"
+        " -> Tensor[]",
+        backward,
+        backward_fake,
+    )
+    value = differentiate(operation, save, pull_back)
+    gradient = differentiate(operation_backward, save_of_gradient, pull_back_gradient)
+    return operation, value, gradient
+
+
+def _gradient_of_formula(
+    q: Quantity,
+    upstream: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    constants: Sequence[Any],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of the wanted inputs, themselves differentiable; the graph holds whole tensors."""
+    chosen = [i for i, needed in enumerate(wanted) if needed]
+    given = [k for k, tensor in enumerate(upstream) if tensor is not None]
+
+    def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
+        replaced = dict(zip(chosen, values, strict=True))
+        outputs = q.formula(*(replaced.get(i, t) for i, t in enumerate(inputs)), *constants)
+        return tuple(outputs[k] for k in given)
+
+    with torch.enable_grad():
+        _, pull_back = torch.func.vjp(of_chosen, *(inputs[i] for i in chosen))
+        return _scatter(iter(pull_back(tuple(upstream[k] for k in given))), wanted)
+
+
+def _scatter(found: Iterator[Any], wanted: Sequence[bool]) -> list[Any]:
+    return [next(found) if needed else None for needed in wanted]
