@@ -23,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 CPU = Path("csrc", "cpu")
 # Compiled once for each instruction path.
 KERNELS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward", "logsumexp")
+OPERATORS = ("operators", "estimators")
 LIBRARY = "libfused_mi_cpu.so"
 X86 = {
     "avx2": "-mavx2 -mfma -mf16c",
@@ -90,7 +91,7 @@ def build_library(objects, output):
     objects.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     headers = ["-isystem", str(torch / "include"), *DEFINES]
-    commands = {objects / "operators.o": (CPU / "operators.cpp", headers)}
+    commands = {objects / f"{name}.o": (CPU / f"{name}.cpp", headers) for name in OPERATORS}
     for kernel in KERNELS:
         for path, flags in PATHS.items():
             of_path = [f"-DFUSED_MI_PATH={path}", *flags.split()]

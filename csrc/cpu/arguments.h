@@ -11,7 +11,6 @@
 #include <vector>
 
 namespace fused_mi {
-namespace {
 
 struct Inputs {
   MomentsInputs in;
@@ -19,7 +18,7 @@ struct Inputs {
 };
 
 // `rows`: four bounds of each mixture, of samples and of components.
-Inputs inputs_of(
+inline Inputs inputs_of(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask,
     const std::vector<double>& component_eps, const std::vector<double>& sample_eps,
@@ -69,7 +68,7 @@ Inputs inputs_of(
 using Gradients = std::array<const std::optional<Tensor>*, 4>;
 
 // `passes`: five numbers each, see `Pass`; the last has a bit for each gradient that it writes.
-std::vector<Pass> passes_of(
+inline std::vector<Pass> passes_of(
     const MomentsInputs& in, const std::vector<int64_t>& passes, const Gradients& gradients) {
   STD_TORCH_CHECK(passes.size() % 5 == 0, "passes: five numbers each");
   std::vector<Pass> found;
@@ -95,7 +94,7 @@ std::vector<Pass> passes_of(
   return found;
 }
 
-void views_of(
+inline void views_of(
     const MomentsInputs& in, const Gradients& gradients, const std::array<View*, 4>& views) {
   for (int i = 0; i < 4; ++i) {
     if (!gradients[i]->has_value()) continue;
@@ -106,5 +105,4 @@ void views_of(
   }
 }
 
-}  // namespace
 }  // namespace fused_mi

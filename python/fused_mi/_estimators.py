@@ -289,7 +289,7 @@ def _columns(rows: Rows, components: Rows) -> list[Rows]:
 def _jensen_scale(scoring: Scoring, y: Tensor, x: Tensor) -> float:
     """Of the sums over all pairs."""
     d, n, m = Sizes.of(scoring, y, x)
-    partners = m - (scoring.pairing == "leave_one_out")
+    partners = m - int(scoring.pairing == "leave_one_out")
     return 1 / (d * partners) if scoring.sum else 1 / (d * n * partners)
 
 

@@ -15,7 +15,7 @@ import torch
 VARIABLE = "FUSED_MI_CPU"
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
-_VERSION = 2  # of the operators' schemas
+_VERSION = 3  # of the operators' schemas
 OPERATORS = (
     "variance",
     "moments",
@@ -24,6 +24,10 @@ OPERATORS = (
     "pairs_backward",
     "logsumexp",
     "logsumexp_backward",
+    "jensen",
+    "jensen_backward",
+    "logsumexp_of_pairs",
+    "logsumexp_of_pairs_backward",
 )
 
 
@@ -58,7 +62,12 @@ def path() -> int:
     Raises:
         ValueError: no path has this name, or this machine lacks its instructions.
     """
-    name = os.environ.get(VARIABLE) or supported()[-1]
+    return _path(os.environ.get(VARIABLE))
+
+
+@functools.cache
+def _path(name: str | None) -> int:
+    name = name or supported()[-1]
     if name not in supported():
         known = ", ".join(map(repr, supported()))
         raise ValueError(f"{VARIABLE}: expected one of {known} on this machine, got {name!r}")

@@ -24,6 +24,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _modes_active = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _is_grad_enabled = torch.is_grad_enabled
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Quantity(NamedTuple):
@@ -91,12 +92,18 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
             *saved, state = ctx.saved_tensors
             inputs, constants = saved[:count], (*saved[count:], *ctx.options)
             wanted = ctx.needs_input_grad[:count]
-            if _transforms_active():  # is_grads_batched
+
+            def pull(upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
+                if _is_grad_enabled():  # create_graph
+                    return _gradient_of_formula(q, upstream, inputs, constants, wanted)
+                return q.backward(upstream, inputs, constants, state, wanted)
+
+            if _transforms_active():
                 found = gradient(*upstream, *inputs, *constants, state, list(wanted))
                 return *_scatter(iter(found), wanted), *none
-            if _is_grad_enabled():  # create_graph
-                return *_gradient_of_formula(q, upstream, inputs, constants, wanted), *none
-            return *q.backward(upstream, inputs, constants, state, wanted), *none
+            if any(g is not None and _is_batched(g) for g in upstream):  # is_grads_batched
+                return *_element_by_element(pull, upstream), *none
+            return *pull(upstream), *none
 
     Eager.__name__ = Eager.__qualname__ = q.name
     return Eager.apply  # type: ignore[no-any-return]
@@ -184,6 +191,27 @@ def _gradient_of_formula(
     with torch.enable_grad():
         _, pull_back = torch.func.vjp(of_chosen, *(inputs[i] for i in chosen))
         return _scatter(iter(pull_back(tuple(upstream[k] for k in given))), wanted)
+
+
+def _element_by_element(
+    pull: Callable[..., list[Tensor | None]], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients for a batch of `upstream`, as `torch.autograd.grad` joins it."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batches = [
+        torch._remove_batch_dim(g, level, 1, 0) if g is not None and _is_batched(g) else g
+        for g in upstream
+    ]
+    size = next(b.shape[0] for b, g in zip(batches, upstream, strict=True) if b is not g)
+    elements = [
+        pull([b if b is g else b[i] for b, g in zip(batches, upstream, strict=True)])
+        for i in range(size)
+    ]
+    return [
+        None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level)
+        for column in zip(*elements, strict=True)
+    ]
 
 
 def _scatter(found: Iterator[Any], wanted: Sequence[bool]) -> list[Any]:

@@ -28,7 +28,7 @@ def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
         density is 0: its log is -inf, its responsibilities are equal.
     """
     rows = _rows(energies, own)
-    log_partners = math.log(max(energies.shape[-1] - (own is not None), 1))
+    log_partners = math.log(max(energies.shape[-1] - int(own is not None), 1))
     state = torch.cat((rows.log_sums[:, None], rows.means), 1)[..., 0]
     log_sums, q, g, k = state.unbind(1)
     # Minus the entropy of the responsibilities is their mean log: of k - q - g - log_sums.

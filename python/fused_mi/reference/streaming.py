@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Block = tuple[slice, slice]
 """Positions and features of one block: `tensor[..., block[0], block[1]]`."""
@@ -138,6 +139,8 @@ def derived_gradient(function: BlockFunction) -> BlockGradient:
 
 
 class _BlockSum(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(function: BlockFunction, cut: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
         return sum_over_blocks(function, cut, *tensors)
@@ -150,7 +153,7 @@ class _BlockSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         gradient, wanted = derived_gradient(ctx.function), ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             # create_graph: one block keeps the graph of the gradient simple.
             return None, None, *gradient(WHOLE, upstream, wanted, *ctx.saved_tensors)
         parts = gradient_over_blocks(gradient, ctx.cut, upstream, wanted, *ctx.saved_tensors)
@@ -162,4 +165,6 @@ def differentiable_sum_over_blocks(
 ) -> tuple[Tensor, ...]:
     """`sum_over_blocks` for autograd: the gradient recomputes each block, and a second derivative
     holds the whole graph of the first."""
+    if forward_ad._current_level >= 0 or torch._C._is_tracing():
+        return function(WHOLE, *tensors)
     return _BlockSum.apply(function, cut, *tensors)  # type: ignore[no-any-return]

@@ -1,0 +1,190 @@
+// The operators over whole losses: from embeddings to terms in one call, and back in another.
+//
+// A state is opaque to the caller: a header with the stabilisers of the components of each mixture,
+// then of their samples; then what the backward pass needs.
+#include "launch.h"
+#include "logsumexp_launch.h"
+#include "pairs_launch.h"
+#include "scoring.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+namespace fused_mi {
+namespace {
+
+using Result = std::tuple<Tensor, Tensor, Tensor>;
+
+Result result_of(
+    const Scoring& call, double total, double q, double g, double assignment, double std_log,
+    const Tensor& state) {
+  const ScalarType type = call.accumulation();
+  Tensor loss = fresh({}, type), terms = fresh({6}, type);
+  const double entropy = q + g + assignment, all[] = {total, q, g, assignment, entropy, std_log};
+  const Numbers to(terms);
+  for (int i = 0; i < 6; ++i) to.set(i, all[i]);
+  Numbers(loss).set(0, total);
+  return {loss, terms, state};
+}
+
+Result jensen(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, std::optional<Tensor> component_mask, int64_t pairing,
+    bool own_stds, bool sum, double safety_factor, int64_t path_) {
+  Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
+  const MomentsInputs& in = call.in;
+  const Path path = checked(path_);
+  const ScalarType type = in.wide ? ScalarType::Double : ScalarType::Float;
+  Tensor state = fresh({kHeader + in.count * 4 * in.S * in.E}, type);
+  call.stabilise(state, safety_factor, path);
+  double sums[6] = {};
+  if (!call.nothing()) {
+    char* moments = static_cast<char*>(state.mutable_data_ptr()) +
+        kHeader * (in.wide ? sizeof(double) : sizeof(float));
+    launch_moments(in, moments, sums, path, Threads{});
+  }
+  const double scale = call.share() / static_cast<double>(std::max<int64_t>(call.partners(), 1));
+  const double q = (sums[0] + sums[3]) * scale, g = (sums[1] + sums[4]) * scale;
+  const double k = (sums[2] + sums[5]) * scale;
+  return result_of(call, q + g - k, q, g, 0, -k, state);
+}
+
+std::vector<Tensor> jensen_backward(
+    std::optional<Tensor> of_total, std::optional<Tensor> of_terms, const Tensor& y,
+    const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
+    std::optional<Tensor> component_mask, int64_t pairing, bool own_stds, bool sum,
+    const Tensor& state, std::vector<bool> wanted, int64_t path) {
+  Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
+  call.read_stabilisers(state);
+  Wanted of_inputs(call, wanted);
+  if (call.nothing()) {
+    of_inputs.zero();
+    return of_inputs.found();
+  }
+  MomentsBackward back;
+  back.in = call.in;
+  back.state = static_cast<const char*>(state.const_data_ptr()) +
+      kHeader * (call.in.wide ? sizeof(double) : sizeof(float));
+  const double scale = call.share() / static_cast<double>(call.partners());
+  const Upstream of(of_total, of_terms);
+  double upstream[6];
+  for (int d = 0; d < 2; ++d) {
+    upstream[3 * d] = scale * (of.total + of.q);
+    upstream[3 * d + 1] = scale * (of.total + of.g);
+    upstream[3 * d + 2] = -scale * (of.total + of.std_log);
+  }
+  back.upstream = upstream;
+  back.passes = of_inputs.passes, back.pass_count = of_inputs.count;
+  views_of(call.in, of_inputs.gradients(), {&back.d_y, &back.d_x, &back.d_mu, &back.d_stds});
+  launch_gradients(back, checked(path), Threads{});
+  return of_inputs.found();
+}
+
+// What a state of the log-sum-exp holds behind its header.
+struct Kept {
+  double *rows, *energies;  // (count, 4, N), (count, 3, N, M)
+
+  Kept(const Scoring& call, const Tensor& state)
+      : rows(static_cast<double*>(state.mutable_data_ptr()) + kHeader),
+        energies(rows + call.in.count * 4 * call.samples()) {}
+};
+
+Logsumexp logsumexp_of(const Scoring& call, const Kept& kept) {
+  Logsumexp in;
+  in.energies = kept.energies;
+  in.count = call.in.count, in.N = call.samples(), in.M = call.components();
+  in.own = call.in.exclude_diagonal ? 0 : -1;
+  return in;
+}
+
+Result logsumexp(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
+    const Tensor& sample_mask, std::optional<Tensor> component_mask, int64_t pairing,
+    bool own_stds, bool sum, double safety_factor, int64_t path_) {
+  Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
+  MomentsInputs& in = call.in;
+  in.wide = call.wide;
+  const Path path = checked(path_);
+  const int64_t count = in.count, N = call.samples(), M = call.components();
+  Tensor state = fresh({kHeader + count * 4 * N + count * 3 * N * M}, ScalarType::Double);
+  const Kept kept(call, state);
+  call.stabilise(state, safety_factor, path);
+  prefer_huge_pages(reinterpret_cast<char*>(kept.energies), count * 3 * N * M * 8);
+  if (in.S * in.E > 0) {
+    launch_pairs(in, kept.energies, path, Threads{});
+  } else {
+    std::fill_n(kept.energies, count * 3 * N * M, 0.0);
+  }
+  double terms[10];
+  launch_logsumexp(
+      LogsumexpForward{logsumexp_of(call, kept), kept.rows}, terms, path, Threads{});
+  double means[5] = {};
+  const double scale = call.share() * static_cast<double>(N);
+  for (int64_t d = 0; d < count; ++d) {
+    for (int j = 0; j < 5; ++j) means[j] += terms[5 * d + j] * scale;
+  }
+  return result_of(call, means[0], means[1], means[2], means[3], means[4], state);
+}
+
+std::vector<Tensor> logsumexp_backward(
+    std::optional<Tensor> of_total, std::optional<Tensor> of_terms, const Tensor& y,
+    const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
+    std::optional<Tensor> component_mask, int64_t pairing, bool own_stds, bool sum,
+    const Tensor& state, std::vector<bool> wanted, int64_t path_) {
+  Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
+  MomentsInputs& in = call.in;
+  in.wide = call.wide;
+  call.read_stabilisers(state);
+  Wanted of_inputs(call, wanted);
+  if (call.nothing()) {
+    of_inputs.zero();
+    return of_inputs.found();
+  }
+  const Path path = checked(path_);
+  const int64_t count = in.count, N = call.samples(), M = call.components();
+  const Upstream of(of_total, of_terms);
+  const double scale = call.share() * static_cast<double>(N);
+  const double parts[] = {of.total, of.q, of.g, of.assignment, of.std_log};
+  double upstream[10];
+  for (int j = 0; j < 10; ++j) upstream[j] = scale * parts[j % 5];
+  const Kept kept(call, state);
+  Tensor of_energies = fresh({count, 3, N, M}, ScalarType::Double);
+  LogsumexpBackward of_rows{logsumexp_of(call, kept)};
+  of_rows.state = kept.rows, of_rows.upstream = upstream;
+  of_rows.gradient = static_cast<double*>(of_energies.mutable_data_ptr());
+  prefer_huge_pages(reinterpret_cast<char*>(of_rows.gradient), count * 3 * N * M * 8);
+  launch_logsumexp_gradient(of_rows, path, Threads{});
+
+  PairsBackward back;
+  back.in = in;
+  back.upstream = of_rows.gradient;
+  back.passes = of_inputs.passes, back.pass_count = of_inputs.count;
+  views_of(in, of_inputs.gradients(), {&back.d_y, &back.d_x, &back.d_mu, &back.d_stds});
+  launch_pairs_gradients(back, path, Threads{});
+  return of_inputs.found();
+}
+
+}  // namespace
+}  // namespace fused_mi
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fused_mi_cpu, m) {
+  const std::string scoring =
+      "Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tensor? component_mask,"
+      " int pairing, bool own_stds, bool sum";
+  const std::string upstream = "Tensor? of_total, Tensor? of_terms, ";
+  for (std::string name : {"jensen", "logsumexp_of_pairs"}) {
+    m.def((name + "(" + scoring + ", float safety_factor, int path) -> (Tensor, Tensor, Tensor)")
+              .c_str());
+    m.def((name + "_backward(" + upstream + scoring +
+           ", Tensor state, bool[] wanted, int path) -> Tensor[]")
+              .c_str());
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
+  m.impl("jensen", TORCH_BOX(&fused_mi::jensen));
+  m.impl("jensen_backward", TORCH_BOX(&fused_mi::jensen_backward));
+  m.impl("logsumexp_of_pairs", TORCH_BOX(&fused_mi::logsumexp));
+  m.impl("logsumexp_of_pairs_backward", TORCH_BOX(&fused_mi::logsumexp_backward));
+}
