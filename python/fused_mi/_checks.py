@@ -74,7 +74,7 @@ def factor(safety_factor: Any) -> float:
     try:
         number = float(safety_factor)
     except OverflowError:  # of an integer or a fraction
-        number = math.inf if safety_factor > 0 else -math.inf
+        number = -math.inf if safety_factor < 0 else math.inf
     if not 0 <= number < math.inf:
         raise ValueError(f"safety_factor: expected a finite number >= 0, got {number}")
     return number

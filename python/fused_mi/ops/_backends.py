@@ -64,8 +64,9 @@ def use_backend(name: str) -> Iterator[None]:
     Holds for the whole process, all other threads included: autograd runs backward passes in
     threads of its own. Of several open blocks, of whatever threads, the one entered last counts,
     until it is left; they may be left in any order. A backward pass outside of the block chooses
-    anew. Goes before the environment variable `FUSED_MI_BACKEND`. Functions without an operator are
-    not affected.
+    anew. In a function that `torch.compile` compiles it breaks the graph; put it around the call.
+    Goes before the environment variable `FUSED_MI_BACKEND`. Functions without an operator are not
+    affected.
 
     Raises:
         ValueError: no backend has this name.
@@ -89,8 +90,8 @@ def _update() -> None:
 
 
 def explain(*tensors: Tensor) -> list[Choice]:
-    """Which backend would serve each operator for these tensors, and why: "forced", or why it goes
-    first and what spoke against each faster one.
+    """Which backend would serve each operator for these tensors, and why: "forced", or the fastest
+    and what spoke against those that would go before it.
 
     Raises:
         TypeError: no tensor.
