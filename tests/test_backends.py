@@ -5,6 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 
 import fused_mi
 import pytest
@@ -50,7 +53,26 @@ def test_cpu_tensors_are_not_interpreted_by_themselves():
     choices = fused_mi.explain(torch.ones(1))
     assert [c.operator for c in choices] == ["variance", "moments", "pairs", "logsumexp"]
     assert {c.backend for c in choices} <= {"cpu", "reference"}
-    assert "only when forced" in choices[1].reason
+    assert choices[1].reason.startswith(
+        "the fastest that serves cpu tensors; "
+        "triton: its interpreter is for tests: only when forced"
+    )
+
+
+def test_explain_wants_tensors_on_one_device():
+    with pytest.raises(TypeError, match=r"^tensors: expected at least one tensor, got none$"):
+        fused_mi.explain()
+    for wrong in ([torch.ones(1)], "cpu", None):
+        said = rf"^tensors\[1\]: expected a tensor, got {type(wrong).__name__}$"
+        with pytest.raises(TypeError, match=said):
+            fused_mi.explain(torch.ones(1), wrong)
+    with pytest.raises(ValueError, match=r"^tensors\[1\]: expected device cpu .* got meta$"):
+        fused_mi.explain(torch.ones(1), torch.ones(1, device="meta"))
+
+
+def test_a_forced_choice_says_so():
+    with fused_mi.use_backend("reference"):
+        assert {c.reason for c in fused_mi.explain(torch.ones(1))} == {"forced"}
 
 
 def test_the_choice_is_logged_once(caplog):
@@ -114,6 +136,106 @@ def test_an_error_inside_leaves_nothing_forced():
     with pytest.raises(KeyError), fused_mi.use_backend("reference"):
         raise KeyError
     assert _backends.forced() is None
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_blocks_left_in_any_order(order):
+    """The one entered last of those still open counts, two of the same backend included."""
+    names = ("reference", "cpu", "reference")
+    blocks = [fused_mi.use_backend(name) for name in names]
+    for block in blocks:
+        block.__enter__()
+    still = [0, 1, 2]
+    for i in order:
+        assert _backends.forced() == names[still[-1]]
+        blocks[i].__exit__(None, None, None)
+        still.remove(i)
+    assert _backends.forced() is None
+
+
+def test_generators_closed_out_of_order():
+    def forcing(name):
+        with fused_mi.use_backend(name):
+            yield
+
+    first, second = forcing("reference"), forcing("cpu")
+    next(first)
+    next(second)
+    first.close()
+    assert _backends.forced() == "cpu"
+    with pytest.raises(KeyError):
+        second.throw(KeyError)
+    assert _backends.forced() is None
+    abandoned = forcing("reference")
+    next(abandoned)
+    del abandoned  # which closes it
+    assert _backends.forced() is None
+
+
+def test_blocks_of_threads_that_overlap():
+    entered, left = threading.Barrier(2), threading.Barrier(2)
+
+    def first():
+        with fused_mi.use_backend("reference"):
+            entered.wait(10)
+        left.wait(10)
+
+    def second():
+        entered.wait(10)
+        with fused_mi.use_backend("cpu"):
+            left.wait(10)  # the other one has left by now
+            return _backends.forced()
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(first), pool.submit(second)]
+        assert [r.result(20) for r in results] == [None, "cpu"]
+    assert _backends.forced() is None
+
+
+def test_other_threads_are_forced_too():
+    """The threads of autograd among them."""
+    with fused_mi.use_backend("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_backends.forced).result(20) == "reference"
+
+
+def test_many_threads_leave_nothing_forced():
+    start = threading.Barrier(8)
+
+    def work(i):
+        start.wait(10)
+        for _ in range(200):
+            with fused_mi.use_backend(("reference", "cpu")[i % 2]):
+                assert _backends.forced() is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert _backends.forced() is None
+
+
+def test_as_a_decorator():
+    @fused_mi.use_backend("reference")
+    def forced():
+        return _backends.forced()
+
+    assert [forced(), forced(), _backends.forced()] == ["reference", "reference", None]
+
+
+def test_inside_a_compiled_function_it_breaks_the_graph_and_holds(monkeypatch):
+    used = []
+
+    def choose(*arguments):
+        used.append(_backends.forced())
+        return _backends.choose(*arguments)
+
+    def forcing(*inputs):
+        with fused_mi.use_backend("reference"):
+            return mi(inputs)
+
+    monkeypatch.setattr("fused_mi.ops._mixture.choose", choose)
+    inputs = mi_inputs()
+    value = torch.compile(forcing, backend="eager")(*inputs)
+    assert used == ["reference"]
+    assert torch.equal(value, forcing(*inputs))
 
 
 def test_a_loss_on_the_cpu_does_not_import_triton():
@@ -185,6 +307,8 @@ def test_the_fastest_usable_backend_comes_first(monkeypatch):
 
     monkeypatch.setattr(_triton, "serves", serves)
     chosen = {op: _backends._choose(op, "cuda", None) for op in _backends.OPERATORS}
-    assert chosen["moments"] == ("moments", "triton", "the fastest")
+    assert chosen["moments"] == ("moments", "triton", "the fastest that serves cuda tensors")
     assert chosen["pairs"].backend == "reference"
-    assert chosen["pairs"].reason.startswith("triton: there is no such kernel; cpu: it does not")
+    assert chosen["pairs"].reason.startswith(
+        "the fastest that serves cuda tensors; triton: there is no such kernel; cpu: it does not"
+    )

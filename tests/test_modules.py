@@ -26,6 +26,47 @@ def test_mutual_information_passes_every_option():
     assert not torch.equal(ours, mi(inputs))
 
 
+def test_the_mask_option_has_the_name_of_the_function_and_a_short_one():
+    name = "combine_noise_masks_for_mutual_information_sub_batches"
+    inputs = mi_inputs(seed=1)
+    for value in (True, False):
+        want = mi(inputs, combine=value)
+        for module in (
+            fused_mi.MutualInformationLoss(value),
+            fused_mi.MutualInformationLoss(**{name: value}),
+            fused_mi.MutualInformationLoss(combine_noise_masks=value),
+        ):
+            assert module.combine_noise_masks is value
+            assert torch.equal(module(*inputs), want)
+    assert fused_mi.MutualInformationLoss().combine_noise_masks is True
+    for both in (
+        lambda: fused_mi.MutualInformationLoss(True, combine_noise_masks=True),
+        lambda: fused_mi.MutualInformationLoss(**{name: True}, combine_noise_masks=False),
+    ):
+        with pytest.raises(TypeError, match=f"^combine_noise_masks: expected .*{name}.* got both"):
+            both()
+
+
+def test_the_options_of_modules_have_the_names_and_the_order_of_the_functions():
+    for module, function in (
+        (fused_mi.MutualInformationLoss, fused_mi.mutual_information_sub_batch),
+        (fused_mi.GaussianMixtureEntropy, fused_mi.gaussian_mixture_entropy),
+    ):
+        options = list(inspect.signature(module).parameters)
+        tensors = list(inspect.signature(module.forward).parameters)[1:]
+        known = list(inspect.signature(function).parameters)
+        if module is fused_mi.MutualInformationLoss:
+            assert options.pop() == "combine_noise_masks"
+        assert options == [name for name in known if name not in tensors]
+        assert tensors == [name for name in known if name not in options]
+
+
+def test_modules_pickled_under_the_short_name_still_work():
+    module = fused_mi.MutualInformationLoss(False)
+    assert vars(module)["combine_noise_masks"] is False
+    assert not any("sub_batches" in name for name in vars(module))
+
+
 def test_entropy_passes_every_option():
     inputs, component_mask = entropy_inputs()
     losses = {}

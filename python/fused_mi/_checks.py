@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import numbers
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What else can be compared with 0.
+_COUNTING = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+    torch.float8_e8m0fnu,
+)
+
 
 def floating(**tensors: Any) -> torch.dtype:
-    """Each argument is a real floating tensor on one device; returns the accumulation type T."""
-    for name, tensor in tensors.items():
-        _tensor(name, tensor)
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
-    _one_device(tensors)
+    """Each argument is a dense tensor of a supported floating dtype, all on one device; returns the
+    accumulation type T."""
+    for name, value in tensors.items():
+        _dense(name, value, _FLOATING, "tensor of float16, bfloat16, float32 or float64")
+    one_device(tensors)
     wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     return torch.float64 if wide else torch.float32
 
 
 def activity(name: str, mask: Any, like: Tensor) -> Tensor:
-    """A 0/1 mask of any real dtype as bool, on the device of `like`."""
-    _tensor(name, mask)
-    if mask.is_complex():
-        raise TypeError(
-            f"{name}: expected a bool, integer or floating-point tensor, got {mask.dtype}"
-        )
-    _one_device({"the embeddings": like, name: mask})
+    """A dense 0/1 mask of any real dtype as bool, on the device of `like`."""
+    _dense(name, mask, _FLOATING + _COUNTING, "bool, integer or floating-point tensor")
+    one_device({"the embeddings": like, name: mask})
     active: Tensor = mask if mask.dtype == torch.bool else mask.detach() != 0
     return active
 
@@ -60,23 +67,59 @@ def option(name: str, value: Any, literal: Any) -> None:
         )
 
 
-def factor(safety_factor: Any) -> None:
-    """`safety_factor` is a finite number >= 0."""
-    if isinstance(safety_factor, bool) or not isinstance(safety_factor, (int, float)):
+def factor(safety_factor: Any) -> float:
+    """`safety_factor`, a finite real number >= 0 of Python or NumPy, as a float."""
+    if isinstance(safety_factor, bool) or not isinstance(safety_factor, numbers.Real):
         raise TypeError(f"safety_factor: expected a number, got {type(safety_factor).__name__}")
-    if not 0 <= safety_factor < float("inf"):
-        raise ValueError(f"safety_factor: expected a finite number >= 0, got {safety_factor}")
+    try:
+        number = float(safety_factor)
+    except OverflowError:  # of an integer or a fraction
+        number = -math.inf if safety_factor < 0 else math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"safety_factor: expected a finite number >= 0, got {number}")
+    return number
 
 
-def _tensor(name: str, value: Any) -> None:
+def flag(name: str, value: Any) -> bool:
+    """`value`, True or False of Python or NumPy, as a bool; a text such as "no" would be true."""
+    if isinstance(value, bool):
+        return value
+    numpy = sys.modules.get("numpy")  # where it is not imported, nothing can be of its types
+    if numpy is None or not isinstance(value, numpy.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def mapping(name: str, value: Any) -> None:
+    """`value` is None or a mapping that can be written to."""
+    if value is not None and not isinstance(value, MutableMapping):
+        raise TypeError(f"{name}: expected a mutable mapping or None, got {type(value).__name__}")
+
+
+def tensor(name: str, value: Any) -> None:
+    """`value` is a tensor of any kind."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
-def _one_device(tensors: Mapping[str, Tensor]) -> None:
+def one_device(tensors: Mapping[str, Tensor]) -> None:
+    """All tensors are where the first one is."""
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
             raise ValueError(
                 f"{name}: expected device {reference.device} as {first}, got {tensor.device}"
             )
+
+
+def _dense(name: str, value: Any, dtypes: Sequence[torch.dtype], expected: str) -> None:
+    tensor(name, value)
+    if value.is_nested:  # first: its layout may be that of dense tensors
+        got = "a nested tensor"
+    elif value.layout != torch.strided:
+        got = f"layout {value.layout}"
+    elif value.dtype not in dtypes:
+        got = str(value.dtype)
+    else:
+        return
+    raise TypeError(f"{name}: expected a dense {expected}, got {got}")

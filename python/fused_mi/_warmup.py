@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from . import _checks
 from ._types import Estimator, Pairing
 from .losses import mutual_information_sub_batch
 
@@ -40,8 +41,10 @@ def warmup(
         gradients: which of "means", "stds", "clean" and "noisy" will require one.
 
     Raises:
+        TypeError: `combine_noise_masks` is no bool.
         ValueError: an unknown name in `gradients`.
     """
+    combine = _checks.flag("combine_noise_masks", combine_noise_masks)
     unknown = set(gradients) - set(INPUTS)
     if unknown:
         raise ValueError(f"gradients: expected names among {INPUTS}, got {sorted(unknown)}")
@@ -57,7 +60,7 @@ def warmup(
         mask,
         tensors["clean"],
         tensors["noisy"],
-        combine_noise_masks,
+        combine,
         safety_factor=safety_factor,
         estimator=estimator,
         pairing=pairing,

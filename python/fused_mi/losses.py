@@ -57,11 +57,11 @@ def square_mahalanobis_distance(
         built in any pattern.
 
     Raises:
-        TypeError: no tensor, or no real floating dtype.
+        TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not broadcast, or devices differ.
     """
     dtype = _checks.floating(x=x, y=y, stds=stds)
-    _checks.factor(safety_factor)
+    safety_factor = _checks.factor(safety_factor)
     active = _checks.activity("mask", mask, x)
     for name, tensor in (("x", x), ("y", y), ("stds", stds)):
         if tensor.dim() < 2:
@@ -109,11 +109,11 @@ def pairwise_square_mahalanobis_distance(
         (N, M) in T, in nats.
 
     Raises:
-        TypeError: no tensor, or no real floating dtype.
+        TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, or devices differ.
     """
     dtype = _checks.floating(y=y, centers=centers, stds=stds)
-    _checks.factor(safety_factor)
+    safety_factor = _checks.factor(safety_factor)
     _checks.dimensions("y", y, "(N, S, E)")
     _checks.dimensions("centers", centers, "(M, S, E)")
     _checks.shape("centers", centers, (centers.shape[0], *y.shape[1:]), "(M, S, E)")
@@ -161,12 +161,13 @@ def gaussian_mixture_entropy(
         0-dim in T, in nats.
 
     Raises:
-        TypeError: no tensor, or no real floating dtype.
+        TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, a batch is empty, devices differ, or an option is unknown.
     """
     x, y = clean_embeddings, transformed_embeddings
     dtype = _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
-    _checks.factor(safety_factor)
+    _checks.mapping("losses", losses)
+    safety_factor = _checks.factor(safety_factor)
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.dimensions("clean_embeddings", x, "(M, S, E)")
@@ -226,7 +227,7 @@ def mutual_information_sub_batch(
         0-dim in T, in nats.
 
     Raises:
-        TypeError: no tensor, or no real floating dtype.
+        TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or
             an option is unknown.
     """
@@ -234,7 +235,12 @@ def mutual_information_sub_batch(
     dtype = _checks.floating(
         means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
     )
-    _checks.factor(safety_factor)
+    combine = _checks.flag(
+        "combine_noise_masks_for_mutual_information_sub_batches",
+        combine_noise_masks_for_mutual_information_sub_batches,
+    )
+    _checks.mapping("losses", losses)
+    safety_factor = _checks.factor(safety_factor)
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.option("pairing", pairing, Pairing)
@@ -252,7 +258,7 @@ def mutual_information_sub_batch(
             f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
         )
 
-    component_mask = active if combine_noise_masks_for_mutual_information_sub_batches else None
+    component_mask = active if combine else None
     scoring = Scoring(active, component_mask, pairing, True, reduction == "sum", safety_factor)
     total, terms = _ESTIMATORS[estimator](y, x, mu, stds, scoring)
     _report(losses, _ENTRIES_OF_INFORMATION, terms, estimator)

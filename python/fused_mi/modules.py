@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from . import _checks
 from ._types import Estimator, Pairing, Reduction
 from .losses import Losses, gaussian_mixture_entropy, mutual_information_sub_batch
 
+_TRUE: Any = object()  # the default of an option with two names: tells whether both were given
+
 
 class MutualInformationLoss(nn.Module):
     """`mutual_information_sub_batch` with its options set once; see there for shapes, units and
-    errors."""
+    errors.
+
+    Options have the names, the order and the defaults of the function. Its first one, True by
+    default, may be given as `combine_noise_masks` too, which is the name of the attribute; both at
+    once are a TypeError.
+    """
 
     def __init__(
         self,
-        combine_noise_masks: bool = True,
+        combine_noise_masks_for_mutual_information_sub_batches: bool = _TRUE,
         safety_factor: float = 100.0,
         *,
         estimator: Estimator = "jensen",
         reduction: Reduction = "sum",
         pairing: Pairing = "sub_batch",
+        combine_noise_masks: bool = _TRUE,
     ) -> None:
         super().__init__()
-        _checks.factor(safety_factor)
+        names = {
+            "combine_noise_masks_for_mutual_information_sub_batches": (
+                combine_noise_masks_for_mutual_information_sub_batches
+            ),
+            "combine_noise_masks": combine_noise_masks,
+        }
+        given = [(name, value) for name, value in names.items() if value is not _TRUE]
+        if len(given) > 1:
+            raise TypeError(f"combine_noise_masks: expected one of {' and '.join(names)}, got both")
+        combine = _checks.flag(*given[0]) if given else True
+        safety_factor = _checks.factor(safety_factor)
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         _checks.option("pairing", pairing, Pairing)
-        self.combine_noise_masks = combine_noise_masks
+        self.combine_noise_masks = combine
         self.safety_factor = safety_factor
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
@@ -75,7 +95,7 @@ class GaussianMixtureEntropy(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        _checks.factor(safety_factor)
+        safety_factor = _checks.factor(safety_factor)
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         self.safety_factor = safety_factor

@@ -25,7 +25,7 @@ def gaussian_entropy_log_loss(stds: Tensor, noise_mask: Tensor | None = None) ->
         0-dim in the dtype of stds, accumulated in T; 0 with zero gradients where nothing is active.
 
     Raises:
-        TypeError: no tensor, or no real floating dtype.
+        TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: the shape of noise_mask is no prefix of that of stds, or devices differ.
     """
     mean, any_active = _masked_mean(stds, noise_mask, lambda values, eps: -(values + eps).log())

@@ -11,12 +11,14 @@ import functools
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
+from .. import _checks
 from . import _cpu, _triton
 
 OPERATORS = ("jensen", "logsumexp", "distances", "variance")
@@ -36,7 +38,9 @@ _MODULES = {
 }
 
 _log = logging.getLogger("fused_mi")
-_forced: str | None = None
+_forced: str | None = None  # the last of _entered, which every operator reads
+_entered: dict[object, str] = {}  # a key for each open `use_backend`, in the order of entry
+_entering = threading.RLock()  # reentrant: garbage collection may close a generator at any point
 
 
 class Backend(NamedTuple):
@@ -64,28 +68,49 @@ def backends() -> list[Backend]:
 def use_backend(name: str) -> Iterator[None]:
     """Force one backend for every operator called inside; it raises where it cannot serve.
 
-    Holds for the whole process, not only for this thread: autograd runs backward passes in threads
-    of its own. A backward pass outside of the `with` block chooses anew. Goes before the
-    environment variable `FUSED_MI_BACKEND`. Functions without an operator are not affected.
+    Holds for the whole process, all other threads included: autograd runs backward passes in
+    threads of its own. Of several open blocks, of whatever threads, the one entered last counts,
+    until it is left; they may be left in any order. A backward pass outside of the block chooses
+    anew. In a function that `torch.compile` compiles it breaks the graph; put it around the call.
+    Goes before the environment variable `FUSED_MI_BACKEND`. Functions without an operator are not
+    affected.
 
     Raises:
         ValueError: no backend has this name.
     """
-    global _forced
     _check(name, "use_backend")
-    before, _forced = _forced, name
+    entry = object()
     try:
+        with _entering:
+            _entered[entry] = name
+            _update()
         yield
     finally:
-        _forced = before
+        with _entering:
+            _entered.pop(entry, None)
+            _update()
+
+
+def _update() -> None:
+    global _forced
+    _forced = [None, *_entered.values()][-1]
 
 
 def explain(*tensors: Tensor) -> list[Choice]:
-    """Which backend would serve each operator for these tensors, and why.
+    """Which backend would serve each operator for these tensors, and why: "forced", or the fastest
+    and what spoke against those that would go before it.
 
     Raises:
-        RuntimeError: a forced backend cannot serve one of them.
+        TypeError: no tensor.
+        ValueError: devices differ.
+        RuntimeError: a forced backend cannot serve one of the operators.
     """
+    if not tensors:
+        raise TypeError("tensors: expected at least one tensor, got none")
+    named = {f"tensors[{i}]": tensor for i, tensor in enumerate(tensors)}
+    for name, tensor in named.items():
+        _checks.tensor(name, tensor)
+    _checks.one_device(named)
     return [_choose(operator, tensors[0].device.type, forced()) for operator in OPERATORS]
 
 
@@ -130,15 +155,15 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
                 f"backend {wanted!r} was forced and cannot serve {operator}: {reason}"
             )
         return Choice(operator, wanted, "forced")
-    rejected = []
+    reasons = [f"the fastest that serves {device} tensors"]
     for name in BACKENDS:
         serves, reason = _serves(name, operator, device)
         if serves and name == "triton" and device == "cpu":
             serves, reason = False, "its interpreter is for tests: only when forced"
         if serves:
             break
-        rejected.append(f"{name}: {reason}")
-    because = "; ".join(rejected) or "the fastest"
+        reasons.append(f"{name}: {reason}")
+    because = "; ".join(reasons)
     _log.info("%s on %s is served by %s (%s)", operator, device, name, because)
     return Choice(operator, name, because)
 
