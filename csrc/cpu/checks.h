@@ -15,7 +15,11 @@ using torch::stable::Tensor;
 struct Threads {
   template <class Body>
   void operator()(int64_t begin, int64_t end, int64_t grain, const Body& body) const {
-    if (end > begin) torch::stable::parallel_for(begin, end, grain, body);
+    if (end - begin <= grain) {  // nothing to share
+      if (end > begin) body(begin, end);
+    } else {
+      torch::stable::parallel_for(begin, end, grain, body);
+    }
   }
 };
 

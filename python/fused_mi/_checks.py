@@ -19,6 +19,35 @@ _COUNTING = (
     *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
     torch.float8_e8m0fnu,
 )
+_STRIDED, _BOOL = torch.strided, torch.bool
+_DENSE = frozenset((Tensor, torch.nn.Parameter))
+
+
+def all_well(tensors: Sequence[Any], mask: Any) -> bool:
+    """Whether `tensors` are dense, floating, of one shape (rows, S, E) and on one device, and
+    `mask` is a bool one of (rows, S): then nothing has to be named."""
+    first = tensors[0]
+    if type(first) not in _DENSE or first.is_nested or first.dim() != 3:
+        return False
+    shape, device = first.shape, first.device
+    for t in tensors:
+        if (
+            type(t) not in _DENSE
+            or t.is_nested
+            or t.dtype not in _FLOATING
+            or t.layout is not _STRIDED
+            or t.device != device
+            or t.shape != shape
+        ):
+            return False
+    return (
+        type(mask) is Tensor
+        and not mask.is_nested
+        and mask.dtype is _BOOL
+        and mask.layout is _STRIDED
+        and mask.device == device
+        and mask.shape == shape[:2]
+    )
 
 
 def floating(**tensors: Any) -> torch.dtype:
@@ -61,7 +90,7 @@ def not_empty(name: str, tensor: Tensor) -> None:
 
 def option(name: str, value: Any, literal: Any) -> None:
     """`value` is one of the strings of the type `literal`."""
-    if value not in get_args(literal):
+    if value not in literal.__args__:
         raise ValueError(
             f"{name}: expected one of {', '.join(map(repr, get_args(literal)))}, got {value!r}"
         )
@@ -69,6 +98,8 @@ def option(name: str, value: Any, literal: Any) -> None:
 
 def factor(safety_factor: Any) -> float:
     """`safety_factor`, a finite real number >= 0 of Python or NumPy, as a float."""
+    if type(safety_factor) is float and 0 <= safety_factor < math.inf:
+        return safety_factor
     if isinstance(safety_factor, bool) or not isinstance(safety_factor, numbers.Real):
         raise TypeError(f"safety_factor: expected a number, got {type(safety_factor).__name__}")
     try:
@@ -92,7 +123,7 @@ def flag(name: str, value: Any) -> bool:
 
 def mapping(name: str, value: Any) -> None:
     """`value` is None or a mapping that can be written to."""
-    if value is not None and not isinstance(value, MutableMapping):
+    if value is not None and type(value) is not dict and not isinstance(value, MutableMapping):
         raise TypeError(f"{name}: expected a mutable mapping or None, got {type(value).__name__}")
 
 

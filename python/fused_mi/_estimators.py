@@ -1,7 +1,7 @@
 """The two estimators: the terms of their losses, and how they are built from a backend's kernels.
 
-A backend that has nothing faster makes its operators of four building blocks, `variance`, `moments`,
-`pairs` and `logsumexp`: see `Estimators`.
+A backend that has nothing faster makes its operators of four building blocks, `variance`,
+`moments`, `pairs` and `logsumexp`: see `Estimators`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def jensen_state(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scorin
     return y.new_empty(HEADER + count, dtype=dtype)
 
 
-def logsumexp_state(y: Tensor, x: Tensor, scoring: Scoring) -> Tensor:
+def logsumexp_state(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring) -> Tensor:
     """An empty state of `logsumexp`: a header, (D, 4, N) see `reference.logsumexp.logsumexp`, and
     the energies (D, 3, N, M) unless they are too many."""
     d, n, m = Sizes.of(scoring, y, x)
@@ -114,9 +114,9 @@ class Estimators:
     def logsumexp(
         self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`mean_i -log(1/M sum_l exp(-e_il))` of the energies e = q + g - k; returned as `jensen`."""
+        """`mean_i -log(1/M sum_l exp(-e_il))` of the energies e = q + g - k; as `jensen`."""
         sizes = Sizes.of(scoring, y, x)
-        state = logsumexp_state(y, x, scoring)
+        state = logsumexp_state(y, x, mu, stds, scoring)
         rows, energies = _parts(state, sizes)
         mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
         _keep(state, mixtures)
@@ -233,9 +233,7 @@ def _kept(state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, *others: Tensor
     count = len(mixtures)
     eps = state[: 2 * count].to(accumulation_dtype(y, x, *others)).unbind()
     return [
-        m._replace(
-            component_eps=eps[d], sample_eps=eps[count + d] if scoring.own_stds else None
-        )
+        m._replace(component_eps=eps[d], sample_eps=eps[count + d] if scoring.own_stds else None)
         for d, m in enumerate(mixtures)
     ]
 

@@ -13,7 +13,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of sums and of all plain arithmetic on `device`: float64, or float32 where it has no
+    """The dtype of sums and of plain arithmetic on `device`: float64, or float32 where there is no
     float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 

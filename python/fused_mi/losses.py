@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ._broadcast import outer_pattern, used_by
 from ._estimators import TERMS
 from ._types import Estimator, Pairing, Reduction
 from .ops.distances import distances
-from .ops.estimators import jensen, logsumexp
+from .ops.estimators import Estimate, jensen, logsumexp
 from .ops.variance import stabiliser
 from .reference import variance
 from .reference.distance import square_distance
@@ -23,7 +23,7 @@ Losses = MutableMapping[str, Any]
 """Any mutable mapping, `ComponentLossesDict` among them."""
 
 
-_ESTIMATORS: dict[Estimator, Callable[..., tuple[Tensor, Tensor]]] = {
+_ESTIMATORS: dict[Estimator, Estimate] = {
     "jensen": jensen,
     "logsumexp": logsumexp,
 }
@@ -165,7 +165,7 @@ def gaussian_mixture_entropy(
         ValueError: shapes do not match, a batch is empty, devices differ, or an option is unknown.
     """
     x, y = clean_embeddings, transformed_embeddings
-    dtype = _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
+    _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
     _checks.mapping("losses", losses)
     safety_factor = _checks.factor(safety_factor)
     _checks.option("estimator", estimator, Estimator)
@@ -180,9 +180,7 @@ def gaussian_mixture_entropy(
     active = _sample_mask(mask, y)
     components = _component_mask(component_mask, stds)
     scoring = Scoring(active, components, "all", False, reduction == "sum", safety_factor)
-    total, terms = _ESTIMATORS[estimator](y, x, means, stds, scoring)
-    _report(losses, _ENTRIES_OF_ENTROPY, terms, estimator)
-    return total
+    return _evaluate(estimator, (y, x, means, stds), scoring, losses, _ENTRIES_OF_ENTROPY)
 
 
 def mutual_information_sub_batch(
@@ -232,9 +230,17 @@ def mutual_information_sub_batch(
             an option is unknown.
     """
     mu, stds, x, y = means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings
-    dtype = _checks.floating(
-        means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
-    )
+    active = noise_mask
+    if not _checks.all_well((mu, stds, x, y), noise_mask):
+        _checks.floating(
+            means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
+        )
+        _checks.dimensions("means_tensor", mu, "(B, S, E)")
+        _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
+        _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
+        _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
+        active = _checks.activity("noise_mask", noise_mask, y)
+        _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
     combine = _checks.flag(
         "combine_noise_masks_for_mutual_information_sub_batches",
         combine_noise_masks_for_mutual_information_sub_batches,
@@ -244,12 +250,6 @@ def mutual_information_sub_batch(
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.option("pairing", pairing, Pairing)
-    _checks.dimensions("means_tensor", mu, "(B, S, E)")
-    _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
-    _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
-    _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
-    active = _checks.activity("noise_mask", noise_mask, y)
-    _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
     batch = mu.shape[0]
     if batch < 2:
         raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
@@ -257,12 +257,9 @@ def mutual_information_sub_batch(
         raise ValueError(
             f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
         )
-
     component_mask = active if combine else None
     scoring = Scoring(active, component_mask, pairing, True, reduction == "sum", safety_factor)
-    total, terms = _ESTIMATORS[estimator](y, x, mu, stds, scoring)
-    _report(losses, _ENTRIES_OF_INFORMATION, terms, estimator)
-    return total
+    return _evaluate(estimator, (y, x, mu, stds), scoring, losses, _ENTRIES_OF_INFORMATION)
 
 
 def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:
@@ -279,16 +276,23 @@ def _component_mask(mask: Tensor | None, stds: Tensor) -> Tensor | None:
     return active
 
 
-def _report(
-    losses: Losses | None, names: Mapping[str, str], terms: Tensor, estimator: Estimator
-) -> None:
-    """Write the entries of a loss."""
+def _evaluate(
+    estimator: Estimator,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    scoring: Scoring,
+    losses: Losses | None,
+    entries: Mapping[str, str],
+) -> Tensor:
+    """The loss; its terms go into `losses`."""
+    estimate = _ESTIMATORS[estimator]
+    total: Tensor
     if losses is None:
-        return
-    for term, entry in zip(TERMS, terms.unbind(), strict=True):
-        if term not in names:
-            continue
+        total = estimate(inputs, scoring, True)
+        return total
+    total, terms = estimate(inputs, scoring, False)
+    for term, value in zip(TERMS, terms.unbind(), strict=True):
         if term == "assignment" and estimator == "jensen":
-            losses.pop(names[term], None)  # of another estimator, in a mapping that is used again
-        else:
-            losses[names[term]] = entry
+            losses.pop(entries[term], None)  # of another estimator, in a mapping used again
+        elif term in entries:
+            losses[entries[term]] = value
+    return total

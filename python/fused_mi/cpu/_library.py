@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import struct
 import warnings
@@ -12,7 +11,10 @@ from typing import Any
 
 import torch
 
+from .._environment import Variable
+
 VARIABLE = "FUSED_MI_CPU"
+_variable = Variable(VARIABLE)
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
 _VERSION = 3  # of the operators' schemas
@@ -62,7 +64,7 @@ def path() -> int:
     Raises:
         ValueError: no path has this name, or this machine lacks its instructions.
     """
-    return _path(os.environ.get(VARIABLE))
+    return _path(_variable.get())
 
 
 @functools.cache

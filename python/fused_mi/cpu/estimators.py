@@ -16,7 +16,12 @@ from . import pairs as _pairs
 from . import variance as _variance
 from ._library import operators, path
 
-_PAIRINGS = {"all": 0, "sub_batch": 1, "symmetric": 2, "leave_one_out": 3}  # as the library has them
+_PAIRINGS = {
+    "all": 0,
+    "sub_batch": 1,
+    "symmetric": 2,
+    "leave_one_out": 3,
+}  # as the library has them
 _by_blocks = _estimators.Estimators(_variance, _moments, _pairs, _logsumexp)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._precision import moments_dtype
 from ..reference.mixture import Mixture
 from ..reference.passes import gradients, nothing
-from .._precision import moments_dtype
 from ._arguments import constants, numbers_of, with_rows
 from ._library import operators, path
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -19,11 +18,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import _checks
+from .._environment import Variable
 from . import _cpu, _triton
 
 OPERATORS = ("jensen", "logsumexp", "distances", "variance")
 BACKENDS = ("triton", "cpu", "reference")  # the fastest first
 VARIABLE = "FUSED_MI_BACKEND"
+_variable = Variable(VARIABLE)
 _PACKAGES = {
     "triton": "fused_mi.triton_kernels",
     "cpu": "fused_mi.cpu",
@@ -128,10 +129,10 @@ def forced() -> str | None:
     """The name of the forced backend, by `use_backend` or by the environment; None = automatic."""
     if _forced is not None:
         return _forced
-    name = os.environ.get(VARIABLE)
-    if name:
+    name = _variable.get()
+    if name is not None:
         _check(name, VARIABLE)
-    return name or None
+    return name
 
 
 def _check(name: str, argument: str) -> None:

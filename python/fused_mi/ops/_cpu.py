@@ -16,7 +16,6 @@ def serves(operator: str, device: str) -> tuple[bool, str]:
     """This operator on this type of device."""
     if device != "cpu":
         return False, f"it does not serve {device} tensors"
-    from ..cpu import _library
 
     if operator not in _OPERATORS:
         return False, "there is no such kernel"

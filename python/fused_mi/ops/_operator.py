@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._backends import choose
 from ._library import define, differentiate
+
+Gradients = list[Tensor | None]
+"""Of the inputs; None where none is wanted."""
 
 _DENSE = frozenset((Tensor, torch.nn.Parameter))
 _is_compiling = torch.compiler.is_compiling
@@ -28,82 +32,87 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Quantity(NamedTuple):
-    """What an operator computes. Inputs are differentiable, constants are not."""
+    """What an operator computes. Its inputs are differentiable, its constants are not."""
 
     name: str
     inputs: tuple[str, ...]  # names of tensors
-    constants: tuple[str, ...]  # of a schema, tensors first
-    tensors: int  # how many constants are tensors, or None
+    constants: tuple[str, ...]  # as in a schema, tensors first
+    tensors: int  # how many of the constants are tensors, or None
     outputs: tuple[str, ...]  # names of tensors
+    bundle: Callable[..., Any]  # the constants as the functions below take them: a tuple
 
-    # (*inputs, *constants) -> (*outputs, state): by a backend
+    # (module of the backend, inputs, constants) -> (*outputs, state)
     forward: Callable[..., Any]
-    # (gradients of outputs or None, inputs, constants, state, wanted) -> gradients of inputs or None
-    backward: Callable[..., list[Tensor | None]]
-    # As forward: empty tensors.
+    # (module, gradients of outputs or None, inputs, constants, state, wanted)
+    backward: Callable[..., Gradients]
+    # (inputs, constants) -> (*outputs, state): empty tensors
     fake: Callable[..., Any]
-    # (*inputs, *constants) -> outputs: in torch's own operators, without a state
+    # (inputs, constants) -> outputs: in torch's own operators
     formula: Callable[..., Any]
 
 
 def operator(q: Quantity) -> Callable[..., Any]:
-    """Register `name` and `name_backward`; returns `(*inputs, *constants) -> outputs`."""
-    count, last = len(q.inputs), len(q.outputs)
+    """Register `name` and `name_backward`; returns `(inputs, constants, first_only=False)` ->
+    outputs, or the first of them."""
+    last = len(q.outputs)
     operation, value, gradient = _register(q)
     eager = _eager(q, gradient)
-    forward, formula = q.forward, q.formula
 
-    def call(*arguments: Any) -> Any:
+    def call(inputs: Sequence[Tensor], constants: Any, first_only: bool = False) -> Any:
         if _is_compiling():
-            return formula(*arguments) if _transforms_active() else operation(*arguments)[:last]
-        if forward_ad._current_level >= 0 or _is_tracing():
-            return formula(*arguments)
-        if _transforms_active():
-            return value(*arguments)[:last]
-        inputs = arguments[:count]
-        if _modes_active() or not _DENSE.issuperset(map(type, inputs)):
-            return operation(*arguments)[:last]
-        if _is_grad_enabled() and any(t.requires_grad for t in inputs):
-            return eager(*arguments)
-        return forward(*arguments)[:last]
+            of_formula = _transforms_active()
+            found = q.formula(inputs, constants) if of_formula else operation(*inputs, *constants)
+        elif forward_ad._current_level >= 0 or _is_tracing():
+            found = q.formula(inputs, constants)
+        elif _transforms_active():
+            found = value(*inputs, *constants)
+        elif _modes_active() or not _DENSE.issuperset(map(type, inputs)):
+            found = operation(*inputs, *constants)
+        elif _is_grad_enabled() and any([t.requires_grad for t in inputs]):  # noqa: C419, faster
+            return eager(constants, first_only, *inputs)
+        else:
+            found = q.forward(choose(q.name, inputs[0]), inputs, constants)
+        return found[0] if first_only else found[:last]
 
     return call
 
 
 def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
     """From an autograd function straight to the backend, with nothing in between."""
-    count, tensors = len(q.inputs), len(q.inputs) + q.tensors
-    none = (None,) * len(q.constants)
-    nothing = (None,) * (count + len(q.constants))
+    count, last, tensors = len(q.inputs), len(q.outputs), q.tensors
+    nothing = (None,) * (2 + count)
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            *outputs, state = q.forward(*arguments)
-            ctx.save_for_backward(*arguments[:tensors], state)
-            ctx.options = arguments[tensors:]
+        def forward(ctx: Any, constants: Any, first_only: bool, *inputs: Tensor) -> Any:
+            module = choose(q.name, inputs[0])
+            *outputs, state = q.forward(module, inputs, constants)
+            ctx.save_for_backward(*inputs, *constants[:tensors], state)
+            ctx.module, ctx.options = module, constants[tensors:]
             ctx.set_materialize_grads(False)
-            return tuple(outputs)
+            return outputs[0] if first_only else tuple(outputs)
 
         @staticmethod
         def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-            if not any(g is not None for g in upstream):
+            if all(g is None for g in upstream):
                 return nothing
-            *saved, state = ctx.saved_tensors
-            inputs, constants = saved[:count], (*saved[count:], *ctx.options)
-            wanted = ctx.needs_input_grad[:count]
-
-            def pull(upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
-                if _is_grad_enabled():  # create_graph
-                    return _gradient_of_formula(q, upstream, inputs, constants, wanted)
-                return q.backward(upstream, inputs, constants, state, wanted)
-
+            saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+            upstream += (None,) * (last - len(upstream))
+            inputs, state = saved[:count], saved[-1]
+            constants = q.bundle(*saved[count:-1], *ctx.options)
             if _transforms_active():
                 found = gradient(*upstream, *inputs, *constants, state, list(wanted))
-                return *_scatter(iter(found), wanted), *none
-            if any(g is not None and _is_batched(g) for g in upstream):  # is_grads_batched
-                return *_element_by_element(pull, upstream), *none
-            return *pull(upstream), *none
+                return None, None, *_scatter(iter(found), wanted)
+
+            def pull(upstream: Sequence[Tensor | None]) -> Gradients:
+                if _is_grad_enabled():  # create_graph
+                    return _gradient_of_formula(q, upstream, inputs, constants, wanted)
+                return q.backward(ctx.module, upstream, inputs, constants, state, wanted)
+
+            for g in upstream:
+                if g is not None and _is_batched(g):  # is_grads_batched
+                    return None, None, *_element_by_element(pull, upstream)
+            return None, None, *pull(upstream)
 
     Eager.__name__ = Eager.__qualname__ = q.name
     return Eager.apply  # type: ignore[no-any-return]
@@ -117,14 +126,22 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
     upstream = ", ".join(f"Tensor? of_{name}" for name in q.outputs)
     constants = ", ".join(q.constants)
 
+    def forward(*arguments: Any) -> Any:
+        given = arguments[:count]
+        return q.forward(choose(q.name, given[0]), given, q.bundle(*arguments[count:]))
+
+    def fake(*arguments: Any) -> Any:
+        return q.fake(arguments[:count], q.bundle(*arguments[count:]))
+
     def backward(*arguments: Any) -> list[Tensor]:
         of_outputs, rest = arguments[:last], arguments[last:]
-        found = q.backward(of_outputs, rest[:count], rest[count:-2], *rest[-2:])
+        given, constants = rest[:count], q.bundle(*rest[count:-2])
+        found = q.backward(choose(q.name, given[0]), of_outputs, given, constants, *rest[-2:])
         return [g for g in found if g is not None]
 
     def backward_fake(*arguments: Any) -> list[Tensor]:
-        given = arguments[last : last + count]
-        return [t.new_empty(t.shape) for t, needed in zip(given, arguments[-1], strict=True) if needed]
+        given, wanted = arguments[last : last + count], arguments[-1]
+        return [t.new_empty(t.shape) for t, needed in zip(given, wanted, strict=True) if needed]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.mark_non_differentiable(output[last])
@@ -146,13 +163,13 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
         ctx.save_for_backward(*arguments[: last + tensors])
 
     def pull_back_gradient(ctx: Any, *of_gradients: Any) -> tuple[Any, ...]:
-        values, constants = ctx.saved_tensors[: last + count], ctx.saved_tensors[last + count :]
+        values, masks = ctx.saved_tensors[: last + count], ctx.saved_tensors[last + count :]
+        constants = q.bundle(*masks, *ctx.options)
         present = [t is not None for t in values]
 
         def plain(*values: Tensor) -> list[Tensor]:
             given = _scatter(iter(values), present)
-            constant = (*constants, *ctx.options)
-            found = _gradient_of_formula(q, given[:last], given[last:], constant, ctx.wanted)
+            found = _gradient_of_formula(q, given[:last], given[last:], constants, ctx.wanted)
             return [g for g in found if g is not None]
 
         as_list = isinstance(of_gradients[0], (list, tuple))  # by an operator, not by a function
@@ -160,7 +177,9 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
         second = pull(list(of_gradients[0] if as_list else of_gradients))
         return *_scatter(iter(second), present), *(None,) * (len(q.constants) + 2)
 
-    operation = define(f"{q.name}({inputs}, {constants}) -> ({outputs}, Tensor state)", q.forward, q.fake)
+    operation = define(
+        f"{q.name}({inputs}, {constants}) -> ({outputs}, Tensor state)", forward, fake
+    )
     operation_backward = define(
         f"{q.name}_backward({upstream}, {inputs}, {constants}, Tensor state, bool[] wanted)"
         " -> Tensor[]",
@@ -176,16 +195,16 @@ def _gradient_of_formula(
     q: Quantity,
     upstream: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    constants: Sequence[Any],
+    constants: Any,
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
+) -> Gradients:
     """Gradients of the wanted inputs, themselves differentiable; the graph holds whole tensors."""
     chosen = [i for i, needed in enumerate(wanted) if needed]
     given = [k for k, tensor in enumerate(upstream) if tensor is not None]
 
     def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
         replaced = dict(zip(chosen, values, strict=True))
-        outputs = q.formula(*(replaced.get(i, t) for i, t in enumerate(inputs)), *constants)
+        outputs = q.formula([replaced.get(i, t) for i, t in enumerate(inputs)], constants)
         return tuple(outputs[k] for k in given)
 
     with torch.enable_grad():
@@ -194,8 +213,8 @@ def _gradient_of_formula(
 
 
 def _element_by_element(
-    pull: Callable[..., list[Tensor | None]], upstream: Sequence[Tensor | None]
-) -> list[Tensor | None]:
+    pull: Callable[..., Gradients], upstream: Sequence[Tensor | None]
+) -> Gradients:
     """Gradients for a batch of `upstream`, as `torch.autograd.grad` joins it."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -203,9 +222,9 @@ def _element_by_element(
         torch._remove_batch_dim(g, level, 1, 0) if g is not None and _is_batched(g) else g
         for g in upstream
     ]
-    size = next(b.shape[0] for b, g in zip(batches, upstream, strict=True) if b is not g)
+    size = next(len(b) for b, g in zip(batches, upstream, strict=True) if b is not g)  # type: ignore
     elements = [
-        pull([b if b is g else b[i] for b, g in zip(batches, upstream, strict=True)])
+        pull([b if b is g else b[i] for b, g in zip(batches, upstream, strict=True)])  # type: ignore
         for i in range(size)
     ]
     return [

@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._precision import working_dtype
 from ..reference import pairs as plain
 from ..reference.mixture import Mixture
-from ._backends import choose
-from ._operator import Quantity, operator
+from ._operator import Gradients, Quantity, operator
 
 
-def _mixture(mask: Tensor, component_mask: Tensor, eps: Tensor) -> list[Mixture]:
-    return [Mixture.of_all_rows(mask, component_mask, eps)]
+class _Constants(NamedTuple):
+    mask: Tensor  # (N, S) bool
+    component_mask: Tensor  # (M, S) bool
+    eps: Tensor  # ()
+
+    def mixture(self) -> Mixture:
+        return Mixture.of_all_rows(*self)
 
 
-def _forward(y: Tensor, centers: Tensor, stds: Tensor, *constants: Tensor) -> Any:
-    energies = choose("distances", y).pairs(y, centers, None, stds, _mixture(*constants))
+def _forward(module: ModuleType, inputs: Sequence[Tensor], constants: _Constants) -> Any:
+    y, centers, stds = inputs
+    energies = module.pairs(y, centers, None, stds, [constants.mixture()])
     return energies[0, 0], y.new_empty(0)
 
 
 def _backward(
+    module: ModuleType,
     upstream: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    constants: Sequence[Any],
+    constants: _Constants,
     state: Tensor,
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
+) -> Gradients:
     (of_distances,), (y, centers, stds) = upstream, inputs
     assert of_distances is not None
     of_energies = of_distances.new_zeros(1, 3, *of_distances.shape)
     of_energies[0, 0] = of_distances
-    of_y, of_centers, _, of_stds = choose("distances", y).pairs_backward(
-        of_energies, y, centers, None, stds, None, _mixture(*constants),
+    of_y, of_centers, _, of_stds = module.pairs_backward(
+        of_energies,
+        y,
+        centers,
+        None,
+        stds,
+        None,
+        [constants.mixture()],
         (wanted[0], wanted[1], False, wanted[2]),
     )
     return [of_y, of_centers, of_stds]
 
 
-def _fake(y: Tensor, centers: Tensor, stds: Tensor, *constants: Tensor) -> Any:
+def _fake(inputs: Sequence[Tensor], constants: _Constants) -> Any:
+    y, centers, _ = inputs
     shape = y.shape[0], centers.shape[0]
     return y.new_empty(shape, dtype=working_dtype(y.device)), y.new_empty(0)
 
 
-def _formula(y: Tensor, centers: Tensor, stds: Tensor, *constants: Tensor) -> tuple[Tensor]:
-    return (plain.energies(_mixture(*constants)[0], y, centers, None, stds)[0],)
+def _formula(inputs: Sequence[Tensor], constants: _Constants) -> tuple[Tensor]:
+    y, centers, stds = inputs
+    return (plain.energies(constants.mixture(), y, centers, None, stds)[0],)
 
 
 _distances = operator(
@@ -58,6 +72,7 @@ _distances = operator(
         ("Tensor mask", "Tensor component_mask", "Tensor eps"),
         3,
         ("distances",),
+        _Constants,
         _forward,
         _backward,
         _fake,
@@ -77,5 +92,6 @@ def distances(
         mask, component_mask: (N, S) and (M, S) bool; w is 1 where both are active.
         eps: (), of the variances.
     """
-    (found,) = _distances(y, centers, stds, mask, component_mask, eps)
+    constants = _Constants(mask, component_mask, eps)
+    found: Tensor = _distances((y, centers, stds), constants, True)
     return found

@@ -128,7 +128,12 @@ class _Direction:
             if m.sample_eps is not None:
                 k = k - torch.where(diagonal, log_i, 0).sum()
         of_roles = torch.stack(
-            (r.samples.delta, r.samples.m2, r.components.delta, r.components.weight.expand_as(r.y[0]))
+            (
+                r.samples.delta,
+                r.samples.m2,
+                r.components.delta,
+                r.components.weight.expand_as(r.y[0]),
+            )
         )
         return torch.stack((q, g, k)), of_roles
 

@@ -110,9 +110,7 @@ class _Direction:
         return result
 
 
-def energies(
-    mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor
-) -> Tensor:
+def energies(mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor) -> Tensor:
     """q, g and k of every pair of one mixture (3, N, M), differentiable; without blocks."""
     return torch.stack(_Direction(mixture).energies(WHOLE, y, x, mu, stds))
 
