@@ -4,7 +4,7 @@ import fused_mi
 import pytest
 import torch
 from cases import PAIRINGS
-from fused_mi import _logsumexp
+from fused_mi import _estimators
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS, POSITIONS, FEATURES = 8, 2, 5
@@ -38,7 +38,7 @@ def test_blocks_give_what_all_pairs_give(monkeypatch, pairing, combine, pairs_at
     inputs, mask = batch(spoiled=combine)
     combination = {"combine_noise_masks_for_mutual_information_sub_batches": combine}
     at_once = evaluate(inputs, mask, pairing=pairing, **combination)
-    monkeypatch.setattr(_logsumexp, "PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(_estimators, "PAIRS_AT_ONCE", pairs_at_once)
     by_blocks = evaluate(inputs, mask, pairing=pairing, **combination)
     assert at_once[0].isfinite()
     for one, other in zip(at_once, by_blocks, strict=True):
@@ -65,7 +65,7 @@ def test_no_tensor_has_all_pairs(monkeypatch):
     mask = torch.ones(rows, 1, dtype=torch.bool)
     with Largest() as at_once:
         evaluate((mu, sigma, x, y), mask)
-    monkeypatch.setattr(_logsumexp, "PAIRS_AT_ONCE", most)
+    monkeypatch.setattr(_estimators, "PAIRS_AT_ONCE", most)
     with Largest() as by_blocks:
         evaluate((mu, sigma, x, y), mask)
     assert at_once.elements >= 3 * (rows // 2) ** 2

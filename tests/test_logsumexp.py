@@ -5,11 +5,11 @@ import math
 import fused_mi
 import pytest
 import torch
+from blocks import logsumexp
 from cases import fresh_memory_full_of_nan, same_bits
 from fused_mi.cpu import _library
 from fused_mi.ops import _triton
-from fused_mi.ops.logsumexp import logsumexp
-from torch._dynamo.utils import counters
+from fused_mi.reference import logsumexp as reference
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -270,63 +270,24 @@ def test_the_exponential_is_that_of_every_double(monkeypatch, path):
 
 
 @owns
-def test_derivatives_of_second_order(backend, own):
+def test_derivatives_of_second_order_of_the_formula(own):
     energies = energies_of((1, 2, 5)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda e: logsumexp(e, own), energies)
-    assert torch.autograd.gradgradcheck(lambda e: logsumexp(e, own), energies)
+    assert torch.autograd.gradcheck(lambda e: reference.logsumexp(e, own)[0], energies)
+    assert torch.autograd.gradgradcheck(lambda e: reference.logsumexp(e, own)[0], energies)
 
 
-def test_second_derivatives_of_a_row_without_density_are_not_nan(backend):
+def test_second_derivatives_of_a_row_without_density_are_not_nan():
     energies = energies_of((1, 3, 4))
     energies[0, 0, 1], energies[0, 0, 2, 3] = math.inf, math.inf
     energies.requires_grad_()
-    terms = logsumexp(energies, None)
+    terms, _ = reference.logsumexp(energies, None)
     (first,) = torch.autograd.grad(terms[0, 1:].sum() + terms[0, 0], energies, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), energies)
     assert not first.isnan().any() and not second.isnan().any()
 
 
-@owns
-def test_opcheck(backend, own):
-    energies = energies_of((2, 3, 6)).requires_grad_()
-    torch.library.opcheck(torch.ops.fused_mi.logsumexp, (energies, own))
-    terms, state = torch.ops.fused_mi.logsumexp(energies, own)
-    assert terms.requires_grad and not state.requires_grad
-    upstream = torch.randn_like(terms).requires_grad_()
-    arguments = (upstream, energies, state, own)
-    torch.library.opcheck(torch.ops.fused_mi.logsumexp_backward, arguments)
-
-
-def test_transforms_of_torch_func():
-    energies, upstream = energies_of((1, 3, 4)), upstream_of(1)
-    by_function = torch.func.grad(lambda e: (logsumexp(e, 0) * upstream).sum())(energies)
-    _, plain = evaluate(logsumexp, energies, 0, upstream)
-    torch.testing.assert_close(by_function, plain, rtol=1e-14, atol=1e-16)
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("own", [None, 0])
-def test_one_graph_for_every_size(own):
-    torch._dynamo.reset()
-    counters.clear()
-    compiled = torch.compile(
-        lambda e: logsumexp(e, own), backend="aot_eager", fullgraph=True, dynamic=True
-    )
-    for n in range(4, 20):  # a component more than there are matrices, or the compiler equates them
-        energies = energies_of((1, n, n + 1), seed=n)
-        results = [
-            evaluate(f, energies, own, upstream_of(1))
-            for f in (lambda e, _: compiled(e), logsumexp)
-        ]
-        for ours, plain in zip(*results, strict=True):
-            torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-14)
-    assert counters["stats"]["unique_graphs"] == 1
-
-
 def test_float32_where_there_is_no_float64():
     """The plain path computes in the dtype of the energies."""
-    from fused_mi.reference import logsumexp as reference
-
     energies = energies_of((1, 5, 6)).float()
     terms, state = reference.logsumexp(energies, None)
     gradient = reference.logsumexp_backward(torch.ones_like(terms), energies, state, None)

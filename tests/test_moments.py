@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 import torch
+from blocks import moments, pairs
 from fused_mi import use_backend
-from fused_mi.ops.moments import moments
-from fused_mi.ops.pairs import pairs
 from fused_mi.reference.mixture import Mixture
 from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
 

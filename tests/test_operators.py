@@ -6,43 +6,40 @@ import torch
 from cases import PAIRINGS, leaves, mi, mi_inputs, value_and_gradients
 from torch._dynamo.utils import counters
 
-EVERYTHING, HALVES, BOTH = (
-    (0, 6, 0, 6),
-    (0, 3, 3, 6),
-    (0, 3, 3, 6, 3, 6, 0, 3),
-)
+ESTIMATORS = ("jensen", "logsumexp")
+estimators = pytest.mark.parametrize("name", ESTIMATORS)
 
 
-def arguments(rows, exclude_diagonal, own, dtype=torch.float32, requires_grad=True):
-    means, stds, mask, clean, noisy = mi_inputs(dtype=dtype)
-    tensors = [t.requires_grad_(requires_grad) for t in (noisy, clean, means, stds)]
-    eps = torch.full((len(rows) // 4,), 1e-5, dtype=torch.float32)
-    return (*tensors, mask, mask, eps, eps if own else None, list(rows), exclude_diagonal)
+def arguments(pairing, own, combine, total=True):
+    """Of an estimator: its tensors, and the constants."""
+    means, stds, mask, clean, noisy = mi_inputs(dtype=torch.float32)
+    tensors = [t.requires_grad_() for t in (noisy, clean, means, stds)]
+    return (*tensors, mask, mask if combine else None, pairing, own, total, 100.0)
 
 
-cases = pytest.mark.parametrize(
-    ("rows", "exclude_diagonal", "own"),
-    [
-        (HALVES, False, True),
-        (HALVES, False, False),
-        (BOTH, False, True),
-        (EVERYTHING, True, True),
-    ],
-)
-
-
-@cases
-@pytest.mark.parametrize("name", ["moments", "pairs"])
-def test_opcheck(name, rows, exclude_diagonal, own):
-    operator = getattr(torch.ops.fused_mi, name)
-    given = arguments(rows, exclude_diagonal, own)
-    torch.library.opcheck(operator, given)
-    outputs = operator(*given)
-    upstream = torch.randn_like(outputs[0] if name == "moments" else outputs).requires_grad_()
-    state = outputs[1] if name == "moments" else None
+@estimators
+@pytest.mark.parametrize("pairing", [*PAIRINGS, "all"])
+def test_opcheck(name, pairing):
+    own = pairing != "all"
+    given = arguments(pairing, own, combine=pairing != "symmetric")
+    torch.library.opcheck(getattr(torch.ops.fused_mi, name), given)
+    total, terms, state = getattr(torch.ops.fused_mi, name)(*given)
     backward = getattr(torch.ops.fused_mi, f"{name}_backward")
-    for wanted in ([True] * 4, [False, True, False, True]):
-        torch.library.opcheck(backward, (upstream, *given[:4], state, *given[4:], wanted))
+    of_total, of_terms = torch.randn_like(total), torch.randn_like(terms)
+    for upstream in ((of_total, of_terms.requires_grad_()), (of_total, None), (None, of_terms)):
+        for wanted in ([True] * 4, [False, True, False, True]):
+            torch.library.opcheck(backward, (*upstream, *given, state, wanted))
+
+
+def test_opcheck_of_the_distances():
+    _, stds, mask, clean, noisy = mi_inputs(dtype=torch.float32)
+    tensors = [t.requires_grad_() for t in (noisy, clean, stds)]
+    given = (*tensors, mask, mask, torch.tensor(1e-5))
+    torch.library.opcheck(torch.ops.fused_mi.distances, given)
+    found, state = torch.ops.fused_mi.distances(*given)
+    upstream = torch.randn_like(found).requires_grad_()
+    backward = torch.ops.fused_mi.distances_backward
+    torch.library.opcheck(backward, (upstream, *given, state, [True, False, True]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -51,9 +48,10 @@ def test_opcheck_of_the_variance(dtype):
     torch.library.opcheck(torch.ops.fused_mi.variance, (stds, mask, 1, 5, dtype, 100.0))
 
 
-def test_the_state_of_the_moments_takes_no_gradient():
-    sums, state = torch.ops.fused_mi.moments(*arguments(HALVES, False, True))
-    assert sums.requires_grad
+@estimators
+def test_the_state_takes_no_gradient(name):
+    total, terms, state = getattr(torch.ops.fused_mi, name)(*arguments("sub_batch", True, True))
+    assert total.requires_grad and terms.requires_grad
     assert not state.requires_grad
 
 

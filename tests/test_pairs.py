@@ -3,8 +3,8 @@
 import fused_mi
 import pytest
 import torch
+from blocks import pairs
 from cases import MASK, mi_inputs
-from fused_mi.ops.pairs import pairs
 from oracle import Role, broadcast_energies, eps_of, loop_energies
 from test_moments import energies, pair_arguments
 

@@ -130,6 +130,7 @@ struct Scoring {
   // The stabilisers, found here and kept in the header of a state, or read from it.
   void stabilise(const Tensor& state, double safety_factor, Path path) {
     const Numbers header(state);
+    for (int64_t i = 0; i < kHeader; ++i) header.set(i, 0);
     const bool shared = in.own_stds && in.component_mask.data == in.sample_mask.data;
     for (int64_t d = 0; d < in.count; ++d) {
       Mixture& m = mixtures[d];

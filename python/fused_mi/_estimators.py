@@ -106,7 +106,7 @@ class Estimators:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         mixtures = _kept(state, scoring, y, x, mu, stds)
         total, q, g, _, k = _upstream(of_total, of_terms, working_dtype(y.device))
-        upstream = torch.stack((total + q, total + g, -total - k)) * _jensen_scale(scoring, y, x)
+        upstream = torch.stack((total + q, total + g, -total - k)) / _jensen_divisor(scoring, y, x)
         moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
         upstream = upstream.expand(len(mixtures), 3)
         return self._moments_backward(upstream, y, x, mu, stds, moments, mixtures, wanted)
@@ -197,26 +197,29 @@ def mixtures_of(
     """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
     dtype = accumulation_dtype(y, x, mu, stds)
     component_mask = scoring.components(x)
-    found: dict[tuple[bool, int], Any] = {}
-
-    def eps(mask: Tensor, rows: Rows, own: bool) -> Any:
-        if (own, rows[0]) not in found:
-            found[own, rows[0]] = variance(stds, mask, rows, dtype, scoring.safety_factor)
-        return found[own, rows[0]]
-
-    own = scoring.component_mask is None  # else samples and components share their mask
     rows = scoring.rows(y.shape[0], x.shape[0])
+
+    def eps(mask: Tensor, rows: Rows) -> Any:
+        return variance(stds, mask, rows, dtype, scoring.safety_factor)
+
+    of_components = [eps(component_mask, components) for _, components in rows]
+    if not scoring.own_stds:
+        of_samples = [None] * len(rows)
+    elif scoring.component_mask is None or scoring.pairing == "sub_batch":
+        of_samples = [eps(scoring.sample_mask, samples) for samples, _ in rows]
+    else:  # one mask: the rows that are samples of one mixture are components of a mixture
+        of_samples = of_components[::-1]
+    exclude_diagonal = scoring.pairing == "leave_one_out"
     return [
         Mixture(
             scoring.sample_mask,
             component_mask,
-            eps(component_mask, components, False),
-            eps(scoring.sample_mask, samples, own) if scoring.own_stds else None,
-            samples,
-            components,
-            exclude_diagonal=scoring.pairing == "leave_one_out",
+            of_components[d],
+            of_samples[d],
+            *of_roles,
+            exclude_diagonal=exclude_diagonal,
         )
-        for samples, components in rows
+        for d, of_roles in enumerate(rows)
     ]
 
 
@@ -224,6 +227,7 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
     """The stabilisers, in the header of the state."""
     eps = [m.component_eps for m in mixtures]
     eps += [m.sample_eps for m in mixtures if m.sample_eps is not None]
+    state[:HEADER] = 0
     state[: len(eps)] = torch.stack(eps)
 
 
@@ -284,11 +288,11 @@ def _columns(rows: Rows, components: Rows) -> list[Rows]:
     return [part for part in parts if part[0] < part[1]]
 
 
-def _jensen_scale(scoring: Scoring, y: Tensor, x: Tensor) -> float:
+def _jensen_divisor(scoring: Scoring, y: Tensor, x: Tensor) -> int:
     """Of the sums over all pairs."""
     d, n, m = Sizes.of(scoring, y, x)
     partners = m - int(scoring.pairing == "leave_one_out")
-    return 1 / (d * partners) if scoring.sum else 1 / (d * n * partners)
+    return d * partners if scoring.sum else d * n * partners
 
 
 def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
@@ -299,7 +303,7 @@ def jensen_terms(
     sums: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
-    q, g, k = (sums.sum(0) * _jensen_scale(scoring, y, x)).unbind()
+    q, g, k = (sums.sum(0) / _jensen_divisor(scoring, y, x)).unbind()
     terms = torch.stack((q + g - k, q, g, torch.zeros_like(q), q + g, -k))
     terms = terms.to(accumulation_dtype(y, x, mu, stds))
     return terms[0].clone(), terms

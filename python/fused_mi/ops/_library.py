@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 NAMESPACE = "fused_mi"
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -23,6 +24,21 @@ def define(
     operator: torch._ops.OpOverload = getattr(torch.ops.fused_mi, name).default
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _looping(operator), lib=library)
     return operator
+
+
+def refuse_tangents(name: str, tensors: Iterable[Any]) -> None:
+    """The public functions have forward derivatives; in an operator a tangent would be lost in
+    silence.
+
+    Raises:
+        NotImplementedError: there is one.
+    """
+    if forward_ad._current_level >= 0:
+        for t in tensors:
+            if isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(
+                    f"{NAMESPACE}::{name} has no forward derivative; the public functions have"
+                )
 
 
 def _looping(operator: torch._ops.OpOverload) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._batched import element_by_element, is_batched
 from ._backends import choose
-from ._library import define, differentiate
+from ._library import define, differentiate, refuse_tangents
 
 Gradients = list[Tensor | None]
 """Of the inputs; None where none is wanted."""
@@ -28,7 +29,6 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _modes_active = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _is_grad_enabled = torch.is_grad_enabled
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Quantity(NamedTuple):
@@ -110,8 +110,8 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
                 return q.backward(ctx.module, upstream, inputs, constants, state, wanted)
 
             for g in upstream:
-                if g is not None and _is_batched(g):  # is_grads_batched
-                    return None, None, *_element_by_element(pull, upstream)
+                if g is not None and is_batched(g):
+                    return None, None, *element_by_element(pull, upstream)
             return None, None, *pull(upstream)
 
     Eager.__name__ = Eager.__qualname__ = q.name
@@ -128,6 +128,7 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
 
     def forward(*arguments: Any) -> Any:
         given = arguments[:count]
+        refuse_tangents(q.name, given)
         return q.forward(choose(q.name, given[0]), given, q.bundle(*arguments[count:]))
 
     def fake(*arguments: Any) -> Any:
@@ -210,27 +211,6 @@ def _gradient_of_formula(
     with torch.enable_grad():
         _, pull_back = torch.func.vjp(of_chosen, *(inputs[i] for i in chosen))
         return _scatter(iter(pull_back(tuple(upstream[k] for k in given))), wanted)
-
-
-def _element_by_element(
-    pull: Callable[..., Gradients], upstream: Sequence[Tensor | None]
-) -> Gradients:
-    """Gradients for a batch of `upstream`, as `torch.autograd.grad` joins it."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    batches = [
-        torch._remove_batch_dim(g, level, 1, 0) if g is not None and _is_batched(g) else g
-        for g in upstream
-    ]
-    size = next(len(b) for b, g in zip(batches, upstream, strict=True) if b is not g)  # type: ignore
-    elements = [
-        pull([b if b is g else b[i] for b, g in zip(batches, upstream, strict=True)])  # type: ignore
-        for i in range(size)
-    ]
-    return [
-        None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level)
-        for column in zip(*elements, strict=True)
-    ]
 
 
 def _scatter(found: Iterator[Any], wanted: Sequence[bool]) -> list[Any]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._batched import element_by_element, is_batched
+
 Block = tuple[slice, slice]
 """Positions and features of one block: `tensor[..., block[0], block[1]]`."""
 BlockFunction = Callable[..., tuple[Tensor, ...]]
@@ -139,8 +141,6 @@ def derived_gradient(function: BlockFunction) -> BlockGradient:
 
 
 class _BlockSum(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(function: BlockFunction, cut: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
         return sum_over_blocks(function, cut, *tensors)
@@ -153,11 +153,17 @@ class _BlockSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         gradient, wanted = derived_gradient(ctx.function), ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            # create_graph: one block keeps the graph of the gradient simple.
-            return None, None, *gradient(WHOLE, upstream, wanted, *ctx.saved_tensors)
-        parts = gradient_over_blocks(gradient, ctx.cut, upstream, wanted, *ctx.saved_tensors)
-        return None, None, *parts
+        tensors = ctx.saved_tensors
+
+        def pull(upstream: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            if torch.is_grad_enabled():
+                # create_graph: one block keeps the graph of the gradient simple.
+                return gradient(WHOLE, tuple(upstream), wanted, *tensors)
+            return gradient_over_blocks(gradient, ctx.cut, tuple(upstream), wanted, *tensors)  # type: ignore[arg-type]
+
+        if any(map(is_batched, upstream)):
+            return None, None, *element_by_element(pull, upstream)
+        return None, None, *pull(upstream)
 
 
 def differentiable_sum_over_blocks(
@@ -165,6 +171,7 @@ def differentiable_sum_over_blocks(
 ) -> tuple[Tensor, ...]:
     """`sum_over_blocks` for autograd: the gradient recomputes each block, and a second derivative
     holds the whole graph of the first."""
-    if forward_ad._current_level >= 0 or torch._C._is_tracing():
+    transforms = torch._C._are_functorch_transforms_active()
+    if transforms or forward_ad._current_level >= 0 or torch._C._is_tracing():
         return function(WHOLE, *tensors)
     return _BlockSum.apply(function, cut, *tensors)  # type: ignore[no-any-return]
