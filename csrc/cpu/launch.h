@@ -2,11 +2,17 @@
 //
 // `parallel(begin, end, grain, body)` runs `body(b, e)` over disjoint ranges of [begin, end), in
 // any number of threads. Results do not depend on the ranges.
+//
+// A call is computed in float32 where that is enough, else once more as a whole in float64, which has
+// room for every float32: where variances are not regular (see `Range`), or sums become too large.
+// What float64 has no room for is left to the caller: then a function returns false.
 #pragma once
 
 #include "join.h"
 
 #include <atomic>
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -46,10 +52,23 @@ inline int64_t most_rows(const MomentsInputs& in) {
   return most;
 }
 
-// Writes `state` and `sums` (count, 3): of q, g and k.
+// Runs body(begin, end) in parallel; false where it was once.
+template <class Parallel, class Body>
+bool all_of(Parallel&& parallel, int64_t count, int64_t grain, Body&& body) {
+  std::atomic<bool> holds{true};
+  parallel(0, count, grain, [&](int64_t begin, int64_t end) {
+    if (holds && !body(begin, end)) holds = false;
+  });
+  return holds;
+}
+
+inline int64_t state_size(const MomentsInputs& in) {
+  return in.count * 4 * in.S * in.E;
+}
+
+// Writes `state` and `sums`, in the type of `in`; false where its range is not enough.
 template <class Parallel>
-void launch_moments(
-    MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
+bool try_moments(MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
   join_positions(in);
   const int64_t rows = most_rows(in);
   MomentsForward call;
@@ -70,21 +89,46 @@ void launch_moments(
     kernels.positions(in, call.positions, begin, end);
   });
   int64_t elements = call.cut.rows_per_split * call.cut.width;
-  parallel(0, tiles * splits, grain(elements), [&](int64_t begin, int64_t end) {
-    kernels.accumulate(call, begin, end);
-  });
+  bool regular = all_of(
+      parallel, tiles * splits, grain(elements),
+      [&](int64_t begin, int64_t end) { return kernels.accumulate(call, begin, end); });
+  if (!regular) return false;
   if (splits > 1) {
     parallel(0, tiles, grain(splits * call.cut.width), [&](int64_t begin, int64_t end) {
       kernels.finish(call, begin, end);
     });
   }
+  const double most = in.wide ? kLargestWideSum : kLargestSum;
+  bool known = true;
   for (int64_t d = 0; d < in.count; ++d) {
     for (int64_t j = 0; j < 3; ++j) {
       double sum = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) sum += partial_sums[(d * tiles + tile) * 3 + j];
       sums[d * 3 + j] = sum;
+      known &= std::fabs(sum) <= most;
     }
   }
+  return known;
+}
+
+// Writes `sums` (count, 3): of q, g and k, and `state`, float64 where `in` is wide. A state that is
+// NaN says that the gradients compute the moments anew, in float64.
+template <class Parallel>
+bool launch_moments(
+    const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
+  bool known = try_moments(in, state, sums, path, parallel);
+  if (known) return true;
+  std::memset(state, 0xff, state_size(in) * (in.wide ? 8 : 4));
+  if (in.wide) return false;
+  MomentsInputs wide = in;
+  wide.wide = true;
+  std::unique_ptr<double[]> unread(new double[state_size(in)]);
+  return try_moments(wide, reinterpret_cast<char*>(unread.get()), sums, path, parallel);
+}
+
+inline bool has_moments(const char* state, bool wide) {
+  return wide ? !std::isnan(*reinterpret_cast<const double*>(state))
+              : !std::isnan(*reinterpret_cast<const float*>(state));
 }
 
 // Whether gradients (4) should not pass through the caches: they would not stay there, and memory is
@@ -111,7 +155,17 @@ inline bool streams(
 
 // Writes the gradients that `call` names; its cut and positions are filled in here.
 template <class Parallel>
-void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
+bool launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
+  std::unique_ptr<double[]> anew;
+  if (!has_moments(call.state, call.in.wide)) {
+    if (call.in.wide) return false;
+    call.in.wide = true;
+    const int64_t size = state_size(call.in), sums = call.in.count * 3;
+    anew.reset(new double[size + sums]);
+    char* state = reinterpret_cast<char*>(anew.get());
+    if (!try_moments(call.in, state, anew.get() + size, path, parallel)) return false;
+    call.state = state;
+  }
   join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   int64_t rows = 0, all_rows = 0;
   for (int64_t p = 0; p < call.pass_count; ++p) {
@@ -133,6 +187,7 @@ void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
   parallel(0, items, grain(elements), [&](int64_t begin, int64_t end) {
     moments_backward_kernels(path).gradients(call, begin, end);
   });
+  return true;
 }
 
 }  // namespace fused_mi

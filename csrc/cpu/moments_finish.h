@@ -92,7 +92,7 @@ void finish_tile(
   double q = 0;
   for (double sum : partial) q += sum;
   double m_count = static_cast<double>(p.components);
-  sums[0] = (q - total.diagonal_q) / 2 / Stabiliser<A>(at.mixture.component_eps).scale;
+  sums[0] = (q - total.diagonal_q) / 2;
   sums[1] = (n * total.log_l - total.diagonal_g) / 2;
   if (in.own_stds) sums[2] = (m_count * total.log_i - total.diagonal_k) / 2;
 }

@@ -15,7 +15,7 @@ import torch
 VARIABLE = "FUSED_MI_CPU"
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
-_VERSION = 2  # of the operators' schemas
+_VERSION = 3  # of the operators' schemas
 OPERATORS = (
     "variance",
     "moments",
