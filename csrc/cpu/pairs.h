@@ -70,6 +70,7 @@ struct PairsBackward {
   int64_t width = 0, blocks = 0;     // of features
   Position* positions = nullptr;     // (count, S)
   const double* upstream = nullptr;  // (count, 3, N, M)
+  bool finite_upstream = true;       // else gradients are not finite either, whatever the type
   char* weights = nullptr;  // of the only position, ready before any item; nullptr: there are more
   const Pass* passes = nullptr;
   int64_t pass_count = 0;

@@ -52,7 +52,7 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       ? pull<true, true>(work, w, r, call.N, vectors)
       : wanted.samples ? pull<true, false>(work, w, r, call.N, vectors)
                        : pull<false, true>(work, w, r, call.N, vectors);
-  return packer.range.regular() && (finite || sizeof(A) == 8);
+  return packer.range.regular() && (finite || in.wide || !call.finite_upstream);
 }
 
 // One row of a gradient; `value(v)` is its vector v.

@@ -151,7 +151,15 @@ bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
 // Writes the gradients that `call` names; its block of features and positions are filled in here.
 template <class Parallel>
 bool launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
-  if (!call.in.wide && try_pairs_gradients(call, path, parallel)) return true;
+  if (!call.in.wide) {
+    if (try_pairs_gradients(call, path, parallel)) return true;
+    const MomentsInputs& in = call.in;
+    const int64_t pairs = in.mixtures[0].samples.count() * in.mixtures[0].components.count();
+    for (int64_t i = 0; i < in.count * 3 * pairs; ++i) {
+      call.finite_upstream &= std::isfinite(call.upstream[i]);
+    }
+    if (!call.finite_upstream && try_pairs_gradients(call, path, parallel)) return true;
+  }
   call.in.wide = true;
   return try_pairs_gradients(call, path, parallel);
 }
