@@ -164,10 +164,13 @@ bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
       Totals& total = cut.splits > 1 ? part_of(call, d, tile, split) : own;
       accumulate_part<A>(at, cut, split, merge, work, total);
       if (!total.regular) return false;
-      if (merge && cut.splits == 1) finish_totals<A>(call, at, d, tile, total);
-      if (merge) continue;
+      if (cut.splits > 1) continue;
       const Running<A>&y = work.samples, &c = work.components;
-      finish_tile<A>(call, at, d, tile, Planes<A>{y.mean, y.m2, c.weight, c.mean, c.m2}, total);
+      const Planes<A> planes{y.mean, y.m2, c.weight, c.mean, c.m2};
+      if (!(merge ? finish_totals<A>(call, at, d, tile, total)
+                  : finish_tile<A>(call, at, d, tile, planes, total))) {
+        return false;
+      }
     }
   }
   return true;

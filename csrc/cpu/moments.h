@@ -27,6 +27,14 @@ struct MomentsInputs {
   bool exclude_diagonal = false;  // leave the pairs (i, i) out
   bool wide = false;              // compute in float64, not in float32
   int64_t S = 0, E = 0;
+
+  // Without the diagonal a difference of sums remains. It has digits enough as long as it is at least
+  // this share of what is subtracted.
+  FUSED_MI_INLINE double least_share() const {
+    const bool fine = y.type == Type::float64 || x.type == Type::float64 ||
+        mu.type == Type::float64 || stds.type == Type::float64;
+    return fine ? 0x1p-12 : 0x1p-28;
+  }
 };
 
 // Of one mixture at one position: a row contributes where it is active and has an active partner.
@@ -78,13 +86,15 @@ struct MomentsBackward {
 // Each function does the items [begin, end) of the dimension that its comment names.
 struct MomentsKernels {
   void (*positions)(const MomentsInputs&, Position*, int64_t begin, int64_t end);  // S
-  // tiles * splits; false, and nothing of worth, where variances are not regular
+  // tiles * splits; false, and nothing of worth, where variances are not regular, or the diagonal takes
+  // the digits
   bool (*accumulate)(const MomentsForward&, int64_t begin, int64_t end);
-  void (*finish)(const MomentsForward&, int64_t begin, int64_t end);      // tiles, after splits > 1
+  bool (*finish)(const MomentsForward&, int64_t begin, int64_t end);  // tiles, after splits > 1
 };
 
 struct MomentsBackwardKernels {
-  void (*gradients)(const MomentsBackward&, int64_t begin, int64_t end);  // passes * tiles * splits
+  // passes * tiles * splits; false where the diagonal takes the digits
+  bool (*gradients)(const MomentsBackward&, int64_t begin, int64_t end);
 };
 
 FUSED_MI_KERNELS(MomentsKernels, moments_kernels)

@@ -18,14 +18,17 @@ struct Row {
   A upstream_g, upstream_k;             // times the number of partners
   A samples;                            // that the component meets
   A sample_eps, component_eps;
+  A least_share;  // see MomentsInputs
   In *d_y, *d_x, *d_mu, *d_stds;  // nullptr: not wanted
   bool stream;                    // write them past the caches
 };
 
 // The gradients of a row. OWN: that of a sample's own variance; COMPONENT: those of a component;
 // DIAGONAL: the row is a sample as well, and does not meet itself. That of y wherever it is wanted.
+// False where the diagonal takes the digits.
 template <bool OWN, bool COMPONENT, bool DIAGONAL, class A, class In>
-void pull_row(const Row<A, In>& r, int width) {
+bool pull_row(const Row<A, In>& r, int width) {
+  Bits<A> lost{};
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
     V<A> sigma{}, x{}, mu{}, own_distance{}, pull_stds{};
     Terms<A> component{};
@@ -40,8 +43,12 @@ void pull_row(const Row<A, In>& r, int width) {
     if (r.d_y) {
       V<A> from_mean =
           (load<A>(r.y + f, part) - load<A>(r.x_shift + f, part)) - load<A>(r.delta_c + f, part);
-      V<A> pull = load<A>(r.weight + f, part) * from_mean;
-      if constexpr (DIAGONAL) pull -= component.precision * own_distance;
+      V<A> weight = load<A>(r.weight + f, part), pull = weight * from_mean;
+      if constexpr (DIAGONAL) {
+        pull -= component.precision * own_distance;
+        V<A> others = inside<A>(weight - component.precision, component.precision, part);
+        lost |= others < r.least_share * component.precision;
+      }
       store(r.d_y + f, packed(r.upstream_y * pull, In{}), part, r.stream);
     }
     if constexpr (OWN) {
@@ -56,11 +63,15 @@ void pull_row(const Row<A, In>& r, int width) {
         if (r.d_x) store(r.d_x + f, both, part, r.stream);
         if (r.d_mu) store(r.d_mu + f, both, part, r.stream);
       }
-      if (r.d_stds) {
+      if (DIAGONAL || r.d_stds) {
         // Each square times the precision: alone it may overflow.
         V<A> squares = load<A>(r.m2_y + f, part) * component.precision +
             (r.samples * from_mean * component.precision) * from_mean;
-        if constexpr (DIAGONAL) squares -= (own_distance * component.precision) * own_distance;
+        if constexpr (DIAGONAL) {
+          V<A> own = (own_distance * component.precision) * own_distance;
+          squares -= own;
+          lost |= squares < r.least_share * own;
+        }
         pull_stds += component.slope * (r.upstream_g - r.upstream_c * squares);
       }
     }
@@ -68,19 +79,19 @@ void pull_row(const Row<A, In>& r, int width) {
       if (r.d_stds) store(r.d_stds + f, packed(pull_stds, In{}), part, r.stream);
     }
   });
+  return !any<A>(lost);
 }
 
 template <class A, class In>
-void pull_row(const Row<A, In>& r, int width, bool own, bool component, bool diagonal) {
-  if (diagonal) {
-    if constexpr (sizeof(A) == 8) {  // always in float64
-      own ? pull_row<true, true, true>(r, width) : pull_row<false, true, true>(r, width);
-    }
-  } else if (component) {
-    own ? pull_row<true, true, false>(r, width) : pull_row<false, true, false>(r, width);
-  } else {
-    own ? pull_row<true, false, false>(r, width) : pull_row<false, false, false>(r, width);
+bool pull_row(const Row<A, In>& r, int width, bool own, bool component, bool diagonal) {
+  if constexpr (sizeof(A) == 8) {  // without the diagonal always
+    if (diagonal && own) return pull_row<true, true, true>(r, width);
+    if (diagonal) return pull_row<false, true, true>(r, width);
   }
+  if (component) {
+    return own ? pull_row<true, true, false>(r, width) : pull_row<false, true, false>(r, width);
+  }
+  return own ? pull_row<true, false, false>(r, width) : pull_row<false, false, false>(r, width);
 }
 
 struct Item {
@@ -128,7 +139,7 @@ struct Gradient {
 };
 
 template <class A, class In>
-void pull_item(const MomentsBackward& call, const Item& at) {
+bool pull_item(const MomentsBackward& call, const Item& at) {
   const MomentsInputs& in = call.in;
   const Pass& pass = at.pass;
   const Mixture* as_sample = pass.as_samples < 0 ? nullptr : in.mixtures + pass.as_samples;
@@ -139,6 +150,7 @@ void pull_item(const MomentsBackward& call, const Item& at) {
   alignas(64) In buffers[4][sizeof(In) > 2 ? kWidth : 1];
   Row<A, In> r{};
   r.stream = call.stream;
+  r.least_share = static_cast<A>(in.least_share());
   if (as_sample) {
     sample_position = call.positions + pass.as_samples * in.S + at.s;
     const A* state = reinterpret_cast<const A*>(call.state) + pass.as_samples * 4 * plane + here;
@@ -191,30 +203,33 @@ void pull_item(const MomentsBackward& call, const Item& at) {
       int64_t partners = sample_position->components - diagonal;
       r.upstream_k = static_cast<A>(call.upstream[pass.as_samples * 3 + 2] * static_cast<double>(partners));
     }
-    pull_row(r, at.width, own, component, diagonal);
+    if (!pull_row(r, at.width, own, component, diagonal)) return false;
     d_y.end(at, row, sample);
     d_x.end(at, row, component);
     d_mu.end(at, row, component);
     d_stds.end(at, row, own || component);
   }
+  return true;
 }
 
 template <class A>
-void pull_items(const MomentsBackward& call, int64_t begin, int64_t end) {
+bool pull_items(const MomentsBackward& call, int64_t begin, int64_t end) {
   const Cut& cut = call.cut;
   const View* inputs[] = {&call.in.y, &call.in.x, &call.in.mu, &call.in.stds};
-  for (int64_t item = begin; item < end; ++item) {
+  bool exact = true;
+  for (int64_t item = begin; item < end && exact; ++item) {
     int64_t split = item % cut.splits, tile = item / cut.splits % cut.tiles();
     const Pass& pass = call.passes[item / cut.splits / cut.tiles()];
     int64_t s = tile / cut.blocks, e = tile % cut.blocks * cut.width;
     Item at{pass, s, e, cut.width_at(e), cut.part(pass.rows, split)};
-    with_input<A>(inputs, 4, [&](auto type) { pull_item<A, decltype(type)>(call, at); });
+    with_input<A>(inputs, 4, [&](auto type) { exact = pull_item<A, decltype(type)>(call, at); });
   }
   if (call.stream) finish_writes();
+  return exact;
 }
 
-void gradients(const MomentsBackward& call, int64_t begin, int64_t end) {
-  call.in.wide ? pull_items<double>(call, begin, end) : pull_items<float>(call, begin, end);
+bool gradients(const MomentsBackward& call, int64_t begin, int64_t end) {
+  return call.in.wide ? pull_items<double>(call, begin, end) : pull_items<float>(call, begin, end);
 }
 
 }  // namespace

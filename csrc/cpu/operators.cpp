@@ -4,9 +4,8 @@
 // an instruction path, see paths.h. Those over mixtures return false where they have no result: plain
 // torch is needed, see launch.h. Built against the stable ABI, for every later torch.
 #include "arguments.h"
-#include "launch.h"
 #include "logsumexp_launch.h"
-#include "pairs_launch.h"
+#include "moments_launch.h"
 #include "pages.h"
 
 #include <torch/csrc/stable/library.h>
