@@ -61,25 +61,25 @@ def mutual_information(inputs, estimator, pairing, safety_factor, dtype):
             for role in (samples, components)
         ]
         for i in samples:
-            partners = [l for l in components if pairing != "leave_one_out" or l != i]
-            pairs = [_pair(tensors, inputs[MASK], i, l, *eps) for l in partners]
+            partners = [j for j in components if pairing != "leave_one_out" or j != i]
+            pairs = [_pair(tensors, inputs[MASK], i, j, *eps) for j in partners]
             of_sample, weights = _estimate([pair.energy for pair in pairs], estimator)
             weights = [w / len(directions) for w in weights]
             value += of_sample / len(directions)
             mean = sum(w * p.magnitude for w, p in zip(weights, pairs, strict=True))
             scale += 1 + mean
-            for l, weight, pair in zip(partners, weights, pairs, strict=True):
+            for j, weight, pair in zip(partners, weights, pairs, strict=True):
                 # An energy that is wrong by d changes its weight by a factor 1 + d.
                 more = 1 + pair.magnitude + mean if estimator == "logsumexp" else 1
                 for k, distance, v_l, v_i in pair.elements:
                     pull, z2 = weight * distance / v_l, distance**2 / v_l
                     add(NOISY, i, k, pull, abs(pull) * more)
                     for centre in (CLEAN, MEANS):
-                        add(centre, l, k, -pull, abs(pull) * more)
+                        add(centre, j, k, -pull, abs(pull) * more)
                     of_l, of_i = (
-                        weight * tensors[STDS][row][k] / v for row, v in ((l, v_l), (i, v_i))
+                        weight * tensors[STDS][row][k] / v for row, v in ((j, v_l), (i, v_i))
                     )
-                    add(STDS, l, k, of_l * (1 - z2), abs(of_l) * (1 + z2) * more)
+                    add(STDS, j, k, of_l * (1 - z2), abs(of_l) * (1 + z2) * more)
                     add(STDS, i, k, -of_i, abs(of_i) * more)
     return Exact(value, scale, gradients, scales)
 
@@ -88,15 +88,15 @@ def _numbers(tensor):
     return [[mpf(v) for v in row] for row in tensor.double().flatten(1).tolist()]
 
 
-def _pair(tensors, mask, i, l, eps_i, eps_l):
+def _pair(tensors, mask, i, j, eps_i, eps_l):
     means, stds, clean, noisy = tensors
     features = len(means[0]) // mask.shape[1]
     elements, energy, magnitude = [], mpf(0), mpf(0)
     for k in range(len(means[0])):
-        if not (mask[i, k // features] and mask[l, k // features]):
+        if not (mask[i, k // features] and mask[j, k // features]):
             continue
-        v_l, v_i = stds[l][k] ** 2 + eps_l, stds[i][k] ** 2 + eps_i
-        distance = noisy[i][k] - clean[l][k] - means[l][k]
+        v_l, v_i = stds[j][k] ** 2 + eps_l, stds[i][k] ** 2 + eps_i
+        distance = noisy[i][k] - clean[j][k] - means[j][k]
         logs = mpmath.log(v_l), mpmath.log(v_i)
         elements.append((k, distance, v_l, v_i))
         energy += (distance**2 / v_l + logs[0] - logs[1]) / 2

@@ -10,13 +10,23 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <vector>
 
 namespace fused_mi {
 namespace {
 
-// The smallest positive active variance times `factor`, at least `smallest`; 1 where there is none.
+// A product, but no less than `smallest` and no more than the largest number of its type.
+template <class T>
+T product_of(double least, double factor, double smallest) {
+  constexpr double most = std::numeric_limits<T>::max();
+  const T found = static_cast<T>(least) * static_cast<T>(std::min(factor, most));
+  return std::min(std::max(found, static_cast<T>(smallest)), std::numeric_limits<T>::max());
+}
+
+// The smallest positive active variance, or 1 where there is none, times `factor`, see `product_of`.
 void variance(
     const Tensor& stds, const Tensor& mask, int64_t start, int64_t stop, double factor,
     double smallest, int64_t path, const Tensor& eps) {
@@ -34,12 +44,9 @@ void variance(
   double least = launch_least(in, checked(path), Threads{});
   if (least == std::numeric_limits<double>::infinity()) least = 1;
   if (in.wide) {
-    double found = least * factor;
-    *reinterpret_cast<double*>(to) = found > smallest ? found : smallest;
+    *reinterpret_cast<double*>(to) = product_of<double>(least, factor, smallest);
   } else {
-    float found = static_cast<float>(least) * static_cast<float>(factor);
-    float bound = static_cast<float>(smallest);
-    *reinterpret_cast<float*>(to) = found > bound ? found : bound;
+    *reinterpret_cast<float*>(to) = product_of<float>(least, factor, smallest);
   }
 }
 

@@ -19,7 +19,7 @@ struct Limits<float> {
 
 template <>
 struct Limits<double> {
-  static constexpr int exponent = 400;
+  static constexpr int exponent = 500;
 };
 
 // The bits of 2^exponent.
