@@ -1,7 +1,7 @@
 """The mutual information and its gradients in 50 digits, pair by pair: an oracle without a range.
 
-Shares no code with the package. Beside each number it has the sum of the magnitudes of its terms, in
-which tolerances are measured, see rules.py.
+Shares no code with the package. Beside each number stands the sum of the magnitudes of its terms,
+in which tolerances are measured, see rules.py.
 """
 
 from typing import NamedTuple
