@@ -16,7 +16,7 @@ struct Mixture {
 
 // Of squared distances, in units of variances: as long as their sums are no larger, everything that a
 // gradient is made of stays in range.
-constexpr double kLargestSum = 0x1p60, kLargestWideSum = 0x1p700;
+constexpr double kLargestSum = 0x1p80, kLargestWideSum = 0x1p700;
 
 struct MomentsInputs {
   View y, x, mu, stds;  // (rows, S, E)
