@@ -50,7 +50,8 @@ def path(request, monkeypatch):
 
 
 def both_directions(tensors, given, wanted=(True,) * 4):
-    """Sums, state and gradients of the kernels, for a gradient of each sum of its own."""
+    """Sums, state and gradients of the kernels, for a gradient of each sum of its own. The state is
+    NaN where float32 was left, or float64."""
     sums, state = moments.moments(*tensors, given)
     upstream = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).expand(len(given), 3)
     found = moments.moments_backward(upstream, *tensors, state, given, wanted)
@@ -173,7 +174,7 @@ def test_extreme_variances(pairing, sigma, where):
     stds[where] = sigma
     given = mixtures(pairing, mask, eps=1e-38)
     ours = both_directions((noisy, clean, means, stds), given)
-    assert not any(t.isnan().any() for t in ours)
+    assert not any(t.isnan().any() for t in (ours[0], *ours[2:]))
     theirs, _ = reference.moments(*(t.double() for t in (noisy, clean, means, stds)), given)
     torch.testing.assert_close(ours[0][:, 1:], theirs[:, 1:], rtol=1e-5, atol=1e-3)
     if ours[0][:, 0].isfinite().all():

@@ -277,7 +277,8 @@ def test_an_infinite_sample_reaches_only_the_pairs_that_share_the_position():
     reached = energies[0, 0] == torch.inf
     assert reached[1].tolist() == [True, True, False, True, True, True]
     assert reached.sum() == 5
-    assert same_bits(energies[0, 0][~reached], plain[0, 0][~reached])
+    # Infinite sums are found once more in float64.
+    torch.testing.assert_close(energies[0, 0][~reached], plain[0, 0][~reached], rtol=2e-6, atol=0)
     assert all(g.isfinite().all() for g in gradients)
 
 

@@ -5,12 +5,22 @@
 #include "moments.h"
 #include "pages.h"
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
 
 namespace fused_mi {
+
+// A product, but no less than `smallest` and no more than the largest number of its type.
+template <class T>
+T product_of(double least, double factor, double smallest) {
+  constexpr double most = std::numeric_limits<T>::max();
+  const T found = static_cast<T>(least) * static_cast<T>(std::min(factor, most));
+  return std::min(std::max(found, static_cast<T>(smallest)), std::numeric_limits<T>::max());
+}
 
 struct Inputs {
   MomentsInputs in;

@@ -2,9 +2,8 @@
 //
 // A state is opaque to the caller: a header with the stabilisers of the components of each mixture,
 // then of their samples; then what the backward pass needs.
-#include "launch.h"
 #include "logsumexp_launch.h"
-#include "pairs_launch.h"
+#include "moments_launch.h"
 #include "scoring.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,18 +13,19 @@
 namespace fused_mi {
 namespace {
 
-using Result = std::tuple<Tensor, Tensor, Tensor>;
+// The loss, its terms and the state; false: nothing but the state is known, see launch.h.
+using Result = std::tuple<Tensor, Tensor, Tensor, bool>;
 
 Result result_of(
     const Scoring& call, double total, double q, double g, double assignment, double std_log,
-    const Tensor& state) {
+    const Tensor& state, bool known) {
   const ScalarType type = call.accumulation();
   Tensor loss = fresh({}, type), terms = fresh({6}, type);
   const double entropy = q + g + assignment, all[] = {total, q, g, assignment, entropy, std_log};
   const Numbers to(terms);
   for (int i = 0; i < 6; ++i) to.set(i, all[i]);
   Numbers(loss).set(0, total);
-  return {loss, terms, state};
+  return {loss, terms, state, known};
 }
 
 Result jensen(
@@ -39,17 +39,19 @@ Result jensen(
   Tensor state = fresh({kHeader + in.count * 4 * in.S * in.E}, type);
   call.stabilise(state, safety_factor, path);
   double sums[6] = {};
+  bool known = true;
   if (!call.nothing()) {
     char* moments = static_cast<char*>(state.mutable_data_ptr()) +
         kHeader * (in.wide ? sizeof(double) : sizeof(float));
-    launch_moments(in, moments, sums, path, Threads{});
+    known = launch_moments(in, moments, sums, path, Threads{});
   }
   const double scale = call.share() / static_cast<double>(std::max<int64_t>(call.partners(), 1));
   const double q = (sums[0] + sums[3]) * scale, g = (sums[1] + sums[4]) * scale;
   const double k = (sums[2] + sums[5]) * scale;
-  return result_of(call, q + g - k, q, g, 0, -k, state);
+  return result_of(call, q + g - k, q, g, 0, -k, state, known);
 }
 
+// Empty where nothing is known, see launch.h.
 std::vector<Tensor> jensen_backward(
     std::optional<Tensor> of_total, std::optional<Tensor> of_terms, const Tensor& y,
     const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
@@ -77,7 +79,7 @@ std::vector<Tensor> jensen_backward(
   back.upstream = upstream;
   back.passes = of_inputs.passes, back.pass_count = of_inputs.count;
   views_of(call.in, of_inputs.gradients(), {&back.d_y, &back.d_x, &back.d_mu, &back.d_stds});
-  launch_gradients(back, checked(path), Threads{});
+  if (!launch_gradients(back, checked(path), Threads{})) return {};
   return of_inputs.found();
 }
 
@@ -111,20 +113,23 @@ Result logsumexp(
   const Kept kept(call, state);
   call.stabilise(state, safety_factor, path);
   prefer_huge_pages(reinterpret_cast<char*>(kept.energies), count * 3 * N * M * 8);
+  bool known = true;
   if (in.S * in.E > 0) {
-    launch_pairs(in, kept.energies, path, Threads{});
+    known = launch_pairs(in, kept.energies, path, Threads{});
   } else {
     std::fill_n(kept.energies, count * 3 * N * M, 0.0);
   }
-  double terms[10];
-  launch_logsumexp(
-      LogsumexpForward{logsumexp_of(call, kept), kept.rows}, terms, path, Threads{});
+  double terms[10] = {};
+  if (known) {
+    launch_logsumexp(
+        LogsumexpForward{logsumexp_of(call, kept), kept.rows}, terms, path, Threads{});
+  }
   double means[5] = {};
   const double scale = call.share() * static_cast<double>(N);
   for (int64_t d = 0; d < count; ++d) {
     for (int j = 0; j < 5; ++j) means[j] += terms[5 * d + j] * scale;
   }
-  return result_of(call, means[0], means[1], means[2], means[3], means[4], state);
+  return result_of(call, means[0], means[1], means[2], means[3], means[4], state, known);
 }
 
 std::vector<Tensor> logsumexp_backward(
@@ -161,7 +166,7 @@ std::vector<Tensor> logsumexp_backward(
   back.upstream = of_rows.gradient;
   back.passes = of_inputs.passes, back.pass_count = of_inputs.count;
   views_of(in, of_inputs.gradients(), {&back.d_y, &back.d_x, &back.d_mu, &back.d_stds});
-  launch_pairs_gradients(back, path, Threads{});
+  if (!launch_pairs_gradients(back, path, Threads{})) return {};
   return of_inputs.found();
 }
 
@@ -174,7 +179,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_mi_cpu, m) {
       " int pairing, bool own_stds, bool sum";
   const std::string upstream = "Tensor? of_total, Tensor? of_terms, ";
   for (std::string name : {"jensen", "logsumexp_of_pairs"}) {
-    m.def((name + "(" + scoring + ", float safety_factor, int path) -> (Tensor, Tensor, Tensor)")
+    m.def((name + "(" + scoring + ", float safety_factor, int path) -> (Tensor, Tensor, Tensor, bool)")
               .c_str());
     m.def((name + "_backward(" + upstream + scoring +
            ", Tensor state, bool[] wanted, int path) -> Tensor[]")

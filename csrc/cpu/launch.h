@@ -2,11 +2,18 @@
 //
 // `parallel(begin, end, grain, body)` runs `body(b, e)` over disjoint ranges of [begin, end), in
 // any number of threads. Results do not depend on the ranges.
+//
+// A call is computed in float32 where that is enough, else once more as a whole in float64, which has
+// room for every float32: where variances are not regular (see `Range`), or sums become too large.
+// `try_...` computes in one type, and returns false where its range is not enough; `launch_...` returns
+// false where float64 is not enough either, and leaves the call to plain torch.
 #pragma once
 
 #include "join.h"
 
 #include <atomic>
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -46,45 +53,14 @@ inline int64_t most_rows(const MomentsInputs& in) {
   return most;
 }
 
-// Writes `state` and `sums` (count, 3): of q, g and k.
-template <class Parallel>
-void launch_moments(
-    MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
-  join_positions(in);
-  const int64_t rows = most_rows(in);
-  MomentsForward call;
-  call.in = in;
-  call.cut = Cut(in.S, in.E, rows, in.wide);
-  call.state = state;
-  const int64_t tiles = call.cut.tiles(), splits = call.cut.splits;
-  auto positions = positions_of(in);
-  call.positions = positions.get();
-  std::unique_ptr<double[]> partial_sums(new double[in.count * tiles * 3]);
-  call.partial_sums = partial_sums.get();
-  std::unique_ptr<Totals[]> totals;
-  if (splits > 1) totals.reset(new Totals[in.count * tiles * splits]);
-  call.totals = totals.get();
-
-  const MomentsKernels& kernels = moments_kernels(path);
-  parallel(0, in.S, grain(rows), [&](int64_t begin, int64_t end) {
-    kernels.positions(in, call.positions, begin, end);
+// Runs body(begin, end) in parallel; false where it was once.
+template <class Parallel, class Body>
+bool all_of(Parallel&& parallel, int64_t count, int64_t grain, Body&& body) {
+  std::atomic<bool> holds{true};
+  parallel(0, count, grain, [&](int64_t begin, int64_t end) {
+    if (holds && !body(begin, end)) holds = false;
   });
-  int64_t elements = call.cut.rows_per_split * call.cut.width;
-  parallel(0, tiles * splits, grain(elements), [&](int64_t begin, int64_t end) {
-    kernels.accumulate(call, begin, end);
-  });
-  if (splits > 1) {
-    parallel(0, tiles, grain(splits * call.cut.width), [&](int64_t begin, int64_t end) {
-      kernels.finish(call, begin, end);
-    });
-  }
-  for (int64_t d = 0; d < in.count; ++d) {
-    for (int64_t j = 0; j < 3; ++j) {
-      double sum = 0;
-      for (int64_t tile = 0; tile < tiles; ++tile) sum += partial_sums[(d * tiles + tile) * 3 + j];
-      sums[d * 3 + j] = sum;
-    }
-  }
+  return holds;
 }
 
 // Whether gradients (4) should not pass through the caches: they would not stay there, and memory is
@@ -107,32 +83,6 @@ inline bool streams(
     bytes += rows * in.S * in.E * size;
   }
   return bytes >= kLarge;
-}
-
-// Writes the gradients that `call` names; its cut and positions are filled in here.
-template <class Parallel>
-void launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
-  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
-  int64_t rows = 0, all_rows = 0;
-  for (int64_t p = 0; p < call.pass_count; ++p) {
-    int64_t count = call.passes[p].rows.count();
-    rows = count > rows ? count : rows;
-    all_rows += count;
-  }
-  const MomentsInputs& in = call.in;
-  call.cut = Cut(in.S, in.E, rows, in.wide);
-  const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
-  call.stream = streams(in, gradients, in.wide, call.cut.width, all_rows);
-  auto positions = positions_of(in);
-  call.positions = positions.get();
-  parallel(0, in.S, grain(rows), [&](int64_t begin, int64_t end) {
-    moments_kernels(path).positions(in, call.positions, begin, end);
-  });
-  int64_t items = call.pass_count * call.cut.tiles() * call.cut.splits;
-  int64_t elements = call.cut.rows_per_split * call.cut.width;
-  parallel(0, items, grain(elements), [&](int64_t begin, int64_t end) {
-    moments_backward_kernels(path).gradients(call, begin, end);
-  });
 }
 
 }  // namespace fused_mi

@@ -6,11 +6,10 @@ namespace {
 
 constexpr int kSegment = 256;  // rows whose moments are summed in A before they merge in float64
 
-// Of an item: both roles; of the components before and after some rows.
+// Both roles of an item.
 template <class A>
 struct Work {
-  Running<A> samples, components[2];
-  int now = 0;
+  Running<A> samples, components;
 };
 
 // The rows of a segment that contribute.
@@ -30,7 +29,7 @@ double log_2pi(int64_t rows, int width) {
 template <class A, class In>
 void samples(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& total) {
   Reader<In> y(at.in.y, at.s, at.e, at.width), sigma(at.in.stds, at.s, at.e, at.width);
-  Stabiliser<A> stabiliser(at.mixture.sample_eps);
+  const A eps = static_cast<A>(at.mixture.sample_eps);
   alignas(64) A shift_buffer[kWidth];
   const A* shift = read(at.in.y, at.position.first_sample, at.s, at.e, at.width, shift_buffer);
   int64_t which[kSegment];
@@ -50,54 +49,44 @@ void samples(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& to
         add_samples<A, R>(y, shift, at.width, i, run);
         if (!at.in.own_stds) return;
         sigma.next(which, i, R, count);
-        if (!add_logs<A, R, false>(sigma, at.width, stabiliser, logs)) {
-          add_logs<A, R, true>(sigma, at.width, stabiliser, logs);
-        }
+        add_logs<A, R>(sigma, at.width, eps, logs);
       });
     }
+    total.regular &= logs.range.regular();
     total.log_i += logs.value() + log_2pi(count, at.width);
     merge ? merge_samples(run.mean, run.m2, count, at.width, total) : void(total.samples = count);
   }
 }
 
 template <class A, class In>
-void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& total) {
+void components(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& total) {
   Reader<In> x(at.in.x, at.s, at.e, at.width), mu(at.in.mu, at.s, at.e, at.width);
   Reader<In> sigma(at.in.stds, at.s, at.e, at.width);
-  Stabiliser<A> stabiliser(at.mixture.component_eps);
+  const A eps = static_cast<A>(at.mixture.component_eps);
   alignas(64) A shift_buffer[kWidth];
   const A* shift = read(at.in.x, at.position.first_component, at.s, at.e, at.width, shift_buffer);
   int64_t which[kSegment];
-  Running<A>(&runs)[2] = work.components;
-  int& now = work.now;
   for (int64_t begin = rows.start; begin < rows.stop; begin += kSegment) {
     int64_t end = begin + kSegment < rows.stop ? begin + kSegment : rows.stop;
     int count = choose(begin, end, which, [&](int64_t row) {
       return component_contributes(at.in, at.mixture, at.position, row, at.s);
     });
     if (count == 0) continue;
-    std::memset(runs[now].weight, 0, at.width * sizeof(A));
-    std::memset(runs[now].mean, 0, at.width * sizeof(A));
-    std::memset(runs[now].m2, 0, at.width * sizeof(A));
+    A* const planes[] = {run.weight, run.mean, run.m2};
+    for (A* plane : planes) std::memset(plane, 0, at.width * sizeof(A));
     Logs<A> logs;
-    for (int i = 0; i < count; i += kRows, now = 1 - now) {
+    for (int i = 0; i < count; i += kRows) {
       with_rows(count - i, [&](auto n) {
         constexpr int R = n.value;
         x.next(which, i, R, count);
         mu.next(which, i, R, count);
         sigma.next(which, i, R, count);
-        auto add = [&](auto careful) {
-          return add_components<A, R, careful.value != 0>(
-              x, mu, sigma, shift, at.width, stabiliser, runs[now], runs[1 - now],
-              logs);
-        };
-        if (!add(Int<0>{})) add(Int<1>{});
+        add_components<A, R>(x, mu, sigma, shift, at.width, eps, run, logs);
       });
     }
+    total.regular &= logs.range.regular();
     total.log_l += logs.value() + log_2pi(count, at.width);
-    if (merge) {
-      merge_components(runs[now].weight, runs[now].mean, runs[now].m2, at.width, total);
-    }
+    if (merge) merge_components(run.weight, run.mean, run.m2, at.width, total);
   }
 }
 
@@ -106,7 +95,6 @@ void diagonal(const Place& at, Rows rows, Totals& total) {
   using A = double;
   Reader<A> y(at.in.y, at.s, at.e, at.width), x(at.in.x, at.s, at.e, at.width);
   Reader<A> mu(at.in.mu, at.s, at.e, at.width), sigma(at.in.stds, at.s, at.e, at.width);
-  Stabiliser<A> of_samples(at.mixture.sample_eps), of_components(at.mixture.component_eps);
   int64_t to_component = at.mixture.components.start - at.mixture.samples.start;
   for (int64_t row = rows.start; row < rows.stop; ++row) {
     int64_t partner = row + to_component;
@@ -119,24 +107,26 @@ void diagonal(const Place& at, Rows rows, Totals& total) {
     V<A> sum{};
     sigma.next(&partner, 0, 1, 1);
     over_vectors<A>(at.width, [&](int f, auto part) __attribute__((always_inline)) {
-      Terms<A> t = variance_terms<true, A>(load<A>(sigma.rows[0] + f, part), of_components);
+      Terms<A> t = variance_terms<A>(
+          load<A>(sigma.rows[0] + f, part), at.mixture.component_eps);
       V<A> distance = (load<A>(y.rows[0] + f, part) - load<A>(x.rows[0] + f, part)) -
           load<A>(mu.rows[0] + f, part);
       sum += inside<A>((t.precision * distance) * distance, V<A>{}, part);
-      logs.include(inside<A>(t.v, all<A>(1), part), only<A>(t.large, part));
+      logs.add({inside<A>(t.v, all<A>(1), part)});
     });
     for (int i = 0; i < kLanes<A>; ++i) total.diagonal_q += sum[i];
     total.diagonal_g += logs.value() + log_2pi(1, at.width);
     if (!at.in.own_stds) continue;
     sigma.next(&row, 0, 1, 1);
     Logs<A> own;
-    add_logs<A, 1, true>(sigma, at.width, of_samples, own);
+    add_logs<A, 1>(sigma, at.width, at.mixture.sample_eps, own);
     total.diagonal_k += own.value() + log_2pi(1, at.width);
   }
 }
 
 void clear(int width, Totals& total) {
   total.samples = 0;
+  total.regular = true;
   total.log_i = total.log_l = total.diagonal_q = total.diagonal_g = total.diagonal_k = 0;
   double* const planes[] = {total.mean_y, total.m2_y, total.weight, total.mean_c, total.m2_c};
   for (double* plane : planes) std::memset(plane, 0, width * sizeof(double));
@@ -156,13 +146,13 @@ void accumulate_part(
   });
   with_input<A>(of_components, 3, [&](auto type) {
     Rows rows = cut.part(at.mixture.components, split);
-    components<A, decltype(type)>(at, rows, merge, work, total);
+    components<A, decltype(type)>(at, rows, merge, work.components, total);
   });
   if (in.exclude_diagonal) diagonal(at, cut.part(at.mixture.samples, split), total);
 }
 
 template <class A>
-void accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
+bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
   const Cut& cut = call.cut;
   Totals own;
   Work<A> work;
@@ -173,17 +163,22 @@ void accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
       Place at = place(call, d, tile);
       Totals& total = cut.splits > 1 ? part_of(call, d, tile, split) : own;
       accumulate_part<A>(at, cut, split, merge, work, total);
-      if (merge && cut.splits == 1) finish_totals<A>(call, at, d, tile, total);
-      if (merge) continue;
-      const Running<A>&y = work.samples, &c = work.components[work.now];
-      finish_tile<A>(call, at, d, tile, Planes<A>{y.mean, y.m2, c.weight, c.mean, c.m2}, total);
+      if (!total.regular) return false;
+      if (cut.splits > 1) continue;
+      const Running<A>&y = work.samples, &c = work.components;
+      const Planes<A> planes{y.mean, y.m2, c.weight, c.mean, c.m2};
+      if (!(merge ? finish_totals<A>(call, at, d, tile, total)
+                  : finish_tile<A>(call, at, d, tile, planes, total))) {
+        return false;
+      }
     }
   }
+  return true;
 }
 
-void accumulate(const MomentsForward& call, int64_t begin, int64_t end) {
-  call.in.wide ? accumulate_items<double>(call, begin, end)
-               : accumulate_items<float>(call, begin, end);
+bool accumulate(const MomentsForward& call, int64_t begin, int64_t end) {
+  return call.in.wide ? accumulate_items<double>(call, begin, end)
+                      : accumulate_items<float>(call, begin, end);
 }
 
 void positions(const MomentsInputs& in, Position* found, int64_t begin, int64_t end) {

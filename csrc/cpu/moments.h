@@ -14,6 +14,10 @@ struct Mixture {
   double component_eps = 0, sample_eps = 0;
 };
 
+// Of squared distances, in units of variances: as long as their sums are no larger, everything that a
+// gradient is made of stays in range.
+constexpr double kLargestSum = 0x1p80, kLargestWideSum = 0x1p700;
+
 struct MomentsInputs {
   View y, x, mu, stds;  // (rows, S, E)
   Mask sample_mask, component_mask;
@@ -21,8 +25,16 @@ struct MomentsInputs {
   int64_t count = 0;  // of mixtures
   bool own_stds = false;          // samples have variances of their own: k
   bool exclude_diagonal = false;  // leave the pairs (i, i) out
-  bool wide = false;              // accumulate in float64, not in float32
+  bool wide = false;              // compute in float64, not in float32
   int64_t S = 0, E = 0;
+
+  // Without the diagonal a difference of sums remains. It has digits enough as long as it is at least
+  // this share of what is subtracted.
+  FUSED_MI_INLINE double least_share() const {
+    const bool fine = y.type == Type::float64 || x.type == Type::float64 ||
+        mu.type == Type::float64 || stds.type == Type::float64;
+    return fine ? 0x1p-12 : 0x1p-28;
+  }
 };
 
 // Of one mixture at one position: a row contributes where it is active and has an active partner.
@@ -35,6 +47,7 @@ struct Position {
 // Moments of both roles for the features of one item; rows merge into it in float64.
 struct Totals {
   int64_t samples;
+  bool regular;                               // all variances are, see `Range`
   double log_i, log_l;                     // sums of log v
   double diagonal_q, diagonal_g, diagonal_k;  // of the pairs (i, i)
   double mean_y[Cut::kWidth], m2_y[Cut::kWidth];
@@ -48,7 +61,7 @@ struct MomentsForward {
   Totals* totals = nullptr;       // (count, tiles, splits), where there are several splits
   double* partial_sums = nullptr;  // (count, tiles, 3): of q, g and k
   char* state = nullptr;  // (count, 4, S, E) float32 or float64: delta, m2 of the samples, delta,
-                          // weight of the components; the weight times the scale of precisions
+                          // weight of the components
 };
 
 // A pass over rows that are samples of one mixture, components of one, or both; -1 = none.
@@ -73,12 +86,15 @@ struct MomentsBackward {
 // Each function does the items [begin, end) of the dimension that its comment names.
 struct MomentsKernels {
   void (*positions)(const MomentsInputs&, Position*, int64_t begin, int64_t end);  // S
-  void (*accumulate)(const MomentsForward&, int64_t begin, int64_t end);  // tiles * splits
-  void (*finish)(const MomentsForward&, int64_t begin, int64_t end);      // tiles, after splits > 1
+  // tiles * splits; false, and nothing of worth, where variances are not regular, or the diagonal takes
+  // the digits
+  bool (*accumulate)(const MomentsForward&, int64_t begin, int64_t end);
+  bool (*finish)(const MomentsForward&, int64_t begin, int64_t end);  // tiles, after splits > 1
 };
 
 struct MomentsBackwardKernels {
-  void (*gradients)(const MomentsBackward&, int64_t begin, int64_t end);  // passes * tiles * splits
+  // passes * tiles * splits; false where the diagonal takes the digits
+  bool (*gradients)(const MomentsBackward&, int64_t begin, int64_t end);
 };
 
 FUSED_MI_KERNELS(MomentsKernels, moments_kernels)

@@ -14,33 +14,27 @@ struct Row {
   const In *y, *x, *mu, *stds;
   const A *x_shift, *delta_c, *weight;  // of the components that the sample meets
   const A *y_shift, *delta_y, *m2_y;    // of the samples that the component meets
-  A upstream_y, upstream_c;             // of q, over the scale of the precisions
+  A upstream_y, upstream_c;             // of q
   A upstream_g, upstream_k;             // times the number of partners
   A samples;                            // that the component meets
-  Stabiliser<A> of_samples{0}, of_components{0};
+  A sample_eps, component_eps;
+  A least_share;  // see MomentsInputs
   In *d_y, *d_x, *d_mu, *d_stds;  // nullptr: not wanted
   bool stream;                    // write them past the caches
 };
 
-// Their product; select, so that an upstream gradient of 0 does not meet an overflow.
-template <class A>
-FUSED_MI_INLINE V<A> times(A upstream, V<A> pull) {
-  return upstream == 0 ? V<A>{} : upstream * pull;
-}
-
 // The gradients of a row. OWN: that of a sample's own variance; COMPONENT: those of a component;
 // DIAGONAL: the row is a sample as well, and does not meet itself. That of y wherever it is wanted.
-// False where the variances are not ordinary.
-template <bool OWN, bool COMPONENT, bool DIAGONAL, bool CAREFUL, class A, class In>
+// False where the diagonal takes the digits.
+template <bool OWN, bool COMPONENT, bool DIAGONAL, class A, class In>
 bool pull_row(const Row<A, In>& r, int width) {
-  Ordinary<A> ordinary;
+  Bits<A> lost{};
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
     V<A> sigma{}, x{}, mu{}, own_distance{}, pull_stds{};
     Terms<A> component{};
     if constexpr (OWN || COMPONENT) sigma = load<A>(r.stds + f, part);
     if constexpr (COMPONENT) {
-      component = variance_terms<CAREFUL, A>(sigma, r.of_components);
-      if (!CAREFUL) ordinary.include(inside<A>(component.v, all<A>(1), part));
+      component = variance_terms<A>(sigma, r.component_eps);
       x = load<A>(r.x + f, part);
       mu = load<A>(r.mu + f, part);
     }
@@ -49,58 +43,55 @@ bool pull_row(const Row<A, In>& r, int width) {
     if (r.d_y) {
       V<A> from_mean =
           (load<A>(r.y + f, part) - load<A>(r.x_shift + f, part)) - load<A>(r.delta_c + f, part);
-      V<A> pull = load<A>(r.weight + f, part) * from_mean;
-      if constexpr (DIAGONAL) pull -= component.precision * own_distance;
-      store(r.d_y + f, packed(times<A>(r.upstream_y, pull), In{}), part, r.stream);
+      V<A> weight = load<A>(r.weight + f, part), pull = weight * from_mean;
+      if constexpr (DIAGONAL) {
+        pull -= component.precision * own_distance;
+        V<A> others = inside<A>(weight - component.precision, component.precision, part);
+        lost |= others < r.least_share * component.precision;
+      }
+      store(r.d_y + f, packed(r.upstream_y * pull, In{}), part, r.stream);
     }
     if constexpr (OWN) {
-      Terms<A> t = variance_terms<CAREFUL, A>(sigma, r.of_samples);
-      if (!CAREFUL) ordinary.include(inside<A>(t.v, all<A>(1), part));
-      pull_stds = r.upstream_k * t.slope;
+      pull_stds = r.upstream_k * variance_terms<A>(sigma, r.sample_eps).slope;
     }
     if constexpr (COMPONENT) {
       V<A> from_mean = ((x - load<A>(r.y_shift + f, part)) + mu) - load<A>(r.delta_y + f, part);
       if (r.d_x || r.d_mu) {
         V<A> pull = r.samples * from_mean;
         if constexpr (DIAGONAL) pull += own_distance;
-        auto both = packed(times<A>(r.upstream_c, component.precision * pull), In{});
+        auto both = packed(r.upstream_c * (component.precision * pull), In{});
         if (r.d_x) store(r.d_x + f, both, part, r.stream);
         if (r.d_mu) store(r.d_mu + f, both, part, r.stream);
       }
-      if (r.d_stds) {
-        V<A> squares = load<A>(r.m2_y + f, part) + r.samples * (from_mean * from_mean);
-        if constexpr (DIAGONAL) squares -= own_distance * own_distance;
-        V<A> of_q = times<A>(r.upstream_c, squares * component.precision);
-        // Select: a sigma of 0 must not meet an overflow.
-        V<A> pull = component.slope * (r.upstream_g - of_q);
-        pull_stds += component.slope == A(0) ? V<A>{} : pull;
+      if (DIAGONAL || r.d_stds) {
+        // Each square times the precision: alone it may overflow.
+        V<A> squares = load<A>(r.m2_y + f, part) * component.precision +
+            (r.samples * from_mean * component.precision) * from_mean;
+        if constexpr (DIAGONAL) {
+          V<A> own = (own_distance * component.precision) * own_distance;
+          squares -= own;
+          lost |= squares < r.least_share * own;
+        }
+        pull_stds += component.slope * (r.upstream_g - r.upstream_c * squares);
       }
     }
     if constexpr (OWN || COMPONENT) {
       if (r.d_stds) store(r.d_stds + f, packed(pull_stds, In{}), part, r.stream);
     }
   });
-  return CAREFUL || ordinary;
-}
-
-template <bool OWN, bool COMPONENT, bool DIAGONAL, class A, class In>
-void pull_row(const Row<A, In>& r, int width) {
-  if (!pull_row<OWN, COMPONENT, DIAGONAL, false>(r, width)) {
-    pull_row<OWN, COMPONENT, DIAGONAL, true>(r, width);
-  }
+  return !any<A>(lost);
 }
 
 template <class A, class In>
-void pull_row(const Row<A, In>& r, int width, bool own, bool component, bool diagonal) {
-  if (diagonal) {
-    if constexpr (sizeof(A) == 8) {  // always in float64
-      own ? pull_row<true, true, true>(r, width) : pull_row<false, true, true>(r, width);
-    }
-  } else if (component) {
-    own ? pull_row<true, true, false>(r, width) : pull_row<false, true, false>(r, width);
-  } else {
-    own ? pull_row<true, false, false>(r, width) : pull_row<false, false, false>(r, width);
+bool pull_row(const Row<A, In>& r, int width, bool own, bool component, bool diagonal) {
+  if constexpr (sizeof(A) == 8) {  // without the diagonal always
+    if (diagonal && own) return pull_row<true, true, true>(r, width);
+    if (diagonal) return pull_row<false, true, true>(r, width);
   }
+  if (component) {
+    return own ? pull_row<true, true, false>(r, width) : pull_row<false, true, false>(r, width);
+  }
+  return own ? pull_row<true, false, false>(r, width) : pull_row<false, false, false>(r, width);
 }
 
 struct Item {
@@ -148,7 +139,7 @@ struct Gradient {
 };
 
 template <class A, class In>
-void pull_item(const MomentsBackward& call, const Item& at) {
+bool pull_item(const MomentsBackward& call, const Item& at) {
   const MomentsInputs& in = call.in;
   const Pass& pass = at.pass;
   const Mixture* as_sample = pass.as_samples < 0 ? nullptr : in.mixtures + pass.as_samples;
@@ -159,14 +150,15 @@ void pull_item(const MomentsBackward& call, const Item& at) {
   alignas(64) In buffers[4][sizeof(In) > 2 ? kWidth : 1];
   Row<A, In> r{};
   r.stream = call.stream;
+  r.least_share = static_cast<A>(in.least_share());
   if (as_sample) {
     sample_position = call.positions + pass.as_samples * in.S + at.s;
     const A* state = reinterpret_cast<const A*>(call.state) + pass.as_samples * 4 * plane + here;
     const double* upstream = call.upstream + pass.as_samples * 3;
     r.delta_c = state + 2 * plane;
     r.weight = state + 3 * plane;
-    r.of_samples = Stabiliser<A>(as_sample->sample_eps);
-    r.upstream_y = static_cast<A>(upstream[0] / Stabiliser<A>(as_sample->component_eps).scale);
+    r.sample_eps = static_cast<A>(as_sample->sample_eps);
+    r.upstream_y = static_cast<A>(upstream[0]);
     if (sample_position->components > 0) {
       r.x_shift = read(in.x, sample_position->first_component, at.s, at.e, at.width, shifts[0]);
     }
@@ -177,8 +169,8 @@ void pull_item(const MomentsBackward& call, const Item& at) {
     const double* upstream = call.upstream + pass.as_components * 3;
     r.delta_y = state;
     r.m2_y = state + plane;
-    r.of_components = Stabiliser<A>(as_component->component_eps);
-    r.upstream_c = static_cast<A>(upstream[0] / r.of_components.scale);
+    r.component_eps = static_cast<A>(as_component->component_eps);
+    r.upstream_c = static_cast<A>(upstream[0]);
     r.samples = static_cast<A>(component_position->samples);
     if (component_position->samples > 0) {
       r.y_shift = read(in.y, component_position->first_sample, at.s, at.e, at.width, shifts[1]);
@@ -211,30 +203,33 @@ void pull_item(const MomentsBackward& call, const Item& at) {
       int64_t partners = sample_position->components - diagonal;
       r.upstream_k = static_cast<A>(call.upstream[pass.as_samples * 3 + 2] * static_cast<double>(partners));
     }
-    pull_row(r, at.width, own, component, diagonal);
+    if (!pull_row(r, at.width, own, component, diagonal)) return false;
     d_y.end(at, row, sample);
     d_x.end(at, row, component);
     d_mu.end(at, row, component);
     d_stds.end(at, row, own || component);
   }
+  return true;
 }
 
 template <class A>
-void pull_items(const MomentsBackward& call, int64_t begin, int64_t end) {
+bool pull_items(const MomentsBackward& call, int64_t begin, int64_t end) {
   const Cut& cut = call.cut;
   const View* inputs[] = {&call.in.y, &call.in.x, &call.in.mu, &call.in.stds};
-  for (int64_t item = begin; item < end; ++item) {
+  bool exact = true;
+  for (int64_t item = begin; item < end && exact; ++item) {
     int64_t split = item % cut.splits, tile = item / cut.splits % cut.tiles();
     const Pass& pass = call.passes[item / cut.splits / cut.tiles()];
     int64_t s = tile / cut.blocks, e = tile % cut.blocks * cut.width;
     Item at{pass, s, e, cut.width_at(e), cut.part(pass.rows, split)};
-    with_input<A>(inputs, 4, [&](auto type) { pull_item<A, decltype(type)>(call, at); });
+    with_input<A>(inputs, 4, [&](auto type) { exact = pull_item<A, decltype(type)>(call, at); });
   }
   if (call.stream) finish_writes();
+  return exact;
 }
 
-void gradients(const MomentsBackward& call, int64_t begin, int64_t end) {
-  call.in.wide ? pull_items<double>(call, begin, end) : pull_items<float>(call, begin, end);
+bool gradients(const MomentsBackward& call, int64_t begin, int64_t end) {
+  return call.in.wide ? pull_items<double>(call, begin, end) : pull_items<float>(call, begin, end);
 }
 
 }  // namespace

@@ -49,9 +49,9 @@ void merge_components(
   }
 }
 
-// State and sums of one tile.
+// State and sums of one tile; false where the diagonal takes the digits of q.
 template <class A, class P>
-void finish_tile(
+bool finish_tile(
     const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
     const Totals& total) {
   const MomentsInputs& in = call.in;
@@ -62,7 +62,7 @@ void finish_tile(
   sums[0] = sums[1] = sums[2] = 0;
   if (p.samples == 0 || p.components == 0) {
     for (int i = 0; i < 4; ++i) std::memset(state + i * plane, 0, at.width * sizeof(A));
-    return;
+    return true;
   }
   alignas(64) A x_buffer[kWidth], y_buffer[kWidth];
   const A* y_shift = read(in.y, p.first_sample, at.s, at.e, at.width, y_buffer);
@@ -92,9 +92,10 @@ void finish_tile(
   double q = 0;
   for (double sum : partial) q += sum;
   double m_count = static_cast<double>(p.components);
-  sums[0] = (q - total.diagonal_q) / 2 / Stabiliser<A>(at.mixture.component_eps).scale;
+  sums[0] = (q - total.diagonal_q) / 2;
   sums[1] = (n * total.log_l - total.diagonal_g) / 2;
   if (in.own_stds) sums[2] = (m_count * total.log_i - total.diagonal_k) / 2;
+  return total.diagonal_q == 0 || q - total.diagonal_q > in.least_share() * total.diagonal_q;
 }
 
 Totals& part_of(const MomentsForward& call, int64_t d, int64_t tile, int64_t split) {
@@ -109,13 +110,14 @@ Place place(const MomentsForward& call, int64_t d, int64_t tile) {
 }
 
 template <class A>
-void finish_totals(
+bool finish_totals(
     const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Totals& t) {
   Planes<double> planes{t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c};
-  finish_tile<A>(call, at, d, tile, planes, t);
+  return finish_tile<A>(call, at, d, tile, planes, t);
 }
 
-void finish(const MomentsForward& call, int64_t begin, int64_t end) {
+bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
+  bool exact = true;
   for (int64_t tile = begin; tile < end; ++tile) {
     for (int64_t d = 0; d < call.in.count; ++d) {
       Place at = place(call, d, tile);
@@ -130,10 +132,11 @@ void finish(const MomentsForward& call, int64_t begin, int64_t end) {
         total.diagonal_g += more.diagonal_g;
         total.diagonal_k += more.diagonal_k;
       }
-      call.in.wide ? finish_totals<double>(call, at, d, tile, total)
-                   : finish_totals<float>(call, at, d, tile, total);
+      exact &= call.in.wide ? finish_totals<double>(call, at, d, tile, total)
+                            : finish_totals<float>(call, at, d, tile, total);
     }
   }
+  return exact;
 }
 
 }  // namespace

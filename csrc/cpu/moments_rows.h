@@ -86,78 +86,57 @@ void add_samples(
   });
 }
 
-// The logs of R rows of variances; false, and nothing of worth, where they are not ordinary.
-template <class A, int R, bool CAREFUL, class In>
-bool add_logs(const Reader<In>& sigma, int width, Stabiliser<A> stabiliser, Logs<A>& sum) {
+// The logs of R rows of variances.
+template <class A, int R, class In>
+void add_logs(const Reader<In>& sigma, int width, A eps, Logs<A>& sum) {
   Logs<A> logs = sum;
-  Ordinary<A> ordinary;
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
+    V<A> v[R];
     for (int r = 0; r < R; ++r) {
-      Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
+      V<A> of_row = load<A>(sigma.rows[r] + f, part);
       fetch(sigma.ahead[r] + f);
-      V<A> v = inside<A>(t.v, all<A>(1), part);
-      if constexpr (CAREFUL) {
-        logs.include(v, only<A>(t.large, part));
-      } else {
-        ordinary.include(v);
-        logs.multiply(v);
-      }
+      v[r] = inside<A>(of_row * of_row + eps, all<A>(1), part);
     }
-    if (!CAREFUL) logs.split();
+    logs.add(v);
   });
-  if (!CAREFUL && !ordinary) return false;
   sum = logs;
-  return true;
 }
 
-// `before` and R more rows, with the weights scale / v; false, and nothing of worth in `after`,
-// where the variances are not ordinary.
-template <class A, int R, bool CAREFUL, class In>
-bool add_components(
+// R more rows, with the weights 1 / v.
+template <class A, int R, class In>
+void add_components(
     const Reader<In>& x, const Reader<In>& mu, const Reader<In>& sigma, const A* shift, int width,
-    Stabiliser<A> stabiliser, const Running<A>& before, Running<A>& after, Logs<A>& sum) {
+    A eps, Running<A>& run, Logs<A>& sum) {
   Logs<A> logs = sum;
-  Ordinary<A> ordinary;
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> first = load<A>(shift + f, part), mean = load<A>(before.mean + f, part);
-    V<A> old = load<A>(before.weight + f, part), weight = old, precision[R], deviation[R], delta{};
+    V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part);
+    V<A> old = load<A>(run.weight + f, part), weight = old;
+    V<A> v[R], precision[R], deviation[R], delta{};
     for (int r = 0; r < R; ++r) {
-      Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.rows[r] + f, part), stabiliser);
+      Terms<A> t = variance_terms<A>(load<A>(sigma.rows[r] + f, part), eps);
       fetch(sigma.ahead[r] + f);
-      V<A> v = inside<A>(t.v, all<A>(1), part);
+      v[r] = inside<A>(t.v, all<A>(1), part);
       precision[r] = t.precision;
       weight += precision[r];
       deviation[r] = (load<A>(x.rows[r] + f, part) - first) + load<A>(mu.rows[r] + f, part);
       fetch(x.ahead[r] + f);
       fetch(mu.ahead[r] + f);
-      if constexpr (CAREFUL) {
-        logs.include(v, only<A>(t.large, part));
-      } else {
-        ordinary.include(v);
-        logs.multiply(v);
-      }
     }
-    if (!CAREFUL) logs.split();
-    // Each weight as its share of the total: no sum of products overflows. 1 / weight may, unless
-    // the variances are ordinary.
+    logs.add(v);
+    // Each weight as its share of the total: no sum of products overflows.
     V<A> reciprocal = A(1) / weight;
-    for (int r = 0; r < R; ++r) {
-      V<A> share = CAREFUL ? precision[r] / weight : precision[r] * reciprocal;
-      delta += share * (deviation[r] - mean);
-    }
-    V<A> m2 = load<A>(before.m2 + f, part) + (old * delta) * delta;
+    for (int r = 0; r < R; ++r) delta += (precision[r] * reciprocal) * (deviation[r] - mean);
+    V<A> m2 = load<A>(run.m2 + f, part) + (old * delta) * delta;
     mean += delta;
     for (int r = 0; r < R; ++r) {
       V<A> rest = deviation[r] - mean;
       m2 += (precision[r] * rest) * rest;
     }
-    store(after.weight + f, weight, part);
-    store(after.mean + f, mean, part);
-    store(after.m2 + f, m2, part);
+    store(run.weight + f, weight, part);
+    store(run.mean + f, mean, part);
+    store(run.m2 + f, m2, part);
   });
-  if (!CAREFUL && !ordinary) return false;
   sum = logs;
-  return true;
 }
 
 }  // namespace fused_mi::FUSED_MI_PATH

@@ -1,22 +1,23 @@
 // The operators `torch.ops.fused_mi_cpu`. With arguments.h and checks.h all that knows torch.
 //
 // Raw operators: they write into tensors that the caller allocates, and know no autograd. `path` is
-// an instruction path, see paths.h. Built against the stable ABI, for every later torch.
+// an instruction path, see paths.h. Those over mixtures return false where they have no result: plain
+// torch is needed, see launch.h. Built against the stable ABI, for every later torch.
 #include "arguments.h"
-#include "launch.h"
 #include "logsumexp_launch.h"
-#include "pairs_launch.h"
+#include "moments_launch.h"
 #include "pages.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <limits>
 #include <optional>
 #include <vector>
 
 namespace fused_mi {
 namespace {
 
-// The smallest positive active variance times `factor`, at least `smallest`; 1 where there is none.
+// The smallest positive active variance, or 1 where there is none, times `factor`, see `product_of`.
 void variance(
     const Tensor& stds, const Tensor& mask, int64_t start, int64_t stop, double factor,
     double smallest, int64_t path, const Tensor& eps) {
@@ -34,12 +35,9 @@ void variance(
   double least = launch_least(in, checked(path), Threads{});
   if (least == std::numeric_limits<double>::infinity()) least = 1;
   if (in.wide) {
-    double found = least * factor;
-    *reinterpret_cast<double*>(to) = found > smallest ? found : smallest;
+    *reinterpret_cast<double*>(to) = product_of<double>(least, factor, smallest);
   } else {
-    float found = static_cast<float>(least) * static_cast<float>(factor);
-    float bound = static_cast<float>(smallest);
-    *reinterpret_cast<float*>(to) = found > bound ? found : bound;
+    *reinterpret_cast<float*>(to) = product_of<float>(least, factor, smallest);
   }
 }
 
@@ -47,7 +45,7 @@ ScalarType state_type(const Inputs& inputs) {
   return inputs.in.wide ? ScalarType::Double : ScalarType::Float;
 }
 
-void moments(
+bool moments(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
     std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, int64_t path,
@@ -60,10 +58,10 @@ void moments(
   STD_TORCH_CHECK(in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
   char* to_state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
   char* to_sums = output(sums, "sums", in.count * 3, ScalarType::Double);
-  launch_moments(in, to_state, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
+  return launch_moments(in, to_state, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
 }
 
-void moments_backward(
+bool moments_backward(
     const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
     std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal,
@@ -87,7 +85,7 @@ void moments_backward(
   call.passes = found.data();
   call.pass_count = static_cast<int64_t>(found.size());
   views_of(in, gradients, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
-  launch_gradients(call, checked(path), Threads{});
+  return launch_gradients(call, checked(path), Threads{});
 }
 
 // How many energies there are; all mixtures have as many samples, and as many components.
@@ -104,7 +102,7 @@ int64_t energies_count(const MomentsInputs& in) {
   return in.count * 3 * first.samples.count() * first.components.count();
 }
 
-void pairs(
+bool pairs(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
     std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, bool wide,
@@ -116,10 +114,10 @@ void pairs(
   in.mixtures = inputs.mixtures.data();
   char* to = output(energies, "energies", energies_count(in), ScalarType::Double);
   prefer_huge_pages(to, energies.numel() * size_of(Type::float64));
-  launch_pairs(in, reinterpret_cast<double*>(to), checked(path), Threads{});
+  return launch_pairs(in, reinterpret_cast<double*>(to), checked(path), Threads{});
 }
 
-void pairs_backward(
+bool pairs_backward(
     const Tensor& upstream, const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, const Tensor& component_mask, std::vector<double> component_eps,
     std::vector<double> sample_eps, std::vector<int64_t> rows, bool exclude_diagonal, bool wide,
@@ -139,7 +137,7 @@ void pairs_backward(
   call.passes = found.data();
   call.pass_count = static_cast<int64_t>(found.size());
   views_of(in, gradients, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
-  launch_pairs_gradients(call, checked(path), Threads{});
+  return launch_pairs_gradients(call, checked(path), Threads{});
 }
 
 // `energies` (count, 3, N, M).
@@ -182,7 +180,7 @@ void logsumexp_backward(
 
 // Of the schemas below; the Python side expects one.
 int64_t version() {
-  return 3;
+  return 4;
 }
 
 // A bit for each instruction path that this machine supports.
@@ -206,21 +204,21 @@ STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
   m.def(
       "moments(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
       " Tensor component_mask, float[] component_eps, float[] sample_eps, int[] rows,"
-      " bool exclude_diagonal, int path, Tensor(a!) sums, Tensor(b!) state) -> ()");
+      " bool exclude_diagonal, int path, Tensor(a!) sums, Tensor(b!) state) -> bool");
   m.def(
       "moments_backward(Tensor upstream, Tensor y, Tensor x, Tensor mu, Tensor stds,"
       " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
       " int[] rows, bool exclude_diagonal, Tensor state, int[] passes, int path, Tensor(a!)? d_y,"
-      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
+      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> bool");
   m.def(
       "pairs(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
       " Tensor component_mask, float[] component_eps, float[] sample_eps, int[] rows,"
-      " bool exclude_diagonal, bool wide, int path, Tensor(a!) energies) -> ()");
+      " bool exclude_diagonal, bool wide, int path, Tensor(a!) energies) -> bool");
   m.def(
       "pairs_backward(Tensor upstream, Tensor y, Tensor x, Tensor mu, Tensor stds,"
       " Tensor sample_mask, Tensor component_mask, float[] component_eps, float[] sample_eps,"
       " int[] rows, bool exclude_diagonal, bool wide, int[] passes, int path, Tensor(a!)? d_y,"
-      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> ()");
+      " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> bool");
   m.def(
       "logsumexp(Tensor energies, int? own, int path, Tensor(a!) terms, Tensor(b!) state) -> ()");
   m.def(

@@ -7,76 +7,60 @@
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-template <bool CAREFUL, class A, class In>
-bool add_logs(const Row<In>& sigma, int width, Stabiliser<A> stabiliser, Logs<A>& logs) {
-  Ordinary<A> ordinary;
-  auto variance = [&](int f, auto part) __attribute__((always_inline)) {
-    sigma.fetch(f);
-    Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma.now + f, part), stabiliser);
-    V<A> v = inside<A>(t.v, all<A>(1), part);
-    if (CAREFUL) {
-      logs.include(v, only<A>(t.large, part));
-    } else {
-      ordinary.include(v);
-    }
-    return v;
-  };
-  constexpr int L = kLanes<A>;
-  int f = 0;
-  if constexpr (!CAREFUL) {
-    for (; f + 4 * L <= width; f += 4 * L) {  // in a tree: a chain would take three times as long
-      V<A> first = variance(f, Whole{}) * variance(f + L, Whole{});
-      logs.multiply(first * (variance(f + 2 * L, Whole{}) * variance(f + 3 * L, Whole{})));
-      logs.split();
-    }
-  }
-  over_vectors<A>(width - f, [&](int rest, auto part) __attribute__((always_inline)) {
-    V<A> v = variance(f + rest, part);
-    if (!CAREFUL) logs.multiply(v);
-  });
-  if (!CAREFUL) logs.split();
-  return CAREFUL || ordinary;
-}
-
 // `sum_e (log v + log 2 pi)` of a row at a run; `next`: the row after it, to be fetched meanwhile.
 template <class A, class In>
-double logs_of_row(const View& stds, int64_t row, int64_t next, const Run& run, double eps) {
+double logs_of_row(
+    const View& stds, int64_t row, int64_t next, const Run& run, double eps, bool& regular) {
   alignas(64) In buffer[sizeof(In) > 2 ? PairsCut::kDepth : 1];
   const Row<In> sigma{
       read(stds, row, run.s, run.e, run.width, buffer), stds.at(next, run.s, run.e)};
   Logs<A> logs;
-  if (!add_logs<false, A>(sigma, run.width, Stabiliser<A>(eps), logs)) {
-    logs = Logs<A>();
-    add_logs<true, A>(sigma, run.width, Stabiliser<A>(eps), logs);
+  auto variance = [&](int f, auto part) __attribute__((always_inline)) {
+    sigma.fetch(f);
+    V<A> of_row = load<A>(sigma.now + f, part);
+    return inside<A>(of_row * of_row + static_cast<A>(eps), all<A>(1), part);
+  };
+  constexpr int L = kLanes<A>;
+  int f = 0;
+  for (; f + 2 * L <= run.width; f += 2 * L) {
+    logs.add({variance(f, Whole{}), variance(f + L, Whole{})});
   }
+  over_vectors<A>(run.width - f, [&](int rest, auto part) __attribute__((always_inline)) {
+    logs.add({variance(f + rest, part)});
+  });
+  regular &= logs.range.regular();
   return logs.value() + 1.8378770664093454836 * run.width;
 }
 
 // Of one role, at some units: row by row, as they lie in memory. 0 where a row has no part.
 // `to`: (units, stride), of the first row.
 template <class A, class In, class RunOf, class Contributes>
-FUSED_MI_INLINE void logs_of_rows(
+FUSED_MI_INLINE bool logs_of_rows(
     const View& stds, Rows rows, Rows units, double eps, double* to, int64_t stride,
     RunOf&& run_of, Contributes&& contributes) {
+  bool regular = true;
   for (int64_t row = rows.start; row < rows.stop; ++row) {
     const int64_t next = row + 1 < rows.stop ? row + 1 : row;
     for (int64_t unit = units.start; unit < units.stop; ++unit) {
       const Run run = run_of(unit);
       to[unit * stride + row - rows.start] =
-          contributes(row, run) ? logs_of_row<A, In>(stds, row, next, run, eps) : 0;
+          contributes(row, run) ? logs_of_row<A, In>(stds, row, next, run, eps, regular) : 0;
     }
   }
+  return regular;
 }
 
-// Of the rows of a tile: of each role by the first tile of the other role.
+// Of the rows of a tile: of each role by the first tile of the other role. False where variances are
+// not regular.
 template <class A, class In, class RunOf>
-void logs_of_tile(
+bool logs_of_tile(
     const PairsForward& call, const Tile& tile, int64_t d, Rows units, RunOf&& run_of) {
   const MomentsInputs& in = call.in;
   const PairsCut& cut = call.cut;
   const Mixture& m = tile.mixture;
+  bool regular = true;
   if (tile.samples.start == m.samples.start) {
-    logs_of_rows<A, In>(
+    regular = logs_of_rows<A, In>(
         in.stds, tile.components, units, m.component_eps,
         call.component_logs + d * cut.units * cut.components + tile.components.start -
             m.components.start,
@@ -85,13 +69,14 @@ void logs_of_tile(
         });
   }
   if (in.own_stds && tile.components.start == m.components.start) {
-    logs_of_rows<A, In>(
+    regular &= logs_of_rows<A, In>(
         in.stds, tile.samples, units, m.sample_eps,
         call.sample_logs + d * cut.units * cut.samples + tile.samples.start - m.samples.start,
         cut.samples, run_of, [&](int64_t row, const Run& run) {
           return sample_contributes(in, m, *run.position, row, run.s);
         });
   }
+  return regular;
 }
 
 // Templates of the standard library would be shared between the paths, see paths.h.
@@ -109,7 +94,7 @@ Rows part(Rows rows, int64_t tile, int64_t size) {
 }
 
 template <class A, class In>
-void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) {
+bool distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) {
   const PairsCut& cut = call.cut;
   const MomentsInputs& in = call.in;
   const int64_t split = item % cut.splits, at = item / cut.splits;
@@ -140,7 +125,8 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
   };
   for (int64_t unit = begin; unit < end; ++unit) {
     if ((unit - begin) % batch == 0) {
-      logs_of_tile<A, In>(call, tile, d, {unit, smaller(unit + batch, end)}, run_of);
+      const Rows units{unit, smaller(unit + batch, end)};
+      if (!logs_of_tile<A, In>(call, tile, d, units, run_of)) return false;
     }
     const Run run = run_of(unit);
     if (unit == begin || run.e == 0) choose(run);
@@ -158,24 +144,27 @@ void distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
     choose(run);
     flush<A, In>(tile, panel, &run);
   }
+  return true;
 }
 
 template <class A>
-void distances_of(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
+bool distances_of(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
   Arena arena{scratch};
   Panel<A> panel(call.cut, arena);
   const MomentsInputs& in = call.in;
   const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
+  bool regular = true;
   with_input<A>(inputs, 4, [&](auto type) {
-    for (int64_t item = begin; item < end; ++item) {
-      distances_of_item<A, decltype(type)>(call, panel, item);
+    for (int64_t item = begin; item < end && regular; ++item) {
+      regular = distances_of_item<A, decltype(type)>(call, panel, item);
     }
   });
+  return regular;
 }
 
-void distances(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
-  call.in.wide ? distances_of<double>(call, scratch, begin, end)
-               : distances_of<float>(call, scratch, begin, end);
+bool distances(const PairsForward& call, char* scratch, int64_t begin, int64_t end) {
+  return call.in.wide ? distances_of<double>(call, scratch, begin, end)
+                      : distances_of<float>(call, scratch, begin, end);
 }
 
 int64_t bytes(const PairsForward& call) {
@@ -197,13 +186,14 @@ void mark(const PairsForward& call, int64_t begin, int64_t end) {
   }
 }
 
-// Half of the sums over units, for one sample and all components of mixture d.
-void finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, double* g, double* k) {
+// Half of the sums over units, for one sample and all components of mixture d. False: see `finish`.
+bool finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, double* g, double* k) {
   const PairsCut& cut = call.cut;
   const MomentsInputs& in = call.in;
   const Mixture& mixture = in.mixtures[d];
   const int64_t N = cut.samples, M = cut.components;
-  const double scale = in.wide ? 1 : Stabiliser<float>(mixture.component_eps).scale;
+  const double most = in.wide ? INFINITY : kLargestSum;
+  bool known = true;
   constexpr int64_t kWidth = 256;
   for (int64_t first = 0; first < M; first += kWidth) {
     const int width = static_cast<int>(smaller(kWidth, M - first));
@@ -234,20 +224,24 @@ void finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, doubl
       }
     }
     for (int j = 0; j < width; ++j) {
-      q[first + j] = of_q[j] / scale / 2;
+      known &= of_q[j] <= most;
+      q[first + j] = of_q[j] / 2;
       g[first + j] = of_g[j] / 2;
       k[first + j] = of_k[j] / 2;
     }
   }
+  return known;
 }
 
-void finish(const PairsForward& call, int64_t begin, int64_t end) {
+bool finish(const PairsForward& call, int64_t begin, int64_t end) {
   const int64_t N = call.cut.samples, M = call.cut.components;
+  bool known = true;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t d = item / N, n = item % N;
     double* q = call.energies + (d * 3 * N + n) * M;
-    finish_row(call, d, n, q, q + N * M, q + 2 * N * M);
+    known &= finish_row(call, d, n, q, q + N * M, q + 2 * N * M);
   }
+  return known;
 }
 
 }  // namespace

@@ -70,6 +70,7 @@ struct PairsBackward {
   int64_t width = 0, blocks = 0;     // of features
   Position* positions = nullptr;     // (count, S)
   const double* upstream = nullptr;  // (count, 3, N, M)
+  bool finite_upstream = true;       // else gradients are not finite either, whatever the type
   char* weights = nullptr;  // of the only position, ready before any item; nullptr: there are more
   const Pass* passes = nullptr;
   int64_t pass_count = 0;
@@ -86,17 +87,19 @@ struct PairsBackward {
 // aligned memory of a thread, of as many bytes as the function before it says.
 struct PairsKernels {
   int64_t (*bytes)(const PairsForward&);
-  void (*distances)(  // count * tiles_n * tiles_m * splits
+  bool (*distances)(  // count * tiles_n * tiles_m * splits; false: variances are not regular
       const PairsForward&, char* scratch, int64_t begin, int64_t end);
-  void (*mark)(const PairsForward&, int64_t begin, int64_t end);    // count * S
-  void (*finish)(const PairsForward&, int64_t begin, int64_t end);  // count * N
+  void (*mark)(const PairsForward&, int64_t begin, int64_t end);  // count * S
+  // count * N; false: there is NaN, or what may have left the range of float32
+  bool (*finish)(const PairsForward&, int64_t begin, int64_t end);
 };
 
 struct PairsBackwardKernels {
   int64_t (*prepare)(const PairsBackward&, char* weights);  // their bytes; nullptr: that alone
   void (*weigh)(const PairsBackward&, int64_t begin, int64_t end);  // count * weigh_items()
   int64_t (*bytes)(const PairsBackward&);
-  void (*gradients)(  // S * blocks
+  // S * blocks; false: variances are not regular, or float32 gives a gradient that is not finite
+  bool (*gradients)(
       const PairsBackward&, char* scratch, int64_t begin, int64_t end);
 };
 

@@ -13,9 +13,9 @@ struct Item {
   int width;
 };
 
-// The gradients of one mixture into its `results`.
+// The gradients of one mixture into its `results`; false: see `gradients`.
 template <class A, class In>
-void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>& work) {
+bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>& work) {
   const MomentsInputs& in = call.in;
   const Mixture& m = in.mixtures[d];
   const Position& p = call.positions[d * in.S + at.s];
@@ -31,7 +31,7 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
   }
   const Wanted wanted = wanted_of(call, d);
   const int samples = w.lists.sample_count, components = w.lists.component_count;
-  if (!w.lists || (!wanted.samples && !wanted.components)) return;
+  if (!w.lists || (!wanted.samples && !wanted.components)) return true;
   Packer<A, In> packer(in, m, p, at.s, at.e, at.width);
   packer.samples(
       w.lists.samples, samples, m.samples.start, [&](int n) __attribute__((always_inline)) {
@@ -47,11 +47,12 @@ void pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       });
   const Results<A>& r = work.results[d];
   const int vectors = static_cast<int>(ceil_div(at.width, kLanes<A>));
-  const A scale = packer.stabiliser.scale;
   const FlushToZero flush;
-  wanted.samples && wanted.components ? pull<true, true>(work, w, r, call.N, vectors, scale)
-      : wanted.samples                ? pull<true, false>(work, w, r, call.N, vectors, scale)
-                                      : pull<false, true>(work, w, r, call.N, vectors, scale);
+  const bool finite = wanted.samples && wanted.components
+      ? pull<true, true>(work, w, r, call.N, vectors)
+      : wanted.samples ? pull<true, false>(work, w, r, call.N, vectors)
+                       : pull<false, true>(work, w, r, call.N, vectors);
+  return packer.range.regular() && (finite || in.wide || !call.finite_upstream);
 }
 
 // One row of a gradient; `value(v)` is its vector v.
@@ -79,16 +80,16 @@ void write_zeros(const View& view, int64_t row, const Item& at, bool stream) {
   for (int64_t i = 0; i < bytes; i += kBytes) write_past(to + i, V<float>{});
 }
 
-// sigma / v of a row; false, and nothing of worth, where the variances are not ordinary.
-template <bool CAREFUL, class A, class In>
-bool slopes(const In* sigma, int width, Stabiliser<A> stabiliser, V<A>* slope) {
-  Ordinary<A> ordinary;
+// sigma / v of a row; false, and nothing of worth, where the variances are not regular.
+template <class A, class In>
+bool slopes(const In* sigma, int width, A eps, V<A>* slope) {
+  Range<A> range;
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    Terms<A> t = variance_terms<CAREFUL, A>(load<A>(sigma + f, part), stabiliser);
-    if (!CAREFUL) ordinary.include(inside<A>(t.v, all<A>(1), part));
+    Terms<A> t = variance_terms<A>(load<A>(sigma + f, part), eps);
+    range.include(inside<A>(t.v, all<A>(1), part));
     slope[f / kLanes<A>] = t.slope;
   });
-  return CAREFUL || ordinary;
+  return range.regular();
 }
 
 // The place of row `index` in an ascending list, or -1; `next` goes along with the rows.
@@ -97,7 +98,7 @@ FUSED_MI_INLINE int find(const int32_t* list, int count, int64_t index, int& nex
 }
 
 template <class A, class In>
-void write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Work<A>& work) {
+bool write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Work<A>& work) {
   const MomentsInputs& in = call.in;
   const int64_t i = pass.as_samples, j = pass.as_components;
   const bool stream = call.stream;
@@ -145,10 +146,7 @@ void write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Wor
     A of_k = 0;
     if (has_own) {
       const In* sigma = read(in.stds, row, at.s, at.e, at.width, buffer);
-      Stabiliser<A> stabiliser(in.mixtures[i].sample_eps);
-      if (!slopes<false, A>(sigma, at.width, stabiliser, own)) {
-        slopes<true, A>(sigma, at.width, stabiliser, own);
-      }
+      if (!slopes(sigma, at.width, static_cast<A>(in.mixtures[i].sample_eps), own)) return false;
       of_k = work.weights[i].of_k[n];
     }
     const V<A>* from = l < 0 ? nullptr : work.results[j].stds + l;
@@ -159,32 +157,35 @@ void write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Wor
       return value;
     });
   }
+  return true;
 }
 
 template <class A>
-void gradients_of(const PairsBackward& call, char* scratch, int64_t begin, int64_t end) {
+bool gradients_of(const PairsBackward& call, char* scratch, int64_t begin, int64_t end) {
   Arena arena{scratch};
   Work<A> work(call, arena);
   const MomentsInputs& in = call.in;
   const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
-  for (int64_t item = begin; item < end; ++item) {
+  bool done = true;
+  for (int64_t item = begin; item < end && done; ++item) {
     const int64_t e = item % call.blocks * call.width;
     const int width = static_cast<int>(call.width < in.E - e ? call.width : in.E - e);
     const Item at{item / call.blocks, e, width};
     with_input<A>(inputs, 4, [&](auto type) {
       using In = decltype(type);
-      for (int64_t d = 0; d < in.count; ++d) pull_mixture<A, In>(call, at, d, work);
-      for (int64_t p = 0; p < call.pass_count; ++p) {
-        write_pass<A, In>(call, at, call.passes[p], work);
+      for (int64_t d = 0; d < in.count && done; ++d) done = pull_mixture<A, In>(call, at, d, work);
+      for (int64_t p = 0; p < call.pass_count && done; ++p) {
+        done = write_pass<A, In>(call, at, call.passes[p], work);
       }
     });
   }
   if (call.stream) finish_writes();
+  return done;
 }
 
-void gradients(const PairsBackward& call, char* scratch, int64_t begin, int64_t end) {
-  call.in.wide ? gradients_of<double>(call, scratch, begin, end)
-               : gradients_of<float>(call, scratch, begin, end);
+bool gradients(const PairsBackward& call, char* scratch, int64_t begin, int64_t end) {
+  return call.in.wide ? gradients_of<double>(call, scratch, begin, end)
+                      : gradients_of<float>(call, scratch, begin, end);
 }
 
 int64_t bytes(const PairsBackward& call) {

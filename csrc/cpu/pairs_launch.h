@@ -55,9 +55,9 @@ class Scratch {
   char* data;
 };
 
-// Writes `energies` (count, 3, N, M).
+// In the type of `in`; false where its range is not enough.
 template <class Parallel>
-void launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
+bool try_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
   join_positions(in);
   const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
   PairsForward call;
@@ -85,20 +85,29 @@ void launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& para
   });
   const int64_t bytes = kernels.bytes(call);
   int64_t pairs_of_item = cut.tile_samples * cut.tile_components / 8;  // as cheap as one element
-  parallel(
-      0, in.count * cut.tiles_n * cut.tiles_m * cut.splits,
+  bool regular = all_of(
+      parallel, in.count * cut.tiles_n * cut.tiles_m * cut.splits,
       grain(pairs_of_item * cut.units_per_split * cut.width),
       [&](int64_t begin, int64_t end) {
-        kernels.distances(call, Scratch<Use::items>(bytes).get(), begin, end);
+        return kernels.distances(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
-  parallel(
-      0, in.count * N, grain(M / 2 * (cut.splits + cut.units + in.S)),
-      [&](int64_t begin, int64_t end) { kernels.finish(call, begin, end); });
+  return regular &&
+      all_of(
+             parallel, in.count * N, grain(M / 2 * (cut.splits + cut.units + in.S)),
+             [&](int64_t begin, int64_t end) { return kernels.finish(call, begin, end); });
 }
 
-// Writes the gradients that `call` names; its block of features and positions are filled in here.
+// Writes `energies` (count, 3, N, M).
 template <class Parallel>
-void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
+bool launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
+  if (!in.wide && try_pairs(in, energies, path, parallel)) return true;
+  in.wide = true;
+  return try_pairs(in, energies, path, parallel);
+}
+
+// In the type of `call.in`; false where its range is not enough.
+template <class Parallel>
+bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
   constexpr int64_t kItems = 64, kBytes = 1 << 20, kMost = 512, kLeast = 16;
   join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   const MomentsInputs& in = call.in;
@@ -132,11 +141,27 @@ void launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) 
         [&](int64_t begin, int64_t end) { kernels.weigh(call, begin, end); });
   }
   const int64_t bytes = kernels.bytes(call);
-  parallel(
-      0, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),
+  return all_of(
+      parallel, in.S * call.blocks, grain(in.count * call.N * call.M / 4 * call.width),
       [&](int64_t begin, int64_t end) {
-        kernels.gradients(call, Scratch<Use::items>(bytes).get(), begin, end);
+        return kernels.gradients(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
+}
+
+// Writes the gradients that `call` names; its block of features and positions are filled in here.
+template <class Parallel>
+bool launch_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
+  if (!call.in.wide) {
+    if (try_pairs_gradients(call, path, parallel)) return true;
+    const MomentsInputs& in = call.in;
+    const int64_t pairs = in.mixtures[0].samples.count() * in.mixtures[0].components.count();
+    for (int64_t i = 0; i < in.count * 3 * pairs; ++i) {
+      call.finite_upstream &= std::isfinite(call.upstream[i]);
+    }
+    if (!call.finite_upstream && try_pairs_gradients(call, path, parallel)) return true;
+  }
+  call.in.wide = true;
+  return try_pairs_gradients(call, path, parallel);
 }
 
 }  // namespace fused_mi

@@ -137,9 +137,9 @@ struct Packer {
   const MomentsInputs& in;
   int64_t s, e;
   int width;
-  Stabiliser<A> stabiliser;
-  A root_of_scale;
+  A eps;
   const A* shift;
+  Range<A> range;  // of components whose slope is wanted
   alignas(64) A shift_buffer[PairsCut::kDepth];
   alignas(64) In buffers[3][sizeof(In) > 2 ? PairsCut::kDepth : 1];
 
@@ -150,9 +150,9 @@ struct Packer {
         s(s),
         e(e),
         width(width),
-        stabiliser(mixture.component_eps),
-        root_of_scale(std::sqrt(stabiliser.scale)) {
+        eps(static_cast<A>(mixture.component_eps)) {
     shift = read(in.x, position.first_component, s, e, width, shift_buffer);
+    if constexpr (sizeof(A) == 8) make_finite(mixture, position);
   }
 
   // `to(j)`: where row j of the list goes; lanes beyond the width become 0.
@@ -175,7 +175,7 @@ struct Packer {
       Row<In> mu = row(in.mu, rows, count, j, start, buffers[1]);
       Row<In> sigma = row(in.stds, rows, count, j, start, buffers[2]);
       Centre<A> out = to(j);
-      if (!component<false>(x, mu, sigma, out)) component<true>(x, mu, sigma, out);
+      component(x, mu, sigma, out);
     }
   }
 
@@ -186,34 +186,40 @@ struct Packer {
     return {read(view, start + rows[j], s, e, width, buffer), view.at(start + next, s, e)};
   }
 
-  template <bool CAREFUL>
-  FUSED_MI_INLINE bool component(
-      const Row<In>& x, const Row<In>& mu, const Row<In>& sigma, const Centre<A>& out) const {
-    Ordinary<A> ordinary;
+  FUSED_MI_INLINE void component(
+      const Row<In>& x, const Row<In>& mu, const Row<In>& sigma, const Centre<A>& out) {
     over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
       sigma.fetch(f);
       x.fetch(f);
       mu.fetch(f);
-      V<A> of_row = load<A>(sigma.now + f, part), r, slope;
-      if constexpr (CAREFUL) {
-        Terms<A> t = variance_terms<true, A>(of_row, stabiliser);
-        r = root<A>(t.precision);
-        slope = t.slope;
-      } else {
-        V<A> v = of_row * of_row + stabiliser.eps;
-        ordinary.include(inside<A>(v, all<A>(1), part));
-        r = inverse_root<A>(v);
-        slope = of_row * (r * r);
-        r *= root_of_scale;
-      }
-      r = inside<A>(r, V<A>{}, part);
+      V<A> of_row = load<A>(sigma.now + f, part), variance = of_row * of_row + eps;
+      V<A> r = inside<A>(inverse_root<A>(variance), V<A>{}, part);
       V<A> deviation = load<A>(x.now + f, part) - load<A>(shift + f, part);
       const int v = f / kLanes<A>;
       out.root[v] = r;
       out.centre[v] = -(deviation + load<A>(mu.now + f, part)) * r;
-      if (out.slope.first) out.slope[v] = slope;
+      if (!out.slope.first) return;
+      out.slope[v] = of_row * (r * r);
+      range.include(inside<A>(variance, all<A>(1), part));
     });
-    return CAREFUL || ordinary;
+  }
+
+  // An infinite shift would make every pair NaN: the next row instead whose value is finite, or 0.
+  // In float64 alone: what is not finite leaves float32.
+  void make_finite(const Mixture& mixture, const Position& position) {
+    const A infinity = static_cast<A>(INFINITY);
+    for (int f = 0; f < width; ++f) {
+      if (std::fabs(shift[f]) < infinity) continue;
+      if (shift != shift_buffer) std::memcpy(shift_buffer, shift, width * sizeof(A));
+      shift = shift_buffer;
+      A value = infinity, buffer;
+      int64_t row = position.first_component + 1;
+      for (; row < mixture.components.stop && !(std::fabs(value) < infinity); ++row) {
+        if (!component_contributes(in, mixture, position, row, s)) continue;
+        value = *read(in.x, row, s, e + f, 1, &buffer);
+      }
+      shift_buffer[f] = std::fabs(value) < infinity ? value : 0;
+    }
   }
 };
 

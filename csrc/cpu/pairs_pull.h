@@ -86,11 +86,17 @@ FUSED_MI_INLINE void pull_group(
   }
 }
 
+// Takes note of what is not finite.
+template <class A>
+FUSED_MI_INLINE void check(V<A> value, Bits<A>& finite) {
+  finite &= value - value == A(0);
+}
+
 // One vector of features of M components from `l`, which belong to one group.
 template <bool SAMPLES, bool COMPONENTS, int M, class A>
 FUSED_MI_INLINE void pull_components(
     const Work<A>& work, const Weights<A>& w, const Results<A>& r, int64_t N, int v, int l,
-    A scale) {
+    Bits<A>& finite) {
   const int samples = w.lists.sample_count, at = v * w.lists.component_count + l;
   V<A> root[M], centre[M], of_centre[M] = {}, of_squares[M] = {};
   for (int m = 0; m < M; ++m) {
@@ -113,33 +119,39 @@ FUSED_MI_INLINE void pull_components(
   }
   if constexpr (COMPONENTS) {
     for (int m = 0; m < M; ++m) {
-      r.centre[at + m] = -(root[m] * of_centre[m]) / scale;
+      V<A> pull = -(root[m] * of_centre[m]);
       // Where sigma is 0, so is its gradient, though the squares overflow.
-      V<A> slope = work.slope[at + m], factor = w.of_g[l + m] - of_squares[m] / scale;
-      r.stds[at + m] = slope == A(0) ? V<A>{} : slope * factor;
+      V<A> slope = work.slope[at + m], factor = w.of_g[l + m] - of_squares[m];
+      V<A> of_stds = slope == A(0) ? V<A>{} : slope * factor;
+      check<A>(pull, finite);
+      check<A>(of_stds, finite);
+      r.centre[at + m] = pull;
+      r.stds[at + m] = of_stds;
     }
   }
 }
 
+// Whether all results are finite.
 template <bool SAMPLES, bool COMPONENTS, class A>
-void pull(
-    const Work<A>& work, const Weights<A>& w, const Results<A>& r, int64_t N, int vectors,
-    A scale) {
+bool pull(
+    const Work<A>& work, const Weights<A>& w, const Results<A>& r, int64_t N, int vectors) {
+  Bits<A> finite = all<A>(0) == A(0);
   const int samples = w.lists.sample_count, components = w.lists.component_count;
   for (int v = 0; v < vectors; ++v) {
     V<A>* d_y = r.y + v * samples;
     if (SAMPLES) std::memset(static_cast<void*>(d_y), 0, samples * sizeof(V<A>));
     int l = 0;
     for (; l + kM <= components; l += kM) {
-      pull_components<SAMPLES, COMPONENTS, kM>(work, w, r, N, v, l, scale);
+      pull_components<SAMPLES, COMPONENTS, kM>(work, w, r, N, v, l, finite);
     }
     for (; l < components; ++l) {
-      pull_components<SAMPLES, COMPONENTS, 1>(work, w, r, N, v, l, scale);
+      pull_components<SAMPLES, COMPONENTS, 1>(work, w, r, N, v, l, finite);
     }
     if (SAMPLES) {
-      for (int n = 0; n < samples; ++n) d_y[n] /= scale;
+      for (int n = 0; n < samples; ++n) check<A>(d_y[n], finite);
     }
   }
+  return !any<A>(~finite);
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ template <>
 struct Vector<float> {
   typedef float type __attribute__((vector_size(kBytes)));
   typedef int32_t bits __attribute__((vector_size(kBytes)));
+  typedef uint32_t unsigned_bits __attribute__((vector_size(kBytes)));
   static constexpr int mantissa = 23, bias = 127;
 };
 
@@ -37,6 +38,7 @@ template <>
 struct Vector<double> {
   typedef double type __attribute__((vector_size(kBytes)));
   typedef int64_t bits __attribute__((vector_size(kBytes)));
+  typedef uint64_t unsigned_bits __attribute__((vector_size(kBytes)));
   static constexpr int mantissa = 52, bias = 1023;
 };
 
@@ -44,6 +46,8 @@ template <class A>
 using V = typename Vector<A>::type;
 template <class A>
 using Bits = typename Vector<A>::bits;
+template <class A>
+using Unsigned = typename Vector<A>::unsigned_bits;
 template <class A>
 constexpr int kLanes = kBytes / sizeof(A);
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "arguments.h"
+#include "launch.h"
 
-#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <limits>
@@ -159,16 +159,14 @@ struct Scoring {
     VarianceInputs v{in.stds, mask, rows, wide, in.S, in.E};
     double least = launch_least(v, path, Threads{});
     if (least == std::numeric_limits<double>::infinity()) least = 1;
-    // In T, like every backend.
-    using Double = std::numeric_limits<double>;
-    using Float = std::numeric_limits<float>;
-    const double smallest = wide ? Double::min() * Double::epsilon()
-                                 : static_cast<double>(Float::min()) * Float::epsilon();
-    const double bound = safety_factor > 0 ? smallest : 0;
-    if (wide) return std::max(least * (safety_factor * Double::epsilon()), bound);
-    const float found =
-        static_cast<float>(least) * static_cast<float>(safety_factor * Float::epsilon());
-    return std::max(found, static_cast<float>(bound));
+    return wide ? of_least<double>(least, safety_factor) : of_least<float>(least, safety_factor);
+  }
+  // In T, like every backend.
+  template <class T>
+  static double of_least(double least, double safety_factor) {
+    const double epsilon = std::numeric_limits<T>::epsilon();
+    const double smallest = static_cast<double>(std::numeric_limits<T>::min()) * epsilon;
+    return product_of<T>(least, safety_factor * epsilon, safety_factor > 0 ? smallest : 0);
   }
 };
 

@@ -86,18 +86,6 @@ FUSED_MI_INLINE V<A> inside(V<A> value, V<A> other, Part part) {
   return value;
 }
 
-// A mask without the lanes that a part does not have.
-template <class A>
-FUSED_MI_INLINE Bits<A> only(Bits<A> mask, Whole) {
-  return mask;
-}
-
-template <class A>
-FUSED_MI_INLINE Bits<A> only(Bits<A> mask, Part part) {
-  for (int i = part.lanes; i < kLanes<A>; ++i) mask[i] = 0;
-  return mask;
-}
-
 // body(f, Whole or Part) over the vectors of `width` features.
 template <class A, class Body>
 FUSED_MI_INLINE void over_vectors(int width, Body&& body) {

@@ -22,7 +22,8 @@ void run_pairs(
   std::vector<std::vector<char>> results[2];
   for (int threads : {1, 3, 8}) {
     std::vector<char> energies(upstream.size() * 8);
-    launch_pairs(in, reinterpret_cast<double*>(energies.data()), path, Threads{threads});
+    bool done =
+        launch_pairs(in, reinterpret_cast<double*>(energies.data()), path, Threads{threads});
     Array d_y(rows, S, E, y.type, false), d_x = d_y, d_mu = d_y, d_stds = d_y;
     PairsBackward call;
     call.in = in;
@@ -31,7 +32,8 @@ void run_pairs(
     call.pass_count = static_cast<int64_t>(passes.size());
     call.d_y = d_y.view(), call.d_x = d_x.view();
     call.d_mu = d_mu.view(), call.d_stds = d_stds.view();
-    launch_pairs_gradients(call, path, Threads{threads});
+    done = launch_pairs_gradients(call, path, Threads{threads}) && done;
+    check("pairs: done", done, true, 0, 0);
     auto& result = results[threads > 1];
     result = {energies, d_y.data, d_x.data, d_mu.data, d_stds.data};
     if (threads > 1 && result != results[0]) {

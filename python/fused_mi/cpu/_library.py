@@ -17,7 +17,7 @@ VARIABLE = "FUSED_MI_CPU"
 _variable = Variable(VARIABLE)
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
-_VERSION = 3  # of the operators' schemas
+_VERSION = 4  # of the operators' schemas
 OPERATORS = (
     "variance",
     "moments",

@@ -1,4 +1,5 @@
-"""The two estimators on a CPU: one call of the library for each direction."""
+"""The two estimators on a CPU: one call of the library for each direction, plain torch where the
+library says that float64 has no room for it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _estimators
+from ..reference import estimators as reference
 from ..reference.mixture import Scoring
 from . import logsumexp as _logsumexp
 from . import moments as _moments
@@ -89,7 +91,7 @@ def _forward(
     name: str, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
 ) -> tuple[Tensor, Tensor, Tensor]:
     mask, component_mask, pairing, own_stds, total, safety_factor = scoring
-    found: tuple[Tensor, Tensor, Tensor] = _operator(name)(
+    loss, terms, state, known = _operator(name)(
         y,
         x,
         mu,
@@ -102,7 +104,12 @@ def _forward(
         safety_factor,
         path(),
     )
-    return found
+    if not known:
+        inputs = (y, x, mu, stds, scoring)
+        if name != "jensen":
+            return reference.logsumexp(*inputs)
+        loss, terms, _ = reference.jensen(*inputs)  # the state is NaN, by which backward knows
+    return loss, terms, state
 
 
 def _backward(
@@ -118,22 +125,26 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     mask, component_mask, pairing, own_stds, total, _ = scoring
-    found = iter(
-        _operator(name)(
-            of_total,
-            of_terms,
-            y,
-            x,
-            mu,
-            stds,
-            mask,
-            component_mask,
-            _PAIRINGS[pairing],
-            own_stds,
-            total,
-            state,
-            wanted,
-            path(),
-        )
+    found = _operator(name)(
+        of_total,
+        of_terms,
+        y,
+        x,
+        mu,
+        stds,
+        mask,
+        component_mask,
+        _PAIRINGS[pairing],
+        own_stds,
+        total,
+        state,
+        wanted,
+        path(),
     )
-    return [next(found) if needed else None for needed in wanted]
+    if not found and any(wanted):
+        plain = (
+            reference.jensen_backward if name == "jensen_backward" else reference.logsumexp_backward
+        )
+        return plain(of_total, of_terms, y, x, mu, stds, scoring, state, wanted)
+    gradients = iter(found)
+    return [next(gradients) if needed else None for needed in wanted]

@@ -1,4 +1,5 @@
-"""The moments on a CPU: one call of the library for each direction."""
+"""The moments on a CPU: one call of the library for each direction, plain torch where the library
+says that float64 has no room for them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._precision import moments_dtype
+from ..reference import moments as reference
 from ..reference.mixture import Mixture
 from ..reference.passes import gradients, nothing
 from ._arguments import constants, numbers_of, with_rows
@@ -24,7 +26,8 @@ def moments(
     if nothing(y, mixtures):
         return sums.zero_(), state.zero_()
     inputs = map(with_rows, (y, x, mu, stds))
-    operators().moments(*inputs, *constants(mixtures), path(), sums, state)
+    if not operators().moments(*inputs, *constants(mixtures), path(), sums, state):
+        sums, _ = reference.moments(y, x, mu, stds, mixtures)  # the state is NaN and stays so
     return sums, state
 
 
@@ -41,14 +44,15 @@ def moments_backward(
     """See `fused_mi.reference.moments.moments_backward`."""
     inputs = (y, x, mu, stds)
     plan = gradients(inputs, mixtures, wanted)
-    if numbers := numbers_of(plan):
-        operators().moments_backward(
-            upstream.contiguous(),
-            *map(with_rows, inputs),
-            *constants(mixtures),
-            state.contiguous(),
-            numbers,
-            path(),
-            *plan.tensors,
-        )
-    return plan.tensors
+    numbers = numbers_of(plan)
+    if not numbers or operators().moments_backward(
+        upstream.contiguous(),
+        *map(with_rows, inputs),
+        *constants(mixtures),
+        state.contiguous(),
+        numbers,
+        path(),
+        *plan.tensors,
+    ):
+        return plan.tensors
+    return reference.moments_backward(upstream, *inputs, None, mixtures, wanted)

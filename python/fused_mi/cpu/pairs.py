@@ -1,4 +1,5 @@
-"""The energies of all pairs on a CPU: one call of the library for each direction."""
+"""The energies of all pairs on a CPU: one call of the library for each direction, plain torch where
+the library says that float64 has no room for them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._precision import moments_dtype
+from ..reference import pairs as reference
 from ..reference.mixture import Mixture
 from ..reference.passes import gradients, nothing
 from ._arguments import constants, numbers_of, with_rows
@@ -23,8 +25,9 @@ def pairs(
     if nothing(y, mixtures):
         return energies.zero_()
     inputs = _inputs(y, x, mu, stds)
-    operators().pairs(*inputs, *constants(mixtures), _wide(inputs), path(), energies)
-    return energies
+    if operators().pairs(*inputs, *constants(mixtures), _wide(inputs), path(), energies):
+        return energies
+    return reference.pairs(y, x, mu, stds, mixtures)
 
 
 def pairs_backward(
@@ -39,18 +42,18 @@ def pairs_backward(
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.pairs.pairs_backward`."""
     plan = gradients((y, x, mu, stds), mixtures, wanted)
-    if numbers := numbers_of(plan):
-        inputs = _inputs(y, x, mu, stds)
-        operators().pairs_backward(
-            upstream.contiguous(),
-            *inputs,
-            *constants(mixtures),
-            _wide(inputs),
-            numbers,
-            path(),
-            *plan.tensors,
-        )
-    return plan.tensors
+    numbers, inputs = numbers_of(plan), _inputs(y, x, mu, stds)
+    if not numbers or operators().pairs_backward(
+        upstream.contiguous(),
+        *inputs,
+        *constants(mixtures),
+        _wide(inputs),
+        numbers,
+        path(),
+        *plan.tensors,
+    ):
+        return plan.tensors
+    return reference.pairs_backward(upstream, y, x, mu, stds, None, mixtures, wanted)
 
 
 def _inputs(
