@@ -102,7 +102,9 @@ def _in_float64(specialisation: Specialisation) -> bool:
 def most_registers(row: Row, binary: Binary) -> int:
     """From the least warps of an SM; a program has all of its warps or none."""
     specialisation, roles, _ = row
-    if specialisation.kernel not in STREAMING:
+    if specialisation.kernel == "accumulate_carefully_kernel":
+        warps = LIMITS["float64"]
+    elif specialisation.kernel not in STREAMING:
         warps = LIMITS["other"]
     else:
         warps = LIMITS["float64" if _in_float64(specialisation) else roles or "stds"]

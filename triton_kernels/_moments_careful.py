@@ -147,20 +147,20 @@ def accumulate_carefully_kernel(
     if SAMPLES:
         parts = sample_parts + split.to(tl.int64) * 3 * plane + at
         delta, root = mean_y * unit_y, tl.sqrt(m2_y) * unit_y
-        dtype: tl.constexpr = sample_parts.dtype.element_ty
-        delta, root = encoded(delta, root, tl.maximum(tl.abs(delta), root), dtype)
+        largest = tl.maximum(tl.abs(delta), root)
+        delta, root = encoded(delta, root, largest, sample_parts.dtype.element_ty)
         tl.store(parts, delta, mask=inside)
         tl.store(parts + plane, root, mask=inside)
-        tl.store(parts + 2 * plane, log_i.to(dtype), mask=inside)
+        tl.store(parts + 2 * plane, log_i, mask=inside)
     if COMPONENTS:
         parts = component_parts + split.to(tl.int64) * 4 * plane + at
         root = unit_c / tl.sqrt(weight)
-        dtype: tl.constexpr = component_parts.dtype.element_ty
-        delta, root = encoded(mean_c, root, tl.maximum(tl.abs(mean_c), root), dtype)
+        largest = tl.maximum(tl.abs(mean_c), root)
+        delta, root = encoded(mean_c, root, largest, component_parts.dtype.element_ty)
         tl.store(parts, delta, mask=inside)
-        tl.store(parts + plane, m2_c.to(dtype), mask=inside)
+        tl.store(parts + plane, m2_c, mask=inside)
         tl.store(parts + 2 * plane, root, mask=inside)
-        tl.store(parts + 3 * plane, log_l.to(dtype), mask=inside)
+        tl.store(parts + 3 * plane, log_l, mask=inside)
     if EXCLUDE_DIAGONAL:
         parts = diagonal_parts + split.to(tl.int64) * plane + at
         tl.store(parts, diagonal, mask=inside)

@@ -22,6 +22,24 @@ def _merge(weight, mean, m2, more, more_mean, more_m2):
     return total, mean + step * share, m2 + more_m2 + (weight * share * step) * step
 
 
+@triton.jit
+def _state_of(mean_y, m2_y, mean_c, weight, unit, careful, state):
+    """What the state holds, `encoded` or not."""
+    dtype: tl.constexpr = state.dtype.element_ty
+    delta_y, root = mean_y * unit, tl.sqrt(m2_y) * unit
+    delta_c, inverse = mean_c * unit, unit / tl.sqrt(weight)
+    largest = tl.maximum(tl.maximum(tl.abs(delta_y), tl.abs(delta_c)), root)
+    small_y, small_root = encoded(delta_y, root, largest, dtype)
+    small_c, small_root = encoded(delta_c, root, largest, dtype)
+    as_it_is, inverse = encoded(inverse, inverse, 0.0 * unit, dtype)
+    return (
+        tl.where(careful, small_y, mean_y.to(dtype)),
+        tl.where(careful, small_root, m2_y.to(dtype)),
+        tl.where(careful, small_c, mean_c.to(dtype)),
+        tl.where(careful, -inverse, weight.to(dtype)),
+    )
+
+
 @triton.jit(
     do_not_specialize=["sample_start", "component_start", "sample_splits", "component_splits", "S"]
 )
@@ -117,19 +135,11 @@ def finish_kernel(
             parts = diagonal_parts + (split.to(tl.int64)[:, None] * plane + at[None, :])
             use = (split < sample_splits)[:, None] & inside[None, :]
             q -= tl.sum(_part(parts, use), 0)
-    if careful:
-        dtype: tl.constexpr = state.dtype.element_ty
-        mean_y, m2_y, mean_c = mean_y * unit, tl.sqrt(m2_y) * unit, mean_c * unit
-        largest = tl.maximum(tl.maximum(tl.abs(mean_y), tl.abs(mean_c)), m2_y)
-        _, weight = encoded(zeros, unit / tl.sqrt(weight), zeros, dtype)
-        mean_y, _ = encoded(mean_y, m2_y, largest, dtype)
-        mean_c, m2_y = encoded(mean_c, m2_y, largest, dtype)
-        mean_y, m2_y, mean_c = mean_y.to(tl.float64), m2_y.to(tl.float64), mean_c.to(tl.float64)
-        weight = -weight.to(tl.float64)
-    tl.store(state + at, mean_y.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + plane + at, m2_y.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + 2 * plane + at, mean_c.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + 3 * plane + at, weight.to(state.dtype.element_ty), mask=inside)
+    of_y, spread, of_c, of_weight = _state_of(mean_y, m2_y, mean_c, weight, unit, careful, state)
+    tl.store(state + at, of_y, mask=inside)
+    tl.store(state + plane + at, spread, mask=inside)
+    tl.store(state + 2 * plane + at, of_c, mask=inside)
+    tl.store(state + 3 * plane + at, of_weight, mask=inside)
     sums = partial_sums + tl.program_id(0) * 3
     tl.store(sums, tl.sum(tl.where(some, q, 0.0), 0))
     tl.store(sums + 1, tl.sum(tl.where(some, g, 0.0), 0))
