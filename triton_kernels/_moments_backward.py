@@ -208,7 +208,13 @@ def gradient_kernel(
         if PULL_Y:
             pull = _over(from_x_shift - delta_c, weight, CAREFUL)
             if EXCLUDE_DIAGONAL:
-                pull -= _over(own, inverse, CAREFUL)
+                if CAREFUL:  # in one unit: not the difference of what may be infinite
+                    unit = tl.minimum(weight, inverse)
+                    pull = (from_x_shift - delta_c) * (unit / weight) * (unit / weight)
+                    pull -= own * (unit / inverse) * (unit / inverse)
+                    pull = pull / unit / unit
+                else:
+                    pull -= own * inverse
             gradient_y = tl.where(use_i, _times(upstream_y, pull), 0.0)
         if PULL_OWN:
             others = partners(components, here_l, EXCLUDE_DIAGONAL, ACC)
@@ -222,7 +228,7 @@ def gradient_kernel(
             if PULL_C:
                 pull = count * over
                 if EXCLUDE_DIAGONAL:
-                    pull += _over(own, inverse, CAREFUL)
+                    pull = _over(count * from_mean + own, inverse, CAREFUL)
                 gradient_c = tl.where(use_l, _times(upstream_c, pull), 0.0)
             if PULL_STDS:
                 squares = count * _square_over(from_mean, over, inverse, CAREFUL)

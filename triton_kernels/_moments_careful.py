@@ -83,7 +83,7 @@ def accumulate_carefully_kernel(
     # The units: the largest deviation of the samples and the least sqrt v of the components. What
     # underflows in them does not count.
     for index in range(begin, end):
-        row, at = start + index, index.to(tl.int64) * S + s
+        row, at = start + index, index * S.to(tl.int64) + s
         if SAMPLES:
             use_i = (tl.load(sample_active + at) != 0) & inside
             value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
@@ -100,7 +100,7 @@ def accumulate_carefully_kernel(
         unit_c = tl.where(unit_c < float("inf"), unit_c, 1.0)
 
     for index in range(begin, end):
-        row, at = start + index, index.to(tl.int64) * S + s
+        row, at = start + index, index * S.to(tl.int64) + s
         use_i, use_l = inside & False, inside & False
         if SAMPLES:
             use_i = (tl.load(sample_active + at) != 0) & inside

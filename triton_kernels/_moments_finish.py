@@ -82,7 +82,7 @@ def finish_kernel(
     if careful:  # of all values: the least 1 / sqrt(weight)
         unit = zeros + float("inf")
         for split in range(0, component_splits):
-            parts = component_parts + (split.to(tl.int64) * 4 * plane + at)
+            parts = component_parts + (split * (4 * plane) + at)
             root = tl.load(parts + 2 * plane, mask=inside, other=float("inf"))
             unit = tl.minimum(unit, decoded(root, root)[1])
         unit = tl.where(unit < float("inf"), unit, 1.0)

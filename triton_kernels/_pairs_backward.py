@@ -319,9 +319,6 @@ def components_gradient_kernel(
                     of_squares += tl.sum(terms * z, 0)
                 at += SUMMED * pull_stride
             gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
-            if not CAREFUL:
-                odd = tl.maximum(_beyond(of_squares, use), _beyond(gradient_c, use))
-                tl.store(irregular, 1, mask=odd > 0)
     if D_X:
         store_rows(d_x, row, s, e, S, E, gradient_c, inside)
     if D_MU:
@@ -350,3 +347,7 @@ def components_gradient_kernel(
                 odd = _roots_beyond(root_own, root_own)
                 tl.store(irregular, 1, mask=odd > 0)
         store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        gradient_c = gradient_stds
+    if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule
+        odd = tl.sum(tl.sum(gradient_c, 1), 0)
+        tl.store(irregular, 1, mask=~(tl.abs(odd) < float("inf")))

@@ -17,8 +17,8 @@ def encoded(delta, root, largest, dtype: tl.constexpr):
     huge = largest >= HUGE
     factor = tl.where(huge, 2.0**-32, 1.0)
     scaled = root * factor
-    # A weight must not become infinite.
-    scaled = tl.where((root > 0) & (scaled < LEAST), LEAST, scaled)
+    # A weight must not become infinite, a sign not be lost.
+    scaled = tl.where((huge | (root > 0)) & (scaled < LEAST), LEAST, scaled)
     return (delta * factor).to(dtype), tl.where(huge, -scaled, scaled).to(dtype)
 
 
