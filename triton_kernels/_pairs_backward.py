@@ -153,7 +153,10 @@ def samples_gradient_kernel(
         sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
         sample = tl.where(use, sample - shift, 0.0)
         at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
-        least, largest = tl.full((SUMMED, FEATURES), 1.0, ACC), tl.full((SUMMED, FEATURES), 1.0, ACC)
+        least, largest = (
+            tl.full((SUMMED, FEATURES), 1.0, ACC),
+            tl.full((SUMMED, FEATURES), 1.0, ACC),
+        )
         for begin in range(0, M, SUMMED):
             m = begin + tl.arange(0, SUMMED)
             here_m = tl.load(component_active + m.to(tl.int64) * S + s, mask=m < M, other=0) != 0
