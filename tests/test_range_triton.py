@@ -1,5 +1,5 @@
 """The Triton kernels over the whole range of float32 and float64, against the pair formula in 50
-digits: values and gradients exact where they fit the type, infinite where they exceed it, no NaN."""
+digits: values and gradients are exact where they fit the type, else infinite, and never NaN."""
 
 import itertools
 import math

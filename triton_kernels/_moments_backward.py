@@ -124,7 +124,7 @@ def gradient_kernel(
     plane = S.to(tl.int64) * E
     at_position = s.to(tl.int64) * E + e
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
-    if SAMPLES:
+    if SAMPLES:  # noqa: SIM108 (decided at compile time)
         sign = tl.load(sample_state + 3 * plane)
     else:
         sign = tl.load(component_state + 3 * plane)

@@ -31,7 +31,7 @@ def _state_of(mean_y, m2_y, mean_c, weight, unit, careful, state):
     largest = tl.maximum(tl.maximum(tl.abs(delta_y), tl.abs(delta_c)), root)
     small_y, small_root = encoded(delta_y, root, largest, dtype)
     small_c, small_root = encoded(delta_c, root, largest, dtype)
-    as_it_is, inverse = encoded(inverse, inverse, 0.0 * unit, dtype)
+    inverse = encoded(inverse, inverse, tl.zeros_like(unit), dtype)[1]
     return (
         tl.where(careful, small_y, mean_y.to(dtype)),
         tl.where(careful, small_root, m2_y.to(dtype)),
@@ -52,7 +52,7 @@ def finish_kernel(
     diagonal_parts,  # (sample_splits, S, E) ACC
     split_samples,  # (sample_splits, S) int32
     irregular,  # (1,) int32: whether parts and state are `encoded`
-    state,  # (4, S, E) ACC: delta, m2 of the samples, delta, weight of the components (< 0: encoded)
+    state,  # (4, S, E) ACC: delta, m2 of samples; delta, weight of components, < 0 if `encoded`
     partial_sums,  # (programs, 3) float64: of q, g, k, times 2
     y_stride_row,
     y_stride_s,

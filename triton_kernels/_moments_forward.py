@@ -3,7 +3,7 @@
 Three steps: `accumulate` reads a range of rows and keeps, for each position and feature, the
 moments of every split of the batch; `finish` merges the splits and adds up over features; `reduce`
 adds up the programs of `finish`. No atomics: every number is written by one program. Where a
-variance or a sum is out of range, `accumulate` says so, and the careful one writes its results anew.
+variance or a sum is out of range, `accumulate` says so, and the careful one writes it all anew.
 
 A tile has ROWS rows: as many independent Welford streams. All streams, splits and the backward pass
 measure deviations from the same shift, the first contributing row, so that they merge by plain

@@ -133,7 +133,7 @@ def samples_gradient_kernel(
     FEATURES: tl.constexpr,
 ):
     """`d_y_i = sum_l u_il (y_i - c_l) / v_l` of the samples' rows."""
-    if CAREFUL:
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
     program = tl.program_id(0)
@@ -254,7 +254,7 @@ def components_gradient_kernel(
 ):
     """`d_c_l = sum_i u_il (c_l - y_i) / v_l`, and the gradient of the stds of M rows in both roles;
     zeros where they lack a role."""
-    if CAREFUL:
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
     program = tl.program_id(0)

@@ -96,7 +96,7 @@ def distances_kernel(
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32, see Positions
     irregular,  # (1,) int32, becomes 1 where a sum is infinite; where CAREFUL, 0: nothing to do
-    parts,  # (splits, N, M) float32 or float64: sums of z * z over a range of chunks, or their roots
+    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     y_stride_row,
     y_stride_s,
     y_stride_e,
@@ -128,7 +128,7 @@ def distances_kernel(
     FEATURES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    if CAREFUL:
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
     program = tl.program_id(0)
