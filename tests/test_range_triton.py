@@ -175,7 +175,7 @@ def test_one_scale_of_a_call(dtype, estimator, pairing, factor):
         assert_exact(like([[10.0**k]] * 2, dtype), estimator, pairing, factor)
 
 
-@pairing
+@pytest.mark.parametrize("pairing", ["sub_batch", "leave_one_out"])
 @estimator
 @pytest.mark.parametrize(
     ("dtype", "exponents"), [(F32, (-13, 14, 0, 3)), (F32, (22, 15) * 2), (F64, (160, 158) * 2)]
@@ -189,14 +189,13 @@ def test_mixed_scales(dtype, exponents, estimator, pairing):
     assert_exact(features, estimator, pairing, 100.0)
 
 
-@pairing
 @estimator
-def test_a_stabiliser_beyond_the_range_is_the_largest_number(estimator, pairing):
-    assert_exact(like([[1.0, 2.0]] * 2, F32, 1.0), estimator, pairing, 1e300)
+def test_a_stabiliser_beyond_the_range_is_the_largest_number(estimator):
+    assert_exact(like([[1.0, 2.0]] * 2, F32, 1.0), estimator, "symmetric", 1e300)
 
 
 @dtype
-@pairing
+@pytest.mark.parametrize("pairing", ["sub_batch", "leave_one_out"])
 @pytest.mark.parametrize("which", [3, 4], ids=["x", "y"])
 @pytest.mark.parametrize("row", [0, 2])
 def test_an_infinite_row(dtype, pairing, which, row):
