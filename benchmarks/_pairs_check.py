@@ -121,7 +121,7 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
         if binary.accesses[kind, 128] < 24 * pairs_of_thread / 16:
             yield f"a {kind} of less than 128 bits"
     share, least = useful(row, binary), LEAST_USEFUL.get(row[0].kernel, 0.0)
-    if share is not None and torch.float64 not in row[2] and share < least:
+    if share is not None and constants.get("ACC") != "fp64" and share < least:
         yield f"less than {least:.0%} useful"
 
 

@@ -54,6 +54,12 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
     return found
 
 
+def careful_tile(features: int, device: torch.device) -> Tile:
+    """For the kernels of an irregular call: long, for a regular one pays for every program."""
+    width = min(triton.next_power_of_2(max(features, 1)), 512)
+    return Tile(1, width, max(1, min(width // 64, 2 * _warps(device))))
+
+
 def finish_tile(splits: int, features: int) -> Tile:
     """For the merge of the parts, in float64: ROWS splits at a time."""
     rows = min(triton.next_power_of_2(splits), 16)

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._tiles import load, partners, position, precision_scale, store_rows, variance_terms
+from ._tiles import finite, load, partners, position, root_terms, store_rows, variance_terms
+from ._unscaled import decoded
 
 
 @triton.jit
@@ -12,12 +13,49 @@ def _times(upstream, pull):
     return tl.where(upstream == 0, 0.0, upstream * pull)
 
 
+@triton.jit
+def _inverse(sigma, eps, CAREFUL: tl.constexpr):
+    """What divides by v: 1 / v, or sqrt v where CAREFUL."""
+    if CAREFUL:
+        root, _ = root_terms(sigma, eps)
+        return root
+    else:
+        precision, _ = variance_terms(sigma, eps)
+        return precision
+
+
+@triton.jit
+def _over(value, inverse, CAREFUL: tl.constexpr):
+    """value / v"""
+    if CAREFUL:
+        return value / inverse / inverse
+    else:
+        return value * inverse
+
+
+@triton.jit
+def _square_over(value, over, inverse, CAREFUL: tl.constexpr):
+    """value^2 / v, where `over` is value / v."""
+    if CAREFUL:
+        return (value / inverse) * (value / inverse)
+    else:
+        return value * over
+
+
+@triton.jit
+def _slope_times(sigma, pull, inverse, CAREFUL: tl.constexpr):
+    """sigma / v times `pull`"""
+    if CAREFUL:
+        return (sigma / inverse) * (pull / inverse)
+    else:
+        return (sigma * inverse) * pull
+
+
 @triton.jit(
     do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "S"],
     do_not_specialize_on_alignment=[
         "sample_eps",
         "component_eps",
-        "partner_eps",
         "sample_upstream",
         "component_upstream",
     ],
@@ -29,7 +67,6 @@ def gradient_kernel(
     stds,  # (rows, S, E)
     sample_eps,  # ()
     component_eps,  # () of the mixture in which these rows are components
-    partner_eps,  # () of the components of the mixture in which these rows are samples
     sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
     component_active,  # (rows, S) uint8, of the one in which they are components
     sample_counts,  # (4, S) int32, of the same mixtures, see Positions
@@ -69,6 +106,7 @@ def gradient_kernel(
     D_X: tl.constexpr,
     D_MU: tl.constexpr,
     D_STDS: tl.constexpr,
+    CAREFUL: tl.constexpr,  # of the two launches the one for an irregular call
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -86,6 +124,12 @@ def gradient_kernel(
     plane = S.to(tl.int64) * E
     at_position = s.to(tl.int64) * E + e
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
+    if SAMPLES:  # noqa: SIM108 (decided at compile time)
+        sign = tl.load(sample_state + 3 * plane)
+    else:
+        sign = tl.load(component_state + 3 * plane)
+    if (sign < 0) != CAREFUL:
+        return
     if SAMPLES:
         components = tl.load(sample_counts + S + s)
         some_i = (components > 0) & inside_e
@@ -96,26 +140,33 @@ def gradient_kernel(
     if PULL_Y or DIAGONAL:
         first = partner_row + tl.load(sample_counts + 3 * S + s)
         x_shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
+        if CAREFUL:
+            x_shift = finite(x_shift)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
         weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
-        upstream_y = tl.load(sample_upstream)
-        scale = precision_scale(tl.load(partner_eps).to(ACC), ACC)
-        upstream_y = (upstream_y / scale).to(ACC)
+        if CAREFUL:  # its inverse root
+            delta_c, _ = decoded(delta_c, tl.load(state + plane, mask=some_i, other=0.0))
+            weight = tl.where(some_i, tl.abs(weight.to(ACC)), 1.0)
+        upstream_y = tl.load(sample_upstream).to(ACC)
     if PULL_OWN:
         eps_i = tl.load(sample_eps).to(ACC)
         upstream_k = tl.load(sample_upstream + 2).to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
         first = partner_row + tl.load(component_counts + 2 * S + s)
         y_shift = load(y, first, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
+        if CAREFUL:
+            y_shift = finite(y_shift)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
         delta_y = tl.load(state, mask=some_l, other=0.0)
-        upstream_c = tl.load(component_upstream)
-        upstream_c = (upstream_c / precision_scale(eps_l, ACC)).to(ACC)
-    if PULL_STDS:
+        upstream_c = tl.load(component_upstream).to(ACC)
+    if PULL_STDS or (CAREFUL and PULL_C):
         m2_y = tl.load(component_state + at_position + plane, mask=some_l, other=0.0)
+        if CAREFUL:  # its root
+            delta_y, m2_y = decoded(delta_y, m2_y)
+    if PULL_STDS:
         upstream_g = tl.load(component_upstream + 1).to(ACC)
 
     end = min((split + 1) * rows_per_split, rows)
@@ -146,7 +197,7 @@ def gradient_kernel(
             value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
             from_x_shift = value - x_shift
         if PULL_C or PULL_STDS or DIAGONAL:
-            precision, slope, _ = variance_terms(sigma, eps_l, ACC)
+            inverse = _inverse(sigma, eps_l, CAREFUL)
             value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC)
             offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
             from_y_shift = (value - y_shift) + offset
@@ -155,31 +206,43 @@ def gradient_kernel(
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = weight * (from_x_shift - delta_c)
+            pull = _over(from_x_shift - delta_c, weight, CAREFUL)
             if EXCLUDE_DIAGONAL:
-                pull -= precision * own
+                if CAREFUL:  # in one unit: not the difference of what may be infinite
+                    unit = tl.minimum(weight, inverse)
+                    pull = (from_x_shift - delta_c) * (unit / weight) * (unit / weight)
+                    pull -= own * (unit / inverse) * (unit / inverse)
+                    pull = pull / unit / unit
+                else:
+                    pull -= own * inverse
             gradient_y = tl.where(use_i, _times(upstream_y, pull), 0.0)
         if PULL_OWN:
-            _, slope_i, _ = variance_terms(sigma, eps_i, ACC)
             others = partners(components, here_l, EXCLUDE_DIAGONAL, ACC)
-            gradient_stds += tl.where(use_i, upstream_k * (others * slope_i), 0.0)
+            of_own = _inverse(sigma, eps_i, CAREFUL)
+            pull = _slope_times(sigma, upstream_k * others, of_own, CAREFUL)
+            gradient_stds += tl.where(use_i, pull, 0.0)
         if PULL_C or PULL_STDS:
             from_mean = from_y_shift - delta_y
+            over = _over(from_mean, inverse, CAREFUL)
             count = samples.to(ACC)
             if PULL_C:
-                pull = count * from_mean
+                pull = count * over
                 if EXCLUDE_DIAGONAL:
-                    pull += own
-                gradient_c = tl.where(use_l, _times(upstream_c, precision * pull), 0.0)
+                    pull = _over(count * from_mean + own, inverse, CAREFUL)
+                gradient_c = tl.where(use_l, _times(upstream_c, pull), 0.0)
             if PULL_STDS:
-                squares = m2_y + count * (from_mean * from_mean)
+                squares = count * _square_over(from_mean, over, inverse, CAREFUL)
+                if CAREFUL:
+                    squares += _square_over(m2_y, over, inverse, CAREFUL)
+                else:
+                    squares += m2_y * inverse
                 if EXCLUDE_DIAGONAL:
-                    squares -= own * own
+                    squares -= _square_over(own, own * inverse, inverse, CAREFUL)
                 others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
-                pull = upstream_g * others - _times(upstream_c, squares * precision)
-                # A sigma of 0 must not meet an overflow either.
-                pull = tl.where(slope == 0, 0.0, slope * pull)
-                gradient_stds += tl.where(use_l, pull, 0.0)
+                pull = upstream_g * others - _times(upstream_c, squares)
+                pull = _slope_times(sigma, pull, inverse, CAREFUL)
+                # A sigma of 0 must not meet an overflow.
+                gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
 
         if D_Y:
             store_rows(d_y, row, s, e, S, E, gradient_y, inside)

@@ -1,8 +1,9 @@
 """Moments of both roles in one pass over the inputs, and from them the sums over all pairs.
 
-Three kernels: `accumulate` reads a range of rows and keeps, for each position and feature, the
+Three steps: `accumulate` reads a range of rows and keeps, for each position and feature, the
 moments of every split of the batch; `finish` merges the splits and adds up over features; `reduce`
-adds up the programs of `finish`. No atomics: every number is written once, by one program.
+adds up the programs of `finish`. No atomics: every number is written by one program. Where a
+variance or a sum is out of range, `accumulate` says so, and the careful one writes it all anew.
 
 A tile has ROWS rows: as many independent Welford streams. All streams, splits and the backward pass
 measure deviations from the same shift, the first contributing row, so that they merge by plain
@@ -12,11 +13,11 @@ weighted means (Chan, Golub & LeVeque 1979).
 import triton
 import triton.language as tl
 
-from ._tiles import load, partners, position, precision_scale, variance_terms
+from ._tiles import infinite, load, out_of_range, partners, position, variance_terms
 
 
 @triton.jit
-def _merge_streams(weight, mean, m2):
+def merge_streams(weight, mean, m2):
     """Moments (ROWS, FEATURES) of the streams of a tile as those of their union (FEATURES,)."""
     total = tl.sum(weight, 0)
     merged = tl.sum(weight * mean, 0) / tl.where(total > 0, total, 1.0)
@@ -44,6 +45,7 @@ def accumulate_kernel(
     component_parts,  # (splits, 4, S, E) ACC: delta, m2, weight, log-determinant terms
     diagonal_parts,  # (splits, S, E) ACC: squared distance of the pairs (i, i)
     split_samples,  # (splits, S) int32: contributing samples
+    irregular,  # (1,) int32, becomes 1 where something is out of range
     y_stride_row,
     y_stride_s,
     y_stride_e,
@@ -115,6 +117,8 @@ def accumulate_kernel(
         diagonal = tl.zeros((ROWS, FEATURES), ACC)
     if OWN_STDS:
         eps_i = tl.load(sample_eps).to(ACC)
+    if OWN_STDS or COMPONENTS:
+        largest_log = tl.zeros((ROWS, FEATURES), ACC)
 
     end = min((split + 1) * rows_per_split, rows)
     for begin in range(split * rows_per_split, end, ROWS):
@@ -152,7 +156,8 @@ def accumulate_kernel(
             mean_y += step * (here_i.to(ACC) / tl.where(n > 0, n, 1.0))
             m2_y += tl.where(use_i, step * (deviation_y - mean_y), 0.0)
             if OWN_STDS:
-                _, _, log_terms = variance_terms(sigma, eps_i, ACC)
+                _, log_terms = variance_terms(sigma, eps_i)
+                largest_log = tl.maximum(largest_log, tl.abs(log_terms))
                 others = partners(partners_of_samples, here_l, EXCLUDE_DIAGONAL, ACC)
                 log_i += tl.where(use_i, others * log_terms, 0.0)
         if COMPONENTS:
@@ -160,7 +165,8 @@ def accumulate_kernel(
             centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC) - x_shift
             centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
             deviation_c = tl.where(use_l, centre, 0.0)
-            precision, _, log_terms = variance_terms(sigma, eps_l, ACC)
+            precision, log_terms = variance_terms(sigma, eps_l)
+            largest_log = tl.maximum(largest_log, tl.abs(log_terms))
             precision = tl.where(use_l, precision, 0.0)
             weight += precision
             step = deviation_c - mean_c
@@ -174,150 +180,26 @@ def accumulate_kernel(
 
     plane = S.to(tl.int64) * E
     at = s.to(tl.int64) * E + feature
+    odd = tl.zeros((FEATURES,), tl.int32)
+    if OWN_STDS or COMPONENTS:
+        odd = tl.max(out_of_range(largest_log, ACC), 0)
     if SAMPLES:
-        total, delta, m2 = _merge_streams(n + tl.zeros((ROWS, FEATURES), ACC), mean_y, m2_y)
+        total, delta, m2 = merge_streams(n + tl.zeros((ROWS, FEATURES), ACC), mean_y, m2_y)
         parts = sample_parts + split.to(tl.int64) * 3 * plane + at
         tl.store(parts, delta, mask=feature < E)
         tl.store(parts + plane, m2, mask=feature < E)
         tl.store(parts + 2 * plane, tl.sum(log_i, 0), mask=feature < E)
         tl.store(split_samples + split * S + s, tl.sum(tl.sum(n, 1), 0).to(tl.int32))
+        odd |= infinite(delta, m2)
     if COMPONENTS:
-        total, delta, m2 = _merge_streams(weight, mean_c, m2_c)
+        total, delta, m2 = merge_streams(weight, mean_c, m2_c)
         parts = component_parts + split.to(tl.int64) * 4 * plane + at
         tl.store(parts, delta, mask=feature < E)
         tl.store(parts + plane, m2, mask=feature < E)
         tl.store(parts + 2 * plane, total, mask=feature < E)
         tl.store(parts + 3 * plane, tl.sum(log_l, 0), mask=feature < E)
+        odd |= infinite(delta, m2)
     if EXCLUDE_DIAGONAL:
         parts = diagonal_parts + split.to(tl.int64) * plane + at
         tl.store(parts, tl.sum(diagonal, 0), mask=feature < E)
-
-
-@triton.jit
-def _part(parts, mask):
-    return tl.load(parts, mask=mask, other=0.0).to(tl.float64)
-
-
-@triton.jit
-def _merge(weight, mean, m2, more, more_mean, more_m2):
-    """Moments of two sets with means from one shift; in this order 0 never meets infinity."""
-    total = weight + more
-    share = more / tl.where(total > 0, total, 1.0)
-    step = more_mean - mean
-    return total, mean + step * share, m2 + more_m2 + (weight * share * step) * step
-
-
-@triton.jit(
-    do_not_specialize=["sample_start", "component_start", "sample_splits", "component_splits", "S"]
-)
-def finish_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    counts,  # (4, S) int32, see Positions
-    sample_parts,  # (sample_splits, 3, S, E) ACC
-    component_parts,  # (component_splits, 4, S, E) ACC
-    diagonal_parts,  # (sample_splits, S, E) ACC
-    split_samples,  # (sample_splits, S) int32
-    state,  # (4, S, E) ACC: delta, m2 of the samples, delta, weight of the components
-    partial_sums,  # (programs, 3) float64: of q, g, k, times 2
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    sample_start,
-    component_start,
-    sample_splits,
-    component_splits,
-    S,
-    E,
-    tiles,
-    EXCLUDE_DIAGONAL: tl.constexpr,
-    ROWS: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    tile, s, _ = position(tiles, S)
-    e = tile * FEATURES + tl.arange(0, FEATURES)
-    inside = e < E
-    plane = S.to(tl.int64) * E
-    at = s.to(tl.int64) * E + e
-    zeros = tl.zeros((FEATURES,), tl.float64)
-
-    n = tl.zeros((1,), tl.float64)
-    mean_y, m2_y, k = zeros, zeros, zeros
-    for begin in range(0, sample_splits, ROWS):
-        split = begin + tl.arange(0, ROWS)
-        valid = split < sample_splits
-        parts = sample_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
-        use = valid[:, None] & inside[None, :]
-        counted = tl.load(split_samples + split * S + s, mask=valid, other=0).to(tl.float64)
-        k += tl.sum(_part(parts + 2 * plane, use), 0)
-        found = _merge_streams(
-            counted[:, None] + tl.zeros((ROWS, FEATURES), tl.float64),
-            _part(parts, use),
-            _part(parts + plane, use),
-        )
-        n, mean_y, m2_y = _merge(n, mean_y, m2_y, tl.sum(counted, 0), found[1], found[2])
-
-    weight, mean_c, m2_c, g = zeros, zeros, zeros, zeros
-    for begin in range(0, component_splits, ROWS):
-        split = begin + tl.arange(0, ROWS)
-        parts = component_parts + (split.to(tl.int64)[:, None] * 4 * plane + at[None, :])
-        use = (split < component_splits)[:, None] & inside[None, :]
-        g += tl.sum(_part(parts + 3 * plane, use), 0)
-        found = _merge_streams(
-            _part(parts + 2 * plane, use), _part(parts, use), _part(parts + plane, use)
-        )
-        weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, found[0], found[1], found[2])
-
-    tl.store(state + at, mean_y.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + plane + at, m2_y.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + 2 * plane + at, mean_c.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + 3 * plane + at, weight.to(state.dtype.element_ty), mask=inside)
-
-    samples, components = tl.load(counts + s), tl.load(counts + S + s)
-    some = inside & (samples > 0) & (components > 0)
-    y_row = sample_start + tl.load(counts + 2 * S + s)
-    x_row = component_start + tl.load(counts + 3 * S + s)
-    y_shift = load(y, y_row, s, e, y_stride_row, y_stride_s, y_stride_e, some, tl.float64)
-    x_shift = load(x, x_row, s, e, x_stride_row, x_stride_s, x_stride_e, some, tl.float64)
-    distance = (y_shift - x_shift) + (mean_y - mean_c)
-    q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
-    if EXCLUDE_DIAGONAL:
-        for begin in range(0, sample_splits, ROWS):
-            split = begin + tl.arange(0, ROWS)
-            parts = diagonal_parts + (split.to(tl.int64)[:, None] * plane + at[None, :])
-            use = (split < sample_splits)[:, None] & inside[None, :]
-            q -= tl.sum(_part(parts, use), 0)
-    sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, tl.sum(tl.where(some, q, 0.0), 0))
-    tl.store(sums + 1, tl.sum(tl.where(some, g, 0.0), 0))
-    tl.store(sums + 2, tl.sum(tl.where(some, k, 0.0), 0))
-
-
-@triton.jit(
-    do_not_specialize=["programs"],
-    do_not_specialize_on_alignment=["component_eps", "sums"],
-)
-def reduce_kernel(
-    partial_sums,  # (programs, 3) float64
-    component_eps,  # ()
-    sums,  # (3,) float64
-    programs,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    q = tl.zeros((BLOCK,), tl.float64)
-    g = tl.zeros((BLOCK,), tl.float64)
-    k = tl.zeros((BLOCK,), tl.float64)
-    for begin in range(0, programs, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        parts, inside = partial_sums + i * 3, i < programs
-        q += tl.load(parts, mask=inside, other=0.0)
-        g += tl.load(parts + 1, mask=inside, other=0.0)
-        k += tl.load(parts + 2, mask=inside, other=0.0)
-    scale = precision_scale(tl.load(component_eps).to(ACC), ACC)
-    tl.store(sums, tl.sum(q, 0) / scale / 2)
-    tl.store(sums + 1, tl.sum(g, 0) / 2)
-    tl.store(sums + 2, tl.sum(k, 0) / 2)
+    tl.store(irregular, 1, mask=tl.max(odd, 0) > 0)

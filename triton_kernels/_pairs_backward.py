@@ -9,8 +9,8 @@ a sample is close to one component and far from the rest, a product would cancel
 import triton
 import triton.language as tl
 
-from ._pairs_forward import inverse_root
-from ._tiles import load, precision_scale, store_rows
+from ._pairs_forward import inverse_root, times
+from ._tiles import finite, load, store_rows
 
 
 @triton.jit
@@ -34,23 +34,58 @@ def _component(
     shift,
     eps,
     HAS_MU: tl.constexpr,
+    CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """`r = sqrt(scale / v)` and `c r` of components, 0 where not `use`."""
+    """r = 1 / sqrt(v), and c r of components, 0 where not `use`; where CAREFUL sqrt(v), infinite
+    where not `use`, and c."""
     centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
     if HAS_MU:
         centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
     sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
     sigma = tl.where(use, sigma, 1.0)
-    root = tl.where(use, inverse_root(sigma, eps, ACC), 0.0)
-    return root, tl.where(use, centre * root, 0.0)
+    root = inverse_root(sigma, eps, CAREFUL)
+    if CAREFUL:
+        return tl.where(use, root, float("inf")), tl.where(use, centre, 0.0), root
+    else:
+        return tl.where(use, root, 0.0), tl.where(use, centre * root, 0.0), root
 
 
 @triton.jit
-def _slope(sigma, eps, ACC: tl.constexpr):
-    """`sigma / (sigma^2 + eps)`, by way of the root, which is in range where the square is not."""
-    root = inverse_root(sigma, eps, ACC)
-    return sigma * root * root / precision_scale(eps, ACC)
+def _standardised(sample, root, centre, CAREFUL: tl.constexpr):
+    """(y - c) / sqrt(v)"""
+    if CAREFUL:
+        return (sample - centre) / root
+    else:
+        return sample * root - centre
+
+
+@triton.jit
+def _pulled(upstream, z, CAREFUL: tl.constexpr):
+    """Their product; an upstream gradient of 0 does not meet what is infinite."""
+    if CAREFUL:
+        return tl.where(upstream == 0, 0.0, upstream * z)
+    else:
+        return upstream * z
+
+
+@triton.jit
+def _slope_times(sigma, pull, eps, CAREFUL: tl.constexpr):
+    """`sigma / (sigma^2 + eps)` times `pull`"""
+    root = inverse_root(sigma, eps, CAREFUL)
+    return times(sigma, root, CAREFUL) * times(pull, root, CAREFUL)
+
+
+@triton.jit
+def _beyond(value, inside):
+    """Whether a value somewhere `inside` is infinite or NaN."""
+    return tl.max(tl.max((inside & ~(tl.abs(value) < float("inf"))).to(tl.int32), 1), 0)
+
+
+@triton.jit
+def _roots_beyond(least, largest):
+    """Whether inverse roots are out of the range of a regular call."""
+    return tl.max(tl.max(((least < 2.0**-31) | (largest > 2.0**31)).to(tl.int32), 1), 0)
 
 
 @triton.jit(
@@ -66,6 +101,7 @@ def samples_gradient_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32, see Positions
+    irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
     pull,  # (PADDED M, PADDED N) ACC: upstream gradient of q, 0 outside
     d_y,  # (rows, S, E), written
     y_stride_row,
@@ -90,12 +126,16 @@ def samples_gradient_kernel(
     tiles_e,
     pull_stride,
     HAS_MU: tl.constexpr,
+    CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     SUMMED: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
     """`d_y_i = sum_l u_il (y_i - c_l) / v_l` of the samples' rows."""
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
+        if tl.load(irregular) == 0:
+            return
     program = tl.program_id(0)
     tile_n, s = program % tiles_n, program // tiles_n // tiles_e
     e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
@@ -106,15 +146,21 @@ def samples_gradient_kernel(
     if tl.max(here_n.to(tl.int32), 0) > 0:
         first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
         shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
+        if CAREFUL:
+            shift = finite(shift)
         use = here_n[:, None] & (e < E)
         row = sample_start + n[:, None]
         sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
         sample = tl.where(use, sample - shift, 0.0)
         at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
+        least, largest = (
+            tl.full((SUMMED, FEATURES), 1.0, ACC),
+            tl.full((SUMMED, FEATURES), 1.0, ACC),
+        )
         for begin in range(0, M, SUMMED):
             m = begin + tl.arange(0, SUMMED)
             here_m = tl.load(component_active + m.to(tl.int64) * S + s, mask=m < M, other=0) != 0
-            root, centre = _component(
+            root, centre, found = _component(
                 x,
                 mu,
                 stds,
@@ -134,14 +180,19 @@ def samples_gradient_kernel(
                 shift,
                 eps,
                 HAS_MU,
+                CAREFUL,
                 ACC,
             )
-            # Where a component lacks the position, its root is 0 and so is the term.
-            z = sample[None, :, :] * root[:, None, :] - centre[:, None, :]
-            total += tl.sum((tl.load(at)[:, :, None] * z) * root[:, None, :], 0)
+            least, largest = tl.minimum(least, found), tl.maximum(largest, found)
+            # Where a component lacks the position, its inverse root is 0 and so is the term.
+            z = _standardised(sample[None, :, :], root[:, None, :], centre[:, None, :], CAREFUL)
+            z = _pulled(tl.load(at)[:, :, None], z, CAREFUL)
+            total += tl.sum(times(z, root[:, None, :], CAREFUL), 0)
             at += SUMMED * pull_stride
         total = tl.where(use, total, 0.0)
-    total = total / precision_scale(eps, ACC)
+        if not CAREFUL:
+            odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
+            tl.store(irregular, 1, mask=odd > 0)
     row = sample_start + n[:, None]
     store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
 
@@ -161,6 +212,7 @@ def components_gradient_kernel(
     component_active,  # (M, S) uint8
     own_active,  # (M, S) uint8, where these rows are active as samples
     counts,  # (4, S) int32, see Positions
+    irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
     pull,  # (PADDED N, PADDED M) ACC: upstream gradient of q, 0 outside
     of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
     of_own,  # (M, S) float64: and as samples
@@ -194,6 +246,7 @@ def components_gradient_kernel(
     D_X: tl.constexpr,
     D_MU: tl.constexpr,
     D_STDS: tl.constexpr,
+    CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     SUMMED: tl.constexpr,
@@ -201,6 +254,9 @@ def components_gradient_kernel(
 ):
     """`d_c_l = sum_i u_il (c_l - y_i) / v_l`, and the gradient of the stds of M rows in both roles;
     zeros where they lack a role."""
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
+        if tl.load(irregular) == 0:
+            return
     program = tl.program_id(0)
     tile_m, s = program % tiles_m, program // tiles_m // tiles_e
     e = ((program // tiles_m) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
@@ -215,12 +271,13 @@ def components_gradient_kernel(
         here_m = tl.load(component_active + at_m, mask=m < M, other=0) != 0
         here = here_m
         eps = tl.load(component_eps).to(ACC)
-        scale = precision_scale(eps, ACC)
         if tl.max(here_m.to(tl.int32), 0) > 0:
             first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
             shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
+            if CAREFUL:
+                shift = finite(shift)
             use = here_m[:, None] & (e < E)
-            root, centre = _component(
+            root, centre, found = _component(
                 x,
                 mu,
                 stds,
@@ -240,8 +297,11 @@ def components_gradient_kernel(
                 shift,
                 eps,
                 HAS_MU,
+                CAREFUL,
                 ACC,
             )
+            if not CAREFUL:
+                tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
             of_centre = tl.zeros((ROWS, FEATURES), ACC)
             at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + m[None, :]
             for begin in range(0, N, SUMMED):
@@ -252,12 +312,16 @@ def components_gradient_kernel(
                 sample = load(y, at_n, s, e, y_stride_row, y_stride_s, y_stride_e, use_n, ACC)
                 sample = tl.where(use_n, sample - shift, 0.0)
                 of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
-                z = sample[:, None, :] * root[None, :, :] - centre[None, :, :]
-                terms = of_pairs[:, :, None] * z
+                z = _standardised(sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL)
+                terms = _pulled(of_pairs[:, :, None], z, CAREFUL)
                 of_centre += tl.sum(terms, 0)
-                of_squares += tl.sum(terms * z, 0)
+                if CAREFUL:
+                    terms = tl.where(terms == 0, 0.0, terms * z)
+                    of_squares += tl.sum(terms, 0)
+                else:
+                    of_squares += tl.sum(terms * z, 0)
                 at += SUMMED * pull_stride
-            gradient_c = tl.where(use, -(root * of_centre) / scale, 0.0)
+            gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
     if D_X:
         store_rows(d_x, row, s, e, S, E, gradient_c, inside)
     if D_MU:
@@ -272,12 +336,21 @@ def components_gradient_kernel(
         sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
         sigma = tl.where(use, sigma, 1.0)
         if COMPONENTS:
-            slope = _slope(sigma, eps, ACC)
             logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-            pull_l = slope * (logs - of_squares / scale)
+            pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
             gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
         if OWN_STDS:
-            slope = _slope(sigma, tl.load(own_eps).to(ACC), ACC)
+            eps_own = tl.load(own_eps).to(ACC)
             own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-            gradient_stds += tl.where(here_own[:, None] & (e < E), own * slope, 0.0)
+            use_own = here_own[:, None] & (e < E)
+            pull_own = _slope_times(sigma, own, eps_own, CAREFUL)
+            gradient_stds += tl.where(use_own, pull_own, 0.0)
+            if not CAREFUL:
+                root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
+                odd = _roots_beyond(root_own, root_own)
+                tl.store(irregular, 1, mask=odd > 0)
         store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        gradient_c = gradient_stds
+    if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule
+        odd = tl.sum(tl.sum(gradient_c, 1), 0)
+        tl.store(irregular, 1, mask=~(tl.abs(odd) < float("inf")))

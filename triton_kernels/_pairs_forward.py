@@ -8,27 +8,26 @@ fused multiply-adds for each pair and feature: `z = y r - c r` with `r = 1 / sqr
 import triton
 import triton.language as tl
 
-from ._tiles import cast, corner, load, precision_scale, variance_terms
+from ._tiles import cast, corner, finite, load, out_of_range, root_terms, variance_terms
 
 
 @triton.jit
-def inverse_root(sigma, eps, ACC: tl.constexpr):
-    """`sqrt(scale / (sigma^2 + eps))`, see `precision_scale`; positive for every finite sigma.
-
-    Where a square would leave the range, it is taken of sigma times a power of two.
-    """
-    if tl.float64 == ACC:
-        up, common = 1.0, 1.0
-        limit = tl.where(eps >= 2.0**1022, 0.0, 2.0**511)
+def inverse_root(sigma, eps, CAREFUL: tl.constexpr):
+    """`1 / sqrt(sigma^2 + eps)`, or where CAREFUL the root itself, see `times`."""
+    if CAREFUL:
+        root, _ = root_terms(sigma, eps)
+        return root
     else:
-        # The reciprocal root of a GPU takes a denormal for 0.
-        tiny = eps < 2.0**-100
-        up = tl.where(tiny, 2.0**50, 1.0)
-        common = tl.where(tiny, 2.0**-30, 1.0)
-        limit = tl.where(eps >= 2.0**126, 0.0, tl.where(tiny, 2.0**13, 2.0**63))
-    factor = tl.where(tl.abs(sigma) >= limit, 2.0**-64, up).to(ACC)
-    scaled = sigma * factor
-    return tl.rsqrt(scaled * scaled + eps * (factor * factor)) * (factor * common).to(ACC)
+        return tl.rsqrt(sigma * sigma + eps)
+
+
+@triton.jit
+def times(value, root, CAREFUL: tl.constexpr):
+    """A value times the inverse root: by a division where that could be infinite."""
+    if CAREFUL:
+        return value / root
+    else:
+        return value * root
 
 
 @triton.jit
@@ -64,11 +63,14 @@ def _fetch(
 
 
 @triton.jit
-def _against(sample, root, centre, SHAPE: tl.constexpr):
-    """`sample root - centre` of SHAPE (FEATURES, SAMPLES, COMPONENTS).
+def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
+    """`(sample - centre) root` of SHAPE (FEATURES, SAMPLES, COMPONENTS).
 
-    Root and centre cross the shared memory as one number of 64 bits: fewer barriers and registers.
+    Root and product cross the shared memory as one number of 64 bits: fewer barriers and registers.
     """
+    if CAREFUL:
+        return (sample[:, :, None] - centre[:, None, :]) / root[:, None, :]
+    centre = centre * root
     if root.dtype == tl.float32:
         low = root.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
         both = low | (centre.to(tl.int32, bitcast=True).to(tl.int64) << 32)
@@ -93,7 +95,8 @@ def distances_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32, see Positions
-    parts,  # (splits, N, M) ACC: sums of z * z over a range of chunks
+    irregular,  # (1,) int32, becomes 1 where a sum is infinite; where CAREFUL, 0: nothing to do
+    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     y_stride_row,
     y_stride_s,
     y_stride_e,
@@ -118,12 +121,16 @@ def distances_kernel(
     chunks_per_split,
     HAS_MU: tl.constexpr,
     EVEN: tl.constexpr,  # FEATURES divides E
+    CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     SAMPLES: tl.constexpr,
     COMPONENTS: tl.constexpr,
     FEATURES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    if CAREFUL:  # noqa: SIM102 (decided at compile time)
+        if tl.load(irregular) == 0:
+            return
     program = tl.program_id(0)
     tile_n, tile_m = program % tiles_n, (program // tiles_n) % tiles_m
     split = program // tiles_n // tiles_m
@@ -163,11 +170,13 @@ def distances_kernel(
             )
             for _ in range(0, left, FEATURES):
                 shift = cast(of_shift, ACC)
+                if CAREFUL:
+                    shift = finite(shift)
                 sample = cast(of_y, ACC) - shift
                 centre = cast(of_x, ACC) - shift
                 if HAS_MU:
                     centre += cast(of_mu, ACC)
-                root = inverse_root(cast(of_stds, ACC), eps, ACC)
+                root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
                 # The next tile is on its way while this one is computed.
                 left -= FEATURES
                 at_y += FEATURES * y_stride_e
@@ -178,34 +187,39 @@ def distances_kernel(
                 of_y, of_x, of_mu, of_stds, of_shift = _fetch(
                     at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
                 )
-                z = _against(sample, root, centre * root, (FEATURES, SAMPLES, COMPONENTS))
+                z = _against(sample, root, centre, (FEATURES, SAMPLES, COMPONENTS), CAREFUL)
                 within += tl.sum(z * z, 0)
             # Select here: an infinite sample must not reach a pair that lacks the position.
             total += tl.where(here_n[:, None] & here_m[None, :], within, 0.0)
     inside = (n < N)[:, None] & (m < M)[None, :]
     at = (split.to(tl.int64) * N + n.to(tl.int64)[:, None]) * M + m[None, :]
-    tl.store(parts + at, total, mask=inside)
+    if CAREFUL:  # the sum may be beyond the range of the parts
+        tl.store(parts + at, tl.sqrt(total).to(parts.dtype.element_ty), mask=inside)
+    else:
+        tl.store(parts + at, total, mask=inside)
+        odd = tl.max(tl.max((inside & ~(total < float("inf"))).to(tl.int32), 1), 0)
+        tl.store(irregular, 1, mask=odd > 0)
 
 
-@triton.jit(do_not_specialize=["size", "splits"], do_not_specialize_on_alignment=["component_eps"])
+@triton.jit(do_not_specialize=["size", "splits"])
 def add_splits_kernel(
-    parts,  # (splits, size) ACC
-    component_eps,  # ()
+    parts,  # (splits, size) float32 or float64
+    irregular,  # (1,) int32: whether they are roots
     energies,  # (size,) float64
     size,
     splits,
-    ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The splits in float64, in a fixed order; half of it, without the scale of the precisions."""
+    """Half the sum of the splits in float64, in a fixed order."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float64)
+    careful = tl.load(irregular) != 0
     pointers = parts + i
     for _ in range(0, splits):
-        total += tl.load(pointers, mask=i < size, other=0.0).to(tl.float64)
+        part = tl.load(pointers, mask=i < size, other=0.0).to(tl.float64)
+        total += tl.where(careful, part * part, part)
         pointers += size
-    scale = precision_scale(tl.load(component_eps).to(ACC), ACC)
-    tl.store(energies + i, total / scale / 2, mask=i < size)
+    tl.store(energies + i, total / 2, mask=i < size)
 
 
 @triton.jit(do_not_specialize=["start", "rows", "S"], do_not_specialize_on_alignment=["eps"])
@@ -214,6 +228,7 @@ def log_determinants_kernel(
     eps,  # ()
     active,  # (rows, S) uint8
     logs,  # (rows, S) float64: 1/2 sum_e (log v + log 2 pi), 0 where not active
+    irregular,  # (1,) int32, becomes 1 where a variance is out of range
     stride_row,
     stride_s,
     stride_e,
@@ -230,9 +245,23 @@ def log_determinants_kernel(
     total = tl.zeros((FEATURES,), tl.float64)
     if here:
         eps_acc = tl.load(eps).to(ACC)
+        largest_log = tl.zeros((FEATURES,), ACC)
         for begin in range(0, E, FEATURES):
             e = begin + tl.arange(0, FEATURES)
             sigma = load(stds, start + row, s, e, stride_row, stride_s, stride_e, e < E, ACC)
-            _, _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc, ACC)
+            _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc)
+            largest_log = tl.maximum(largest_log, tl.abs(terms))
             total += tl.where(e < E, cast(terms, tl.float64), 0.0)
+        if tl.max(out_of_range(largest_log, ACC), 0) > 0:
+            tl.store(irregular, 1)
+            total = tl.zeros((FEATURES,), tl.float64)
+            eps_f64 = tl.load(eps).to(tl.float64)
+            for begin in range(0, E, FEATURES):
+                e = begin + tl.arange(0, FEATURES)
+                inside = e < E
+                sigma = load(
+                    stds, start + row, s, e, stride_row, stride_s, stride_e, inside, tl.float64
+                )
+                _, terms = root_terms(sigma, eps_f64)
+                total += tl.where(inside, terms, 0.0)
     tl.store(logs + program.to(tl.int64), tl.sum(total, 0) / 2)

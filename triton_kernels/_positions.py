@@ -21,6 +21,7 @@ class Positions(NamedTuple):
     component_active: Tensor  # (M, S) uint8
     # (4, S) int32: contributing samples and components, and the first index of each
     counts: Tensor
+    irregular: Tensor  # (1,) int32, 0: becomes 1 where a kernel finds something out of range
 
 
 @triton.jit
@@ -95,6 +96,7 @@ def _positions_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32
+    irregular,  # (1,) int32
     sample_start,
     component_start,
     N,
@@ -109,6 +111,7 @@ def _positions_kernel(
     BLOCK_S: tl.constexpr,
 ):
     s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    tl.store(irregular, 0)
     samples = _count(
         sample_mask, sample_start, N, S, s, sample_stride_row, sample_stride_s, BLOCK_ROWS, BLOCK_S
     )
@@ -173,6 +176,7 @@ def positions(mixture: Mixture) -> Positions:
         torch.empty((m.samples, S), dtype=torch.uint8, device=device),
         torch.empty((m.components, S), dtype=torch.uint8, device=device),
         torch.empty((4, S), dtype=torch.int32, device=device),
+        torch.empty(1, dtype=torch.int32, device=device),
     )
     block = positions_block(max(m.samples, m.components), S)
     launch(

@@ -50,29 +50,39 @@ def partners(count, here, EXCLUDE_DIAGONAL: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def precision_scale(eps, ACC: tl.constexpr):
-    """A power of two that keeps `scale / v` in range for every v >= eps, see the plain variance."""
-    if tl.float64 == ACC:
-        return 1.0
-    else:
-        return tl.where(eps < 2.0**-100, 2.0**-60, 1.0)
+def variance_terms(sigma, eps):
+    """Of v = sigma^2 + eps: `1 / v` and `log v + log(2 pi)`."""
+    LOG_2PI: tl.constexpr = 1.8378770664093453
+    v = sigma * sigma + eps
+    return 1.0 / v, tl.log(v) + LOG_2PI
 
 
 @triton.jit
-def variance_terms(sigma, eps, ACC: tl.constexpr):
-    """Of v = sigma^2 + eps: `scale / v`, `sigma / v`, and `log v + log(2 pi)`.
+def out_of_range(log_terms, ACC: tl.constexpr):
+    """Whether a number is beyond what the largest |log v + log(2 pi)| of a regular call may be: v,
+    1 / v, and these times a square that counts beside them, are far from the ends of ACC."""
+    LIMIT: tl.constexpr = 350.0 if tl.float64 == ACC else 43.0
+    return (log_terms > LIMIT).to(tl.int32)
 
-    A square that overflows is taken of `sigma * 2^-64`; `scale / v` is never 0, so that an infinite
-    distance times it is infinite and not NaN.
-    """
+
+@triton.jit
+def infinite(a, b):
+    """1 where one of them is infinite or NaN."""
+    return 1 - (tl.abs(a) + tl.abs(b) < float("inf")).to(tl.int32)
+
+
+@triton.jit
+def root_terms(sigma, eps):
+    """`sqrt v` > 0 and `log v + log(2 pi)`, in float64, where no square may leave the range."""
     LOG_2PI: tl.constexpr = 1.8378770664093453
-    LOG_2_128: tl.constexpr = 88.722839111673
-    large = sigma * sigma + eps == float("inf")
-    shrink = tl.where(large, 2.0**-64, 1.0).to(ACC)
-    shrunk = sigma * shrink
-    v = shrunk * shrunk + eps * (shrink * shrink)
-    # Not by way of 1 / v, which overflows first.
-    precision = precision_scale(eps, ACC) / v * shrink * shrink
-    precision = tl.maximum(precision, 1e-45, propagate_nan=tl.PropagateNan.ALL).to(ACC)
-    log_terms = tl.log(v) + large.to(ACC) * LOG_2_128 + LOG_2PI
-    return precision, shrunk / v * shrink, log_terms
+    a, b = tl.abs(sigma), tl.sqrt(eps) + tl.zeros_like(sigma)
+    large = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+    ratio = tl.where(large > 0, tl.minimum(a, b) / large, 0.0)
+    root = large * tl.sqrt(1.0 + ratio * ratio)
+    return tl.where(root == 0, 2.0**-1074, root), 2.0 * tl.log(root) + LOG_2PI
+
+
+@triton.jit
+def finite(shift):
+    """A shift, or 0 where it is infinite or NaN: the other rows must not see it."""
+    return tl.where(tl.abs(shift) < float("inf"), shift, 0.0)

@@ -41,10 +41,10 @@ class Traffic(NamedTuple):
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
-# Operations per element, as in the source. v = sigma^2 + eps takes 7, its log terms 4, the
-# precision 4 and the slope 2.
-_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 7 + 4 + 2, 3 + 7 + 4 + 4 + 10, 5
-_PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 4, 7 + 2 + 3, 3 + 7 + 4 + 3, 2 + 8, 8
+# Operations per element, as in the source. v = sigma^2 + eps takes 2, its log terms 2 and their
+# largest 1, 1 / v 1, and sigma / v times a pull 2.
+_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 2 + 3 + 2, 3 + 2 + 3 + 1 + 10, 5
+_PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
 _MERGE = 12  # of one part
 
 
@@ -155,6 +155,7 @@ def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     times = 3 if a["EXCLUDE_DIAGONAL"] else 2  # to count, to decide, and as the own partner
     read = {"sample_mask": times * samples, "component_mask": times * components}
     written = {"sample_active": samples, "component_active": components, "counts": 4 * a["S"]}
+    written["irregular"] = programs
     return read, written, 0
 
 
@@ -188,22 +189,30 @@ def _accumulate(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return read, written, flops
 
 
+def _carefully(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    """Of a regular call: one look whether it is."""
+    return {"irregular": programs}, {}, 0
+
+
 def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     plane, shifts = a["S"] * a["E"], active.positions * a["E"]
     samples, components = a["sample_splits"] * plane, a["component_splits"] * plane
     read = {"y": shifts, "x": shifts, "counts": 4 * programs}
     read |= {"sample_parts": 3 * samples, "component_parts": 4 * components}
-    read["split_samples"] = programs * a["sample_splits"]
+    read |= {"split_samples": programs * a["sample_splits"], "irregular": programs}
     if a["EXCLUDE_DIAGONAL"]:
         read["diagonal_parts"] = samples
     return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * (samples + components)
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    return {"partial_sums": 3 * a["programs"], "component_eps": 1}, {"sums": 3}, 3 * a["programs"]
+    return {"partial_sums": 3 * a["programs"]}, {"sums": 3}, 3 * a["programs"]
 
 
 def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    look = {"sample_state" if a["SAMPLES"] else "component_state": float(programs)}
+    if a["CAREFUL"]:  # of a regular call
+        return look, {}, 0
     E, splits = a["E"], programs // (a["tiles"] * a["S"])
     flags = a["tiles"] * a["rows"] * a["S"]
     shifts = splits * active.positions * E  # and the same for each part of a state
@@ -221,7 +230,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read |= {"component_active": flags, "component_eps": programs}
         read["component_counts"] = programs * (1 + (of_components or diagonal))
     if pull_y:
-        read |= {"partner_eps": programs, "sample_state": 2 * shifts}
+        read["sample_state"] = 2 * shifts
     if pull_own:
         read["sample_eps"] = programs
     if pull_y or pull_own:
@@ -235,6 +244,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read = _sum(read, {"y": shifts, "x": components, "mu": components})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
+    read = _sum(read, look)
     wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
     written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
@@ -247,6 +257,7 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
     "accumulate_kernel": _accumulate,
+    "accumulate_carefully_kernel": _carefully,
     "finish_kernel": _finish,
     "reduce_kernel": _reduce,
     "gradient_kernel": _gradient,

@@ -13,10 +13,12 @@ from fused_mi.reference.passes import Gradients, Pass, gradients, nothing, passe
 from fused_mi._precision import moments_dtype
 from torch import Tensor
 
-from ._configs import REDUCE, Tile, candidates, finish_tile, splits
+from ._configs import REDUCE, Tile, candidates, careful_tile, finish_tile, splits
 from ._launch import accumulator, launch, strides
 from ._moments_backward import gradient_kernel
-from ._moments_forward import accumulate_kernel, finish_kernel, reduce_kernel
+from ._moments_careful import accumulate_carefully_kernel
+from ._moments_finish import finish_kernel, reduce_kernel
+from ._moments_forward import accumulate_kernel
 from ._positions import Positions, positions
 from ._tune import best
 
@@ -50,7 +52,7 @@ def moments(
     tiles = candidates(E, *inputs, heavy=heavy)
     tile = best(_key("accumulate", inputs, mixtures), tiles, run, y.device)
     for d, parts in enumerate(run(tile)):
-        _finish(inputs, mixtures[d], where[d], parts, sums[d], state[d])
+        _finish(inputs, mixtures[d], where[d], where[0].irregular, parts, sums[d], state[d])
     return sums, state
 
 
@@ -66,7 +68,8 @@ def _accumulate(
     empty = functools.partial(torch.empty, dtype=dtype, device=inputs[0].device)
     samples: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
     components: dict[int, Tensor] = {}
-    tiles = triton.cdiv(E, tile.FEATURES)
+    careful = careful_tile(E, inputs[0].device)
+    tiles, careful_tiles = (triton.cdiv(E, t.FEATURES) for t in (tile, careful))
     for this in passes(mixtures):
         start, stop = this.rows
         count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
@@ -80,25 +83,38 @@ def _accumulate(
             samples[this.as_samples] = of_samples, split_samples, diagonal
         if this.as_components is not None:
             of_components = components[this.as_components] = empty((count, 4, S, E))
-        launch(
-            accumulate_kernel,
-            tiles * S * count,
+        arguments = (
             *inputs,
             *_roles(mixtures, where, this),
             of_samples,
             of_components,
             diagonal,
             split_samples,
+            where[0].irregular,
             *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
             S,
             E,
+        )
+        launch(
+            accumulate_kernel,
+            tiles * S * count,
+            *arguments,
             tiles,
             **_flags(mixtures, this),
             ACC=accumulator(dtype),
             **tile._asdict(),
+        )
+        launch(
+            accumulate_carefully_kernel,
+            careful_tiles * S * count,
+            *arguments,
+            careful_tiles,
+            **_flags(mixtures, this),
+            FEATURES=careful.FEATURES,
+            num_warps=careful.num_warps,
         )
     return [_Parts(*samples[d], components[d]) for d in range(len(mixtures))]
 
@@ -107,6 +123,7 @@ def _finish(
     inputs: Inputs,
     mixture: Mixture,
     where: Positions,
+    irregular: Tensor,
     parts: _Parts,
     sums: Tensor,
     state: Tensor,
@@ -127,6 +144,7 @@ def _finish(
         parts.components,
         parts.diagonal,
         parts.split_samples,
+        irregular,
         state,
         partial_sums,
         *strides(y, x),
@@ -140,16 +158,7 @@ def _finish(
         EXCLUDE_DIAGONAL=mixture.exclude_diagonal,
         **tile._asdict(),
     )
-    launch(
-        reduce_kernel,
-        1,
-        partial_sums,
-        mixture.component_eps,
-        sums,
-        tiles * S,
-        ACC=accumulator(state.dtype),
-        **REDUCE,
-    )
+    launch(reduce_kernel, 1, partial_sums, sums, tiles * S, **REDUCE)
 
 
 def moments_backward(
@@ -172,6 +181,7 @@ def moments_backward(
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
+    run(careful_tile(y.shape[2], y.device), careful=True)
     return plan.tensors
 
 
@@ -183,6 +193,7 @@ def _gradients(
     where: Sequence[Positions],
     plan: Gradients,
     tile: Tile,
+    careful: bool = False,
 ) -> None:
     _, S, E = inputs[0].shape
     tiles = triton.cdiv(E, tile.FEATURES)
@@ -200,7 +211,6 @@ def _gradients(
             *inputs,
             sample_eps,
             component_eps,
-            None if i is None else mixtures[i].component_eps,
             *rest,
             None if i is None else state[i],
             None if j is None else state[j],
@@ -217,7 +227,8 @@ def _gradients(
             tiles,
             **_flags(mixtures, this),
             **dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True)),
-            ACC=accumulator(state.dtype),
+            CAREFUL=careful,
+            ACC=accumulator(torch.float64 if careful else state.dtype),
             **tile._asdict(),
         )
 

@@ -40,14 +40,15 @@ def pairs(
         return energies
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
         where = positions(mixture)
-        _distances(inputs, mixture, where, q)
         rows, eps = mixture.component_rows, mixture.component_eps
-        logs = _log_determinants(inputs, rows, eps, where.component_active)
+        # First: it looks at every variance.
+        logs = _log_determinants(inputs, rows, eps, where.component_active, where.irregular)
         torch.matmul(where.sample_active.double(), logs.T, out=g)
         if mixture.sample_eps is not None:
             rows, eps = mixture.sample_rows, mixture.sample_eps
-            logs = _log_determinants(inputs, rows, eps, where.sample_active)
+            logs = _log_determinants(inputs, rows, eps, where.sample_active, where.irregular)
             torch.matmul(logs, where.component_active.double().T, out=k)
+        _distances(inputs, mixture, where, q)
     return energies
 
 
@@ -56,49 +57,54 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     _, S, E = y.shape
     N, M = q.shape
     dtype = _dtype(inputs)
-    tile = pairs_tile(N, M, dtype)
-    tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
     chunks_per_position = triton.cdiv(E, CHUNK)
-    splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles_n * tiles_m, y.device)
+    tile = pairs_tile(N, M, dtype)
+    tiles = triton.cdiv(N, tile.SAMPLES) * triton.cdiv(M, tile.COMPONENTS)
+    splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles, y.device)
     parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
-    launch(
-        distances_kernel,
-        tiles_n * tiles_m * splits,
-        *inputs,
-        mixture.component_eps,
-        *where,
-        parts,
-        *strides(*inputs),
-        mixture.sample_rows[0],
-        mixture.component_rows[0],
-        N,
-        M,
-        S,
-        E,
-        tiles_n,
-        tiles_m,
-        chunks_per_position,
-        chunks_per_split,
-        HAS_MU=mu is not None,
-        EVEN=E % tile.FEATURES == 0,
-        ACC=accumulator(dtype),
-        CHUNK=CHUNK,
-        **tile._asdict(),
-    )
+    for careful, acc in _launches(inputs):
+        tile = pairs_tile(N, M, acc)
+        tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
+        launch(
+            distances_kernel,
+            tiles_n * tiles_m * splits,
+            *inputs,
+            mixture.component_eps,
+            *where,
+            parts,
+            *strides(*inputs),
+            mixture.sample_rows[0],
+            mixture.component_rows[0],
+            N,
+            M,
+            S,
+            E,
+            tiles_n,
+            tiles_m,
+            chunks_per_position,
+            chunks_per_split,
+            HAS_MU=mu is not None,
+            EVEN=E % tile.FEATURES == 0,
+            CAREFUL=careful,
+            ACC=accumulator(acc),
+            CHUNK=CHUNK,
+            **tile._asdict(),
+        )
     launch(
         add_splits_kernel,
         triton.cdiv(N * M, REDUCE["BLOCK"]),
         parts,
-        mixture.component_eps,
+        where.irregular,
         q,
         N * M,
         splits,
-        ACC=accumulator(dtype),
         **REDUCE,
     )
 
 
-def _log_determinants(inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor) -> Tensor:
+def _log_determinants(
+    inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor, irregular: Tensor
+) -> Tensor:
     """`1/2 sum_e (log v + log 2 pi)` (rows, S) in float64, 0 where not active."""
     stds = inputs[3]
     _, S, E = stds.shape
@@ -111,6 +117,7 @@ def _log_determinants(inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor) -
         eps,
         active,
         logs,
+        irregular,
         *stds.stride(),
         start,
         stop - start,
@@ -154,31 +161,33 @@ def _samples_gradient(
     y, _, mu, _ = inputs
     _, S, E = y.shape
     N, M = upstream.shape
-    tile = pairs_gradient_tile(N, E, _dtype(inputs))
     pull = _padded(upstream.T, _dtype(inputs))
-    tiles_n, tiles_e = triton.cdiv(N, tile.ROWS), triton.cdiv(E, tile.FEATURES)
-    launch(
-        samples_gradient_kernel,
-        tiles_n * tiles_e * S,
-        *inputs,
-        mixture.component_eps,
-        *where,
-        pull,
-        d_y,
-        *strides(*inputs),
-        mixture.sample_rows[0],
-        mixture.component_rows[0],
-        N,
-        M,
-        S,
-        E,
-        tiles_n,
-        tiles_e,
-        pull.stride(0),
-        HAS_MU=mu is not None,
-        ACC=accumulator(_dtype(inputs)),
-        **tile._asdict(),
-    )
+    for careful, dtype in _launches(inputs):
+        tile = pairs_gradient_tile(N, E, dtype)
+        tiles_n, tiles_e = triton.cdiv(N, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+        launch(
+            samples_gradient_kernel,
+            tiles_n * tiles_e * S,
+            *inputs,
+            mixture.component_eps,
+            *where,
+            pull,
+            d_y,
+            *strides(*inputs),
+            mixture.sample_rows[0],
+            mixture.component_rows[0],
+            N,
+            M,
+            S,
+            E,
+            tiles_n,
+            tiles_e,
+            pull.stride(0),
+            HAS_MU=mu is not None,
+            CAREFUL=careful,
+            ACC=accumulator(dtype),
+            **tile._asdict(),
+        )
 
 
 def _components_gradient(
@@ -201,40 +210,49 @@ def _components_gradient(
     if write[3] and own and i is not None:
         of_own = upstream[i, 2] @ where[i].component_active.double()
     M = stop - start
-    tile = pairs_gradient_tile(M, E, _dtype(inputs))
     pull = None if j is None else _padded(upstream[j, 0], _dtype(inputs))
-    tiles_m, tiles_e = triton.cdiv(M, tile.ROWS), triton.cdiv(E, tile.FEATURES)
-    launch(
-        components_gradient_kernel,
-        tiles_m * tiles_e * S,
-        *inputs,
-        None if j is None else mixtures[j].component_eps,
-        mixtures[i].sample_eps if own and i is not None else None,
-        None if j is None else where[j].sample_active,
-        None if j is None else where[j].component_active,
-        where[i].sample_active if own and i is not None else None,
-        None if j is None else where[j].counts,
-        pull,
-        of_logs,
-        of_own,
-        *gradients[1:],
-        *strides(*inputs),
-        0 if j is None else mixtures[j].sample_rows[0],
-        start,
-        0 if j is None else mixtures[j].samples,
-        M,
-        S,
-        E,
-        tiles_m,
-        tiles_e,
-        0 if pull is None else pull.stride(0),
-        HAS_MU=mu is not None,
-        COMPONENTS=j is not None and any(write[1:]),
-        OWN_STDS=own and write[3],
-        **dict(zip(("D_X", "D_MU", "D_STDS"), write[1:], strict=True)),
-        ACC=accumulator(_dtype(inputs)),
-        **tile._asdict(),
-    )
+    for careful, dtype in _launches(inputs):
+        tile = pairs_gradient_tile(M, E, dtype)
+        tiles_m, tiles_e = triton.cdiv(M, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+        launch(
+            components_gradient_kernel,
+            tiles_m * tiles_e * S,
+            *inputs,
+            None if j is None else mixtures[j].component_eps,
+            mixtures[i].sample_eps if own and i is not None else None,
+            None if j is None else where[j].sample_active,
+            None if j is None else where[j].component_active,
+            where[i].sample_active if own and i is not None else None,
+            None if j is None else where[j].counts,
+            where[this.as_components or 0].irregular,
+            pull,
+            of_logs,
+            of_own,
+            *gradients[1:],
+            *strides(*inputs),
+            0 if j is None else mixtures[j].sample_rows[0],
+            start,
+            0 if j is None else mixtures[j].samples,
+            M,
+            S,
+            E,
+            tiles_m,
+            tiles_e,
+            0 if pull is None else pull.stride(0),
+            HAS_MU=mu is not None,
+            COMPONENTS=j is not None and any(write[1:]),
+            OWN_STDS=own and write[3],
+            **dict(zip(("D_X", "D_MU", "D_STDS"), write[1:], strict=True)),
+            CAREFUL=careful,
+            ACC=accumulator(dtype),
+            **tile._asdict(),
+        )
+
+
+def _launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:
+    """Of one kernel, with the type of their arithmetic: the usual one, and the careful one, which
+    returns at once where the former has found nothing out of range."""
+    return (False, _dtype(inputs)), (True, torch.float64)
 
 
 def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:

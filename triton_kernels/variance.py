@@ -53,16 +53,21 @@ def _stabiliser_kernel(
     count,
     FACTOR: tl.constexpr,
     SMALLEST: tl.constexpr,
+    LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """eps = max(FACTOR * min(least), SMALLEST), the minimum 1 where nothing counted."""
+    """eps = FACTOR * min(least) within [SMALLEST, LARGEST], the minimum 1 where nothing counted."""
     found = tl.full((BLOCK,), float("inf"), least.dtype.element_ty)
     for begin in range(0, count, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         found = tl.minimum(found, tl.load(least + i, mask=i < count, other=float("inf")))
     minimum = tl.min(found, 0)
-    minimum = tl.where(minimum < float("inf"), minimum, 1.0)
-    tl.store(eps, tl.maximum(minimum * FACTOR, SMALLEST))
+    minimum = tl.where(minimum < float("inf"), minimum, 1.0).to(tl.float64)
+    # In float64: these constants may be beyond the range of float32, and are then of that type.
+    scaled = tl.maximum(minimum * FACTOR, tl.full((), SMALLEST, tl.float64))
+    # An infinite variance has no difference to another one.
+    scaled = tl.minimum(scaled, tl.full((), LARGEST, tl.float64))
+    tl.store(eps, scaled.to(eps.dtype.element_ty))
 
 
 def variance(
@@ -104,6 +109,7 @@ def variance(
         programs,
         FACTOR=factor,
         SMALLEST=smallest,
+        LARGEST=torch.finfo(dtype).max,
         BLOCK=1024,
     )
     return eps
