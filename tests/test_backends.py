@@ -51,7 +51,7 @@ def test_every_backend_is_listed_with_a_reason():
 
 def test_cpu_tensors_are_not_interpreted_by_themselves():
     choices = fused_mi.explain(torch.ones(1))
-    assert [c.operator for c in choices] == ["variance", "moments", "pairs", "logsumexp"]
+    assert [c.operator for c in choices] == ["jensen", "logsumexp", "distances", "variance"]
     assert {c.backend for c in choices} <= {"cpu", "reference"}
     assert choices[1].reason.startswith(
         "the fastest that serves cpu tensors; "
@@ -79,23 +79,23 @@ def test_the_choice_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="fused_mi"):
         for _ in range(3):
             mi(mi_inputs())
-    served = [r for r in caplog.records if r.getMessage().startswith("moments on cpu")]
+    served = [r for r in caplog.records if r.getMessage().startswith("jensen on cpu")]
     assert len(served) == 1
 
 
 @pytest.fixture
-def _no_pairs(monkeypatch):
-    """As if there were no Triton kernel of the pairs."""
-    monkeypatch.setattr(_triton, "OPERATORS", ("variance", "moments"))
+def _no_logsumexp(monkeypatch):
+    """As if Triton did not serve this operator."""
+    monkeypatch.setattr(_triton, "OPERATORS", ("jensen", "distances", "variance"))
 
 
-@pytest.mark.usefixtures("_no_pairs")
+@pytest.mark.usefixtures("_no_logsumexp")
 def test_a_forced_backend_is_used_or_raises():
     inputs = mi_inputs()
     with fused_mi.use_backend("triton"):
-        assert {c.backend for c in map(_serving, ("variance", "moments"))} == {"triton"}
+        assert {c.backend for c in map(_serving, ("variance", "jensen"))} == {"triton"}
         mi(inputs)
-        with pytest.raises(RuntimeError, match="'triton' was forced and cannot serve pairs"):
+        with pytest.raises(RuntimeError, match="'triton' was forced and cannot serve logsumexp"):
             mi(inputs, estimator="logsumexp")
         with fused_mi.use_backend("reference"):
             mi(inputs, estimator="logsumexp")
@@ -109,11 +109,11 @@ def _serving(operator):
     return _backends._choose(operator, "cpu", _backends.forced())
 
 
-@pytest.mark.usefixtures("_no_pairs")
+@pytest.mark.usefixtures("_no_logsumexp")
 def test_the_environment_forces_too_and_the_context_goes_first(monkeypatch):
     monkeypatch.setenv("FUSED_MI_BACKEND", "triton")
     assert _backends.forced() == "triton"
-    with pytest.raises(RuntimeError, match="cannot serve pairs"):
+    with pytest.raises(RuntimeError, match="cannot serve logsumexp"):
         fused_mi.explain(torch.ones(1))
     with fused_mi.use_backend("reference"):
         assert {c.backend for c in fused_mi.explain(torch.ones(1))} == {"reference"}
@@ -231,7 +231,7 @@ def test_inside_a_compiled_function_it_breaks_the_graph_and_holds(monkeypatch):
         with fused_mi.use_backend("reference"):
             return mi(inputs)
 
-    monkeypatch.setattr("fused_mi.ops._mixture.choose", choose)
+    monkeypatch.setattr("fused_mi.ops._operator.choose", choose)
     inputs = mi_inputs()
     value = torch.compile(forcing, backend="eager")(*inputs)
     assert used == ["reference"]
@@ -303,12 +303,12 @@ def test_the_fastest_usable_backend_comes_first(monkeypatch):
     """As on a machine with a GPU: the kernels serve what they can, the plain path the rest."""
 
     def serves(operator, device):
-        return (operator != "pairs", "" if operator != "pairs" else "there is no such kernel")
+        return operator != "logsumexp", "there is no such kernel" * (operator == "logsumexp")
 
     monkeypatch.setattr(_triton, "serves", serves)
     chosen = {op: _backends._choose(op, "cuda", None) for op in _backends.OPERATORS}
-    assert chosen["moments"] == ("moments", "triton", "the fastest that serves cuda tensors")
-    assert chosen["pairs"].backend == "reference"
-    assert chosen["pairs"].reason.startswith(
+    assert chosen["jensen"] == ("jensen", "triton", "the fastest that serves cuda tensors")
+    assert chosen["logsumexp"].backend == "reference"
+    assert chosen["logsumexp"].reason.startswith(
         "the fastest that serves cuda tensors; triton: there is no such kernel; cpu: it does not"
     )
