@@ -268,17 +268,19 @@ def test_records_survive_a_file(tmp_path, bench):
 def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     traffic = pytest.importorskip("fused_mi.triton_kernels._traffic")
     import fused_mi.losses
+    from fused_mi._estimators import mixtures_of
 
     case = Case("x", 8, 4, 5, pairing=pairing, masked=0.5, wanted=wanted)
     seen = []
-    original = fused_mi.losses.mixture_terms
+    original = fused_mi.losses._ESTIMATORS["jensen"]
 
-    def spy(y, x, mu, stds, estimator, *mixtures):
-        flags = [t.requires_grad for t in (y, x, mu, stds)]
-        seen.append(traffic.floor(y, x, mu, stds, mixtures, flags, density=0.5))
-        return original(y, x, mu, stds, estimator, *mixtures)
+    def spy(inputs, scoring, first_only):
+        mixtures = mixtures_of(scoring, *inputs, variance=lambda *_: torch.zeros(()))
+        flags = [t.requires_grad for t in inputs]
+        seen.append(traffic.floor(*inputs, mixtures, flags, density=0.5))
+        return original(inputs, scoring, first_only)
 
-    monkeypatch.setattr(fused_mi.losses, "mixture_terms", spy)
+    monkeypatch.setitem(fused_mi.losses._ESTIMATORS, "jensen", spy)
     contestants.run_of(case, contestants.loss_of(case), as_inputs(case))()
     floor = seen[0]
     moved = limits.bytes_moved(case)
