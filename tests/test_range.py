@@ -16,7 +16,6 @@ pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 safety = pytest.mark.parametrize("safety_factor", [0.0, 100.0])
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-plain = pytest.mark.xfail(strict=False, reason="left to plain torch, which lacks the range yet")
 powers = pytest.mark.parametrize(  # of ten, from the least denormal number on
     ("dtype", "powers"),
     [
@@ -28,7 +27,6 @@ powers = pytest.mark.parametrize(  # of ten, from the least denormal number on
             F64,
             [*range(-323, 309, 9), -162, -161, -154, -153, 153, 154, 307, 308],
             id="float64-ends",
-            marks=plain,
         ),
     ],
 )
@@ -112,7 +110,7 @@ mixed = pytest.mark.parametrize(
         *((dtype, (-13, 14)) for dtype in (BF16, F64)),
         (F16, (-3, 2)),
         (F64, (-70, 60)),
-        pytest.param(F64, (-150, 140), marks=plain),
+        (F64, (-150, 140)),
     ],
     ids=str,
 )
@@ -140,7 +138,7 @@ def test_scales_of_rows(estimator, pairing, safety_factor, dtype, powers):
     assert_exact(cases, estimator, pairing, safety_factor)
 
 
-@pytest.mark.parametrize("estimator", [pytest.param("jensen", marks=plain), "logsumexp"])
+@estimator
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("which", [3, 4], ids=["clean", "noisy"])

@@ -58,7 +58,7 @@ std::vector<Tensor> jensen_backward(
     std::optional<Tensor> component_mask, int64_t pairing, bool own_stds, bool sum,
     const Tensor& state, std::vector<bool> wanted, int64_t path) {
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
-  call.read_stabilisers(state);
+  if (!call.read_stabilisers(state)) return {};
   Wanted of_inputs(call, wanted);
   if (call.nothing()) {
     of_inputs.zero();
@@ -140,7 +140,7 @@ std::vector<Tensor> logsumexp_backward(
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
   MomentsInputs& in = call.in;
   in.wide = call.wide;
-  call.read_stabilisers(state);
+  if (!call.read_stabilisers(state)) return {};
   Wanted of_inputs(call, wanted);
   if (call.nothing()) {
     of_inputs.zero();

@@ -146,12 +146,14 @@ struct Scoring {
       header.set(in.count + d, m.sample_eps);
     }
   }
-  void read_stabilisers(const Tensor& state) {
+  // False where the state is that of plain torch.
+  bool read_stabilisers(const Tensor& state) {
     const Numbers header(state);
     for (int64_t d = 0; d < in.count; ++d) {
       mixtures[d].component_eps = header.get(d);
       if (in.own_stds) mixtures[d].sample_eps = header.get(in.count + d);
     }
+    return header.get(kHeader - 1) == 0;
   }
 
  private:

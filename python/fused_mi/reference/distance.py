@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._precision import working_dtype
 from .streaming import Block, blocks, differentiable_sum_over_blocks
-from .variance import stabilised_variance
+from .variance import stabilised_root
 
 
 def square_distance(x: Tensor, y: Tensor, stds: Tensor, mask: Tensor, eps: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def square_distance(x: Tensor, y: Tensor, stds: Tensor, mask: Tensor, eps: Tenso
     def block_distance(block: Block, x: Tensor, y: Tensor, stds: Tensor) -> tuple[Tensor]:
         active = mask[..., block[0]]
         difference = torch.where(active[..., None], x.to(dtype) - y.to(dtype), 0)
-        standardised = difference * stabilised_variance(stds, active, eps, dtype).rsqrt()
+        standardised = difference / stabilised_root(stds, active, eps, dtype)
         return (standardised.square().sum((-2, -1)) / 2,)
 
     leading = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], stds.shape[:-2], mask.shape[:-1])

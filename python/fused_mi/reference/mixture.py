@@ -151,7 +151,7 @@ def _vector(scalars: Sequence[Tensor]) -> Tensor:
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
     """Row of `values` (rows, S, E) that is the first active one at each position of `mask` (rows,
-    S): (S, E), else 0.
+    S): (S, E), else 0, as where it is not finite.
 
     A constant to autograd: every use of it as a shift cancels.
     """
@@ -159,7 +159,8 @@ def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
         return values.new_zeros(values.shape[1:])
     row = mask.long().argmax(0)
     first = values.detach()[row, torch.arange(values.shape[1], device=values.device)]
-    return torch.where(mask.any(0)[:, None], first, 0)
+    # From an infinite row nothing is a difference.
+    return torch.where(mask.any(0)[:, None] & first.isfinite(), first, 0)
 
 
 def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:

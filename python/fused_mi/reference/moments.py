@@ -7,6 +7,7 @@ Weighted moments of rows merge exactly: Welford (1962), Technometrics 4(3); Chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 
 from .._precision import moments_dtype, working_dtype
+from . import pairs
 from .mixture import Mixture, first_active_row, in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients
 from .variance import (
     log_determinant_terms,
-    stabilised_variance,
+    range_scale,
+    stabilised_root,
 )
+
+_DIGITS = 2.0**-12  # of a sum, that are left when a row is taken from it
 
 
 class Moments(NamedTuple):
@@ -36,8 +41,10 @@ def weighted_moments(weights: Tensor, deviations: Tensor, shift: Tensor) -> Mome
     """Moments of rows `shift + deviations` (rows, S, E) with `weights` (rows, S, E or 1) >= 0; all
     zero weights give 0."""
     weight = weights.sum(0)
-    delta = (weights * deviations).sum(0) / torch.where(weight > 0, weight, 1)
-    return Moments(weight, shift, delta, (weights * (deviations - delta).square()).sum(0))
+    # Shares of the weight: a product with the weight itself may overflow.
+    delta = (weights / torch.where(weight > 0, weight, 1) * deviations).sum(0)
+    m2 = (weights * (deviations - delta).square()).sum(0)
+    return Moments(weight, shift, delta, torch.where(delta.isinf(), math.inf, m2))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -69,10 +76,11 @@ class _Roles(NamedTuple):
 
     sample_mask: Tensor  # (N, b)
     component_mask: Tensor  # (M, b)
+    scale: Tensor | float  # (b, e): of the shifts, y, c and the precision, see `range_scale`
     y: Tensor  # (N, b, e): y - samples.shift, 0 where not active
     c: Tensor  # (M, b, e): x + mu - components.shift, 0 where not active
-    variance: Tensor  # (M, b, e)
-    precision: Tensor  # (M, b, e): 1 / variance, 0 where not active
+    root: Tensor  # (M, b, e): sqrt(v_l), without the scale
+    precision: Tensor  # (M, b, e): 1 / v_l, 0 where not active
     samples: Moments
     components: Moments
 
@@ -92,33 +100,46 @@ class _Direction:
         m, dtype = self.mixture, working_dtype(y.device)
         sample_mask, component_mask = (mask[:, block[0]] for mask in self.masks)
         active_i, active_l = sample_mask[..., None], component_mask[..., None]
-        y, x = y[self.sample_rows], x[self.component_rows]
-        y_shift = first_active_row(y, sample_mask).to(dtype)
-        x_shift = first_active_row(x, component_mask).to(dtype)
-        y = torch.where(active_i, y.to(dtype) - y_shift, 0)
-        c = torch.where(active_l, (x.to(dtype) - x_shift) + mu[self.component_rows], 0)
-        variance = stabilised_variance(
-            stds[self.component_rows], component_mask, m.component_eps, dtype
+        samples, components = y[self.sample_rows], x[self.component_rows]
+        y_shift = first_active_row(samples, sample_mask).to(dtype)
+        x_shift = first_active_row(components, component_mask).to(dtype)
+        of_y = torch.where(active_i, samples.to(dtype) - y_shift, 0)
+        deviation = (components.to(dtype) - x_shift) + mu[self.component_rows]
+        of_c = torch.where(active_l, deviation, 0)
+        root = stabilised_root(stds[self.component_rows], component_mask, m.component_eps, dtype)
+        scale: Tensor | float = 1.0
+        scaled = root
+        if len(root) and any(t.dtype == dtype for t in (y, x, mu, stds)):  # narrower: in range
+            scale = range_scale(torch.where(active_l, root, root.detach().amax(0)))
+            y_shift, x_shift = y_shift * scale, x_shift * scale
+            of_y, of_c, scaled = of_y * scale, of_c * scale, root * scale
+        precision = torch.where(active_l, scaled.square().reciprocal(), 0)
+        return _Roles(
+            sample_mask,
+            component_mask,
+            scale,
+            of_y,
+            of_c,
+            root,
+            precision,
+            weighted_moments(active_i.to(dtype), of_y, y_shift),
+            weighted_moments(precision, of_c, x_shift),
         )
-        precision = torch.where(active_l, variance.reciprocal(), 0)
-        samples = weighted_moments(active_i.to(dtype), y, y_shift)
-        components = weighted_moments(precision, c, x_shift)
-        return _Roles(sample_mask, component_mask, y, c, variance, precision, samples, components)
 
     def sums(
         self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(3,) sums of q, g and k, and (4, b, e) the moments of both roles."""
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
-        log_l = log_determinant_terms(r.variance, r.component_mask)
+        log_l = log_determinant_terms(r.root, r.component_mask)
         q = squared_distances(r.samples, r.components).sum() / 2
         g = (r.sample_mask.sum(0) * log_l.sum(0)).sum()
         k = torch.zeros_like(g)
         if m.sample_eps is not None:
-            own_variance = stabilised_variance(
+            own_root = stabilised_root(
                 stds[self.sample_rows], r.sample_mask, m.sample_eps, r.y.dtype
             )
-            log_i = log_determinant_terms(own_variance, r.sample_mask)
+            log_i = log_determinant_terms(own_root, r.sample_mask)
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
         if self.both is not None:
             diagonal = self.both[:, block[0]]
@@ -136,6 +157,20 @@ class _Direction:
             )
         )
         return torch.stack((q, g, k)), of_roles
+
+    def loses_digits(self, block: Block, *inputs: Tensor) -> bool:
+        """Whether a row that is left out is nearly all of some sum it is taken from."""
+        if self.both is None:
+            return False
+        r = self._roles(block, *inputs)
+        samples, components = r.samples, r.components
+        count = samples.weight.clamp(min=2)
+        own = (r.y - samples.delta).square() * (count / (count - 1))
+        most = 1 - _DIGITS
+        outlier = torch.where(r.sample_mask[..., None], own, 0) > most * samples.m2
+        heavy = r.precision > most * components.weight
+        alone = (samples.m2 > 0, components.weight > 0)
+        return bool(((outlier & alone[0]).any() | (heavy & alone[1]).any()).item())
 
     def gradient(
         self,
@@ -159,13 +194,15 @@ class _Direction:
             d_y = r.components.weight * (r.y + (shift - r.components.delta))
             if diagonal is not None:
                 d_y = d_y - r.precision * own_distance
-            result[0] = in_rows(torch.where(active_i, upstream_q * d_y, 0), self.sample_rows, y)
+            result[0] = in_rows(
+                torch.where(active_i, upstream_q * d_y * r.scale, 0), self.sample_rows, y
+            )
         from_mean = r.c - (shift + r.samples.delta)
         if wanted[1] or wanted[2]:
             d_c = r.samples.weight * from_mean
             if diagonal is not None:
                 d_c = d_c + own_distance
-            d_c = torch.where(active_l, upstream_q * (r.precision * d_c), 0)
+            d_c = torch.where(active_l, upstream_q * (r.precision * d_c) * r.scale, 0)
             result[1] = in_rows(d_c, self.component_rows, x) if wanted[1] else None
             result[2] = in_rows(d_c, self.component_rows, mu) if wanted[2] else None
         if wanted[3]:
@@ -174,14 +211,16 @@ class _Direction:
             if diagonal is not None:
                 squares = squares - own_distance.square()
                 count_i, count_l = count_i - diagonal.long(), count_l - diagonal.long()
-            # sigma / v first: it stays in range where 1 / v does not.
-            slope = torch.where(active_l, stds[self.component_rows], 0) / r.variance
-            d_stds = slope * (upstream_g * count_i - upstream_q * (squares * r.precision))
+            # One root at a time: they stay in range where v does not, and meet no 0 too early.
+            ratio = torch.where(active_l, stds[self.component_rows], 0) / r.root
+            of_log = upstream_g * count_i - upstream_q * (squares * r.precision)
+            d_stds = ratio * (of_log / r.root)
             d_stds_total = in_rows(torch.where(active_l, d_stds, 0), self.component_rows, stds)
             if m.sample_eps is not None:
                 own = torch.where(active_i, stds[self.sample_rows], 0)
-                own_variance = stabilised_variance(own, r.sample_mask, m.sample_eps, r.y.dtype)
-                d_own = torch.where(active_i, upstream_k * count_l * (own / own_variance), 0)
+                own_root = stabilised_root(own, r.sample_mask, m.sample_eps, r.y.dtype)
+                d_own = (own / own_root) * (upstream_k * count_l / own_root)
+                d_own = torch.where(active_i, d_own, 0)
                 d_stds_total = d_stds_total + in_rows(d_own, self.sample_rows, stds)
             result[3] = d_stds_total
         return result
@@ -207,18 +246,27 @@ def moments(
     Returns:
         (D, 3) the sums, in nats, in the working dtype, and (D, 4, S, E) what the backward pass of
         any backend needs: the samples' delta and m2, the components' delta and weight, see
-        `Moments`; shifts are the first contributing rows of y and x.
+        `Moments`; shifts are the first contributing rows of y and x. NaN where the sums are those
+        of the pairs, one by one.
     """
     directions = [_Direction(mixture) for mixture in mixtures]
+    cut, inputs = _blocks(y, x), (y, x, mu, stds)
     shape = len(mixtures), 4, *y.shape[1:]
     dtype = moments_dtype(y, x, mu, stds, exact=mixtures[0].exclude_diagonal)
     state = torch.empty(shape, dtype=dtype, device=y.device)
     total = torch.zeros((len(mixtures), 3), dtype=working_dtype(y.device), device=y.device)
-    for block in _blocks(y, x):
-        slices = [t[..., block[0], block[1]] for t in (y, x, mu, stds)]
+    lost = False
+    for block in cut:
+        slices = [t[..., block[0], block[1]] for t in inputs]
         for d, direction in enumerate(directions):
             sums, state[d, :, block[0], block[1]] = direction.sums(block, *slices)
             total[d] += sums
+            lost = lost or (y.device.type == "cpu" and direction.loses_digits(block, *slices))
+    # An infinite sum is right: the exact one overflows as well.
+    unknown = y.device.type == "cpu" and (total.isnan().any() or lost and total.isfinite().all())
+    if unknown and _few(mixtures, y):
+        state.fill_(math.nan)
+        return _sums_of_pairs(inputs, mixtures), state
     return total, state
 
 
@@ -234,10 +282,35 @@ def moments_backward(
 ) -> list[Tensor | None]:
     """Gradients of y, x, mu and stds, None where `wanted` is false, given `upstream` (D, 3).
 
-    Computes the moments anew, in the working dtype, and so leaves `state` unread. With grad mode on
-    the result is differentiable, and holds its whole graph."""
+    Computes the moments anew, in the working dtype; of `state` only NaN is of interest: there
+    the gradients are those of the pairs as well. With grad mode on the result is differentiable,
+    and holds its whole graph."""
+    inputs = (y, x, mu, stds)
+    by_pairs = state is not None and state.device.type == "cpu" and _few(mixtures, y)
+    if by_pairs and state.numel() and state.flatten()[0].isnan():  # type: ignore[union-attr]
+        of_pairs = upstream[..., None, None] * _met(mixtures, upstream.dtype)
+        return pairs.pairs_backward(of_pairs, *inputs, None, mixtures, wanted)
     directions = [_Direction(mixture).gradient for mixture in mixtures]
-    return sum_of_gradients(directions, _blocks(y, x), upstream, wanted, y, x, mu, stds)
+    return sum_of_gradients(directions, _blocks(y, x), upstream, wanted, *inputs)
+
+
+def _few(mixtures: Sequence[Mixture], y: Tensor) -> bool:
+    """Whether the pairs, one by one, take no longer than a second or so."""
+    count = mixtures[0].samples * mixtures[0].components
+    return len(mixtures) * count * y.shape[1] * y.shape[2] <= 1 << 28
+
+
+def _met(mixtures: Sequence[Mixture], dtype: torch.dtype) -> Tensor:
+    """1 for the pairs (N, M) that meet, else 0."""
+    met = torch.ones(mixtures[0].samples, mixtures[0].components, dtype=dtype)
+    return met.fill_diagonal_(0) if mixtures[0].exclude_diagonal else met
+
+
+def _sums_of_pairs(inputs: Sequence[Tensor], mixtures: Sequence[Mixture]) -> Tensor:
+    """Where moments have no room for the values, or would lose their digits."""
+    y, x, mu, stds = inputs
+    energies = pairs.pairs(y, x, mu, stds, mixtures)
+    return energies.masked_fill(_met(mixtures, energies.dtype) == 0, 0).sum((-2, -1))
 
 
 def _blocks(y: Tensor, x: Tensor) -> list[Block]:

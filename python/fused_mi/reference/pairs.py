@@ -12,7 +12,7 @@ from torch import Tensor
 from .._precision import working_dtype
 from .mixture import Mixture, first_active_row, in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients, sum_over_blocks
-from .variance import log_determinant_terms, stabilised_variance
+from .variance import log_determinant_terms, stabilised_root
 
 
 class _Roles(NamedTuple):
@@ -22,8 +22,8 @@ class _Roles(NamedTuple):
     sample_mask: Tensor  # (N, b)
     component_mask: Tensor  # (M, b)
     standardised: Tensor  # (N, M, b, e): (y_i - c_l) / sqrt(v_l)
-    variance: Tensor  # (M, b, e)
-    own_variance: Tensor | None  # (N, b, e)
+    root: Tensor  # (M, b, e): sqrt(v_l)
+    own_root: Tensor | None  # (N, b, e)
 
 
 class _Direction:
@@ -45,14 +45,12 @@ class _Direction:
             deviation = deviation + mu[self.component_rows]
         sample = torch.where(active_i[..., None], y.to(dtype) - shift, 0)
         centre = torch.where(active_l[..., None], deviation, 0)
-        variance = stabilised_variance(stds[self.component_rows], active_l, m.component_eps, dtype)
-        own_variance = None
+        root = stabilised_root(stds[self.component_rows], active_l, m.component_eps, dtype)
+        own_root = None
         if m.sample_eps is not None:
-            own_variance = stabilised_variance(
-                stds[self.sample_rows], active_i, m.sample_eps, dtype
-            )
-        standardised = (sample[:, None] - centre) * variance.rsqrt()
-        return _Roles(active_i, active_l, standardised, variance, own_variance)
+            own_root = stabilised_root(stds[self.sample_rows], active_i, m.sample_eps, dtype)
+        standardised = (sample[:, None] - centre) / root
+        return _Roles(active_i, active_l, standardised, root, own_root)
 
     def energies(
         self, block: Block, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor
@@ -60,10 +58,10 @@ class _Direction:
         r = self._roles(block, y, x, mu, stds)
         shared = r.sample_mask[:, None] & r.component_mask
         q = torch.where(shared, r.standardised.square().sum(-1), 0).sum(-1) / 2
-        g = r.sample_mask.to(q.dtype) @ log_determinant_terms(r.variance, r.component_mask).T
+        g = r.sample_mask.to(q.dtype) @ log_determinant_terms(r.root, r.component_mask).T
         k = torch.zeros_like(g)
-        if r.own_variance is not None:
-            own = log_determinant_terms(r.own_variance, r.sample_mask)
+        if r.own_root is not None:
+            own = log_determinant_terms(r.own_root, r.sample_mask)
             k = own @ r.component_mask.to(q.dtype).T
         return q, g, k
 
@@ -82,7 +80,7 @@ class _Direction:
         shared = (r.sample_mask[:, None] & r.component_mask)[..., None]
         # Select after the product: neither value nor upstream of another position gets through.
         pull = torch.where(shared, upstream_q[..., None, None] * r.standardised, 0)
-        by_centre = pull * r.variance.rsqrt() if any(wanted[:3]) else pull
+        by_centre = pull / r.root if any(wanted[:3]) else pull
         result: list[Tensor | None] = [None] * 4
         if wanted[0]:
             result[0] = in_rows(by_centre.sum(1), self.sample_rows, y)
@@ -97,14 +95,14 @@ class _Direction:
             of_squares = torch.where(shared, pull * r.standardised, 0).sum(0)
             active_l = r.component_mask[..., None]
             sigma = torch.where(active_l, stds[self.component_rows], 0)
-            d_stds = sigma / r.variance * (of_logs[..., None] - of_squares)
+            d_stds = (sigma / r.root) * ((of_logs[..., None] - of_squares) / r.root)
             d_stds = torch.where(active_l, d_stds, 0)
             total = in_rows(d_stds, self.component_rows, stds)
-            if r.own_variance is not None:
+            if r.own_root is not None:
                 of_own = (upstream_k @ r.component_mask.to(dtype))[..., None]
                 active_i = r.sample_mask[..., None]
                 sigma = torch.where(active_i, stds[self.sample_rows], 0)
-                d_own = torch.where(active_i, of_own * (sigma / r.own_variance), 0)
+                d_own = torch.where(active_i, (sigma / r.own_root) * (of_own / r.own_root), 0)
                 total = total + in_rows(d_own, self.sample_rows, stds)
             result[3] = total
         return result

@@ -43,9 +43,11 @@ def stabiliser(
     stds: Tensor, mask: Tensor | None, dtype: torch.dtype, safety_factor: float
 ) -> Tensor:
     """eps = safety_factor * finfo(dtype).eps * the smallest positive active variance; 0-dim, in
-    `dtype`, > 0."""
+    `dtype`, > 0 and finite."""
     factor, smallest = stabiliser_factor(dtype, safety_factor)
-    return (factor * min_positive_variance(stds, mask, dtype)).clamp(min=smallest)
+    most = torch.finfo(dtype).max
+    eps = min(factor, most) * min_positive_variance(stds, mask, dtype)
+    return eps.clamp(smallest, most)
 
 
 def variance(
@@ -56,13 +58,27 @@ def variance(
     return stabiliser(stds[start:stop], mask[start:stop], dtype, safety_factor)
 
 
-def stabilised_variance(stds: Tensor, mask: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
-    """`stds**2 + eps` (..., S, E) in `dtype` where `mask` (..., S) is active, and of stds 1
-    elsewhere."""
-    return torch.where(mask[..., None], stds, 1).to(dtype).square() + eps.to(dtype)
+def stabilised_root(stds: Tensor, mask: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sqrt(stds**2 + eps)` (..., S, E) in `dtype` where `mask` (..., S) is active, and of stds 1
+    elsewhere.
+
+    The root is in range where the variance is not; narrower stds have squares in range."""
+    active = torch.where(mask[..., None], stds, 1)
+    if active.dtype == dtype:
+        return torch.hypot(active, eps.to(dtype).sqrt())
+    return (active.to(dtype).square() + eps.to(dtype)).sqrt()
 
 
-def log_determinant_terms(variance: Tensor, mask: Tensor) -> Tensor:
-    """`1/2 sum_e (log v + log 2 pi)` (..., S) of `variance` (..., S, E), and 0 where `mask` (...,
-    S) is not active."""
-    return torch.where(mask, (variance.log() + LOG_2PI).sum(-1) / 2, 0)
+def log_determinant_terms(root: Tensor, mask: Tensor) -> Tensor:
+    """`1/2 sum_e (log v + log 2 pi)` (..., S) of `root` = sqrt(v) (..., S, E), and 0 where `mask`
+    (..., S) is not active."""
+    return torch.where(mask, (root.log() + LOG_2PI / 2).sum(-1), 0)
+
+
+def range_scale(root: Tensor) -> Tensor:
+    """A power of two for each column of `root` (rows, S, E), in the middle of whose values it
+    brings 1: products of the column's squares and reciprocals stay in range."""
+    exponents = torch.frexp(torch.stack((root.detach().amin(0), root.detach().amax(0))))[1]
+    middle = exponents.sum(0).div(2, rounding_mode="floor")
+    most = int(math.log2(torch.finfo(root.dtype).max)) - 3
+    return torch.ldexp(torch.ones_like(root[0]), (-middle).clamp(-most, most))
