@@ -80,12 +80,11 @@ class _Direction:
         shared = (r.sample_mask[:, None] & r.component_mask)[..., None]
         # Select after the product: neither value nor upstream of another position gets through.
         pull = torch.where(shared, upstream_q[..., None, None] * r.standardised, 0)
-        by_centre = pull / r.root if any(wanted[:3]) else pull
         result: list[Tensor | None] = [None] * 4
         if wanted[0]:
-            result[0] = in_rows(by_centre.sum(1), self.sample_rows, y)
+            result[0] = in_rows((pull / r.root).sum(1), self.sample_rows, y)
         if wanted[1] or wanted[2]:
-            d_c = -by_centre.sum(0)
+            d_c = -pull.sum(0) / r.root  # in this order infinities do not meet
             result[1] = in_rows(d_c, self.component_rows, x) if wanted[1] else None
             if mu is not None and wanted[2]:
                 result[2] = in_rows(d_c, self.component_rows, mu)
