@@ -290,7 +290,8 @@ def _evaluate(
         total = estimate(inputs, scoring, True)
         return total
     total, terms = estimate(inputs, scoring, False)
-    for term, value in zip(TERMS, terms.unbind(), strict=True):
+    # Copies: who writes into one entry must not write into another.
+    for term, value in zip(TERMS, torch.unbind_copy(terms), strict=True):
         if term == "assignment" and estimator == "jensen":
             losses.pop(entries[term], None)  # of another estimator, in a mapping used again
         elif term in entries:
