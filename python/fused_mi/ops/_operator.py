@@ -115,7 +115,7 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
             return None, None, *pull(upstream)
 
     Eager.__name__ = Eager.__qualname__ = q.name
-    return Eager.apply  # type: ignore[no-any-return]
+    return Eager.apply
 
 
 def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
@@ -174,7 +174,7 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
             return [g for g in found if g is not None]
 
         as_list = isinstance(of_gradients[0], (list, tuple))  # by an operator, not by a function
-        _, pull = torch.func.vjp(plain, *(t for t in values if t is not None))
+        pull = torch.func.vjp(plain, *(t for t in values if t is not None))[1]
         second = pull(list(of_gradients[0] if as_list else of_gradients))
         return *_scatter(iter(second), present), *(None,) * (len(q.constants) + 2)
 
@@ -209,7 +209,7 @@ def _gradient_of_formula(
         return tuple(outputs[k] for k in given)
 
     with torch.enable_grad():
-        _, pull_back = torch.func.vjp(of_chosen, *(inputs[i] for i in chosen))
+        pull_back = torch.func.vjp(of_chosen, *(inputs[i] for i in chosen))[1]
         return _scatter(iter(pull_back(tuple(upstream[k] for k in given))), wanted)
 
 
