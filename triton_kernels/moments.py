@@ -36,14 +36,20 @@ class _Parts(NamedTuple):
 
 
 def moments(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fused_mi.reference.moments.moments`."""
     inputs = (y, x, mu, stds)
     _, S, E = y.shape
     dtype = moments_dtype(*inputs, exact=mixtures[0].exclude_diagonal)
     sums = torch.empty((len(mixtures), 3), dtype=torch.float64, device=y.device)
-    state = torch.empty((len(mixtures), 4, S, E), dtype=dtype, device=y.device)
+    if state is None:
+        state = torch.empty((len(mixtures), 4, S, E), dtype=dtype, device=y.device)
     if nothing(y, mixtures):
         return sums.zero_(), state.zero_()
     where = [positions(m) for m in mixtures]

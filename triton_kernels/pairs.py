@@ -30,12 +30,19 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def pairs(
-    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor | None,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    energies: Tensor | None = None,
 ) -> Tensor:
     """See `fused_mi.reference.pairs.pairs`."""
     inputs = (y, x, mu, stds)
-    shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
-    energies = torch.zeros(shape, dtype=torch.float64, device=y.device)
+    if energies is None:
+        shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
+        energies = torch.empty(shape, dtype=torch.float64, device=y.device)
+    energies.zero_()
     if nothing(y, mixtures):
         return energies
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):

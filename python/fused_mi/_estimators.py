@@ -87,8 +87,8 @@ class Estimators:
         state = jensen_state(y, x, mu, stds, scoring)
         mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
         _keep(state, mixtures)
-        sums, moments = self._moments(y, x, mu, stds, mixtures)
-        state[HEADER:] = moments.view(-1)
+        moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
+        sums, _ = self._moments(y, x, mu, stds, mixtures, moments)
         return *jensen_terms(sums, scoring, y, x, mu, stds), state
 
     def jensen_backward(
@@ -122,7 +122,7 @@ class Estimators:
         _keep(state, mixtures)
         own = 0 if mixtures[0].exclude_diagonal else None
         if energies is not None:
-            energies.copy_(self._pairs(y, x, mu, stds, mixtures))
+            self._pairs(y, x, mu, stds, mixtures, energies)
             found, of_rows = self._logsumexp(energies, own)
             rows.copy_(of_rows)
             means = found.mean(0)

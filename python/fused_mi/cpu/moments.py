@@ -17,12 +17,18 @@ from ._library import operators, path
 
 
 def moments(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fused_mi.reference.moments.moments`."""
     dtype = moments_dtype(y, x, mu, stds, exact=mixtures[0].exclude_diagonal)
     sums = torch.empty((len(mixtures), 3), dtype=torch.float64)
-    state = torch.empty((len(mixtures), 4, *y.shape[1:]), dtype=dtype)
+    if state is None:
+        state = torch.empty((len(mixtures), 4, *y.shape[1:]), dtype=dtype)
     if nothing(y, mixtures):
         return sums.zero_(), state.zero_()
     inputs = map(with_rows, (y, x, mu, stds))

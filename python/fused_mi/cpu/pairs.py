@@ -17,17 +17,23 @@ from ._library import operators, path
 
 
 def pairs(
-    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor | None,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    energies: Tensor | None = None,
 ) -> Tensor:
     """See `fused_mi.reference.pairs.pairs`."""
     shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
-    energies = torch.empty(shape, dtype=torch.float64)
+    if energies is None:
+        energies = torch.empty(shape, dtype=torch.float64)
     if nothing(y, mixtures):
         return energies.zero_()
     inputs = _inputs(y, x, mu, stds)
     if operators().pairs(*inputs, *constants(mixtures), _wide(inputs), path(), energies):
         return energies
-    return reference.pairs(y, x, mu, stds, mixtures)
+    return reference.pairs(y, x, mu, stds, mixtures, energies)
 
 
 def pairs_backward(

@@ -233,7 +233,12 @@ def sums(mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Te
 
 
 def moments(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums over all pairs of q, g and k for each mixture, in one pass, O((N + M) S E) work.
 
@@ -242,6 +247,7 @@ def moments(
         x, mu, stds: (rows, S, E); component l is centred at x + mu with the standard deviations
             stds. Where `sample_eps` is given, stds holds those of the samples too, in their rows.
         mixtures: D of them over the same masks: which rows and positions meet.
+        state: memory for the second result, if there is any.
 
     Returns:
         (D, 3) the sums, in nats, in the working dtype, and (D, 4, S, E) what the backward pass of
@@ -251,9 +257,10 @@ def moments(
     """
     directions = [_Direction(mixture) for mixture in mixtures]
     cut, inputs = _blocks(y, x), (y, x, mu, stds)
-    shape = len(mixtures), 4, *y.shape[1:]
-    dtype = moments_dtype(y, x, mu, stds, exact=mixtures[0].exclude_diagonal)
-    state = torch.empty(shape, dtype=dtype, device=y.device)
+    if state is None:
+        shape = len(mixtures), 4, *y.shape[1:]
+        dtype = moments_dtype(y, x, mu, stds, exact=mixtures[0].exclude_diagonal)
+        state = torch.empty(shape, dtype=dtype, device=y.device)
     total = torch.zeros((len(mixtures), 3), dtype=working_dtype(y.device), device=y.device)
     lost = False
     for block in cut:

@@ -113,19 +113,28 @@ def energies(mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor | None, stds: Te
 
 
 def pairs(
-    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor | None,
+    stds: Tensor,
+    mixtures: Sequence[Mixture],
+    energies: Tensor | None = None,
 ) -> Tensor:
     """q, g and k of every pair, in nats: (D, 3, N, M) in the working dtype, O(N M S E) work.
 
     The arguments are those of `moments.moments`, whose results are the sums of these matrices; `mu`
     None is 0. With `exclude_diagonal`, the diagonal entries are finite but mean nothing: the caller
-    leaves them out.
+    leaves them out. `energies` is memory for the result, if there is any.
     """
     cut = _blocks(mixtures[0], y)
-    found = [
-        sum_over_blocks(_Direction(mixture).energies, cut, y, x, mu, stds) for mixture in mixtures
-    ]
-    return torch.stack([torch.stack(of_mixture) for of_mixture in found])
+    if energies is None:
+        shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
+        energies = torch.empty(shape, dtype=working_dtype(y.device), device=y.device)
+    for of_mixture, mixture in zip(energies, mixtures, strict=True):
+        found = sum_over_blocks(_Direction(mixture).energies, cut, y, x, mu, stds)
+        for to, matrix in zip(of_mixture, found, strict=True):
+            to.copy_(matrix)
+    return energies
 
 
 def pairs_backward(
