@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from _ahead_of_time import FMA_PIPE, Binary, Specialisation
 from _targets import ALL, registers_for, resident_warps, specialised
-from fused_mi.reference.mixture import Mixture
+from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward
 from fused_mi.triton_kernels.pairs import pairs, pairs_backward

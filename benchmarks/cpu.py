@@ -16,8 +16,8 @@ import time
 
 import torch
 from fused_mi import mutual_information_sub_batch, use_backend
+from fused_mi._mixture import Mixture
 from fused_mi.cpu import _library, moments
-from fused_mi.reference.mixture import Mixture
 
 from benchmarks.peers import linear, pairs
 

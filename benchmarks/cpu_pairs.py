@@ -13,9 +13,9 @@ import os
 
 import torch
 from fused_mi import mutual_information_sub_batch, use_backend
+from fused_mi._mixture import Mixture
 from fused_mi.cpu import _library
 from fused_mi.cpu import pairs as kernels
-from fused_mi.reference.mixture import Mixture
 
 from benchmarks.cpu import batch, loss, medians, report
 from benchmarks.peers import pairs

@@ -28,7 +28,7 @@ import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
-from fused_mi.reference.mixture import Mixture, directions
+from fused_mi._mixture import Mixture, directions
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance

@@ -4,7 +4,7 @@ import contextlib
 
 import fused_mi
 import torch
-from fused_mi.reference.mixture import Mixture, directions
+from fused_mi._mixture import Mixture, directions
 
 MI_ARGUMENTS = (
     "means_tensor",

@@ -24,10 +24,10 @@ from cases import (
 )
 from cases import value_and_gradients as evaluate
 from fused_mi import use_backend
+from fused_mi._mixture import Mixture
 from fused_mi.cpu import _library, moments, variance
 from fused_mi.reference import moments as reference
 from fused_mi.reference import variance as reference_variance
-from fused_mi.reference.mixture import Mixture
 from rules import assert_rule10
 
 WORKS = _library.usable()[0]

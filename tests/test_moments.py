@@ -6,7 +6,7 @@ import pytest
 import torch
 from blocks import moments, pairs
 from fused_mi import use_backend
-from fused_mi.reference.mixture import Mixture
+from fused_mi._mixture import Mixture
 from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
 
 F64 = torch.float64

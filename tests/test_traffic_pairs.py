@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import mi_inputs
-from fused_mi.reference.mixture import Mixture
+from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels import _configs, logsumexp, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, total

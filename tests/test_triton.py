@@ -20,9 +20,9 @@ from cases import (
 )
 from cases import value_and_gradients as evaluate
 from fused_mi import use_backend, warmup
+from fused_mi._mixture import Mixture
+from fused_mi._passes import passes
 from fused_mi.reference import moments as reference
-from fused_mi.reference.mixture import Mixture
-from fused_mi.reference.passes import passes
 from fused_mi.triton_kernels import _configs, _launch, _tune, moments
 from rules import assert_rule10
 

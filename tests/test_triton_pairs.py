@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import PAIRINGS, far_apart, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
 from fused_mi import use_backend
+from fused_mi._mixture import Mixture
 from fused_mi.reference import pairs as reference
-from fused_mi.reference.mixture import Mixture
 from fused_mi.triton_kernels import _configs, pairs
 from fused_mi.triton_kernels._launch import recorded
 from pair_rules import scales

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from fused_mi.reference.mixture import Mixture
+from fused_mi._mixture import Mixture
 from torch import Tensor
 
 from ._configs import positions_block

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fused_mi.reference.mixture import Mixture, Rows
+from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
 from . import _pairs_traffic

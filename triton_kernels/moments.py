@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from fused_mi._mixture import Mixture
+from fused_mi._passes import Gradients, Pass, gradients, nothing, passes
 from fused_mi._precision import moments_dtype
-from fused_mi.reference.mixture import Mixture
-from fused_mi.reference.passes import Gradients, Pass, gradients, nothing, passes
 from torch import Tensor
 
 from ._configs import REDUCE, Tile, candidates, careful_tile, finish_tile, splits

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 import triton
+from fused_mi._mixture import Mixture, Rows
+from fused_mi._passes import Pass, gradients, nothing
 from fused_mi._precision import moments_dtype
-from fused_mi.reference.mixture import Mixture, Rows
-from fused_mi.reference.passes import Pass, gradients, nothing
 from torch import Tensor
 
 from ._configs import (

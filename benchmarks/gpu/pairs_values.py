@@ -3,8 +3,8 @@ where only a sample of the gradients can be compared."""
 
 import torch
 from cases import FLOATING, MASK, PAIRINGS
+from fused_mi._mixture import Mixture
 from fused_mi.reference import pairs as reference
-from fused_mi.reference.mixture import Mixture
 from fused_mi.triton_kernels.pairs import pairs, pairs_backward
 from pair_rules import scales
 

@@ -6,15 +6,16 @@ A backend that has nothing faster makes its operators of four building blocks, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._blocks import Block, blocks
+from ._mixture import Mixture, Scoring, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
-from .reference.mixture import Mixture, Rows, Scoring
 
 TERMS = (
     "total",  # the loss
@@ -109,7 +110,10 @@ class Estimators:
         upstream = torch.stack((total + q, total + g, -total - k)) / _jensen_divisor(scoring, y, x)
         moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
         upstream = upstream.expand(len(mixtures), 3)
-        return self._moments_backward(upstream, y, x, mu, stds, moments, mixtures, wanted)
+        found: list[Tensor | None] = self._moments_backward(
+            upstream, y, x, mu, stds, moments, mixtures, wanted
+        )
+        return found
 
     def logsumexp(
         self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
@@ -128,10 +132,10 @@ class Estimators:
             means = found.mean(0)
         else:
             means = torch.zeros(5, dtype=state.dtype, device=state.device)
-            for d, block in _blocks(mixtures):
+            for d, block in blocks(mixtures, PAIRS_AT_ONCE):
                 found, of_rows = self._logsumexp(self._block(y, x, mu, stds, block), block.own)
                 rows[d, :, slice(*block.of_rows)] = of_rows[0]
-                means += found[0] * (block.count / (sizes.samples * sizes.mixtures))
+                means += found[0] * (block.samples / (sizes.samples * sizes.mixtures))
         return *logsumexp_terms(means, scoring, y, x, mu, stds), state
 
     def logsumexp_backward(
@@ -156,16 +160,19 @@ class Estimators:
             own = 0 if mixtures[0].exclude_diagonal else None
             upstream = upstream.expand(sizes.mixtures, 5)
             of_energies = self._logsumexp_backward(upstream, energies, rows.contiguous(), own)
-            return self._pairs_backward(of_energies, *inputs, None, mixtures, wanted)
+            of_inputs: list[Tensor | None] = self._pairs_backward(
+                of_energies, *inputs, None, mixtures, wanted
+            )
+            return of_inputs
         # Blocks share components: their gradients add up in T.
         dtype = accumulation_dtype(*inputs)
         totals = [
             torch.zeros(t.shape, dtype=dtype, device=t.device) if needed else None
             for t, needed in zip(inputs, wanted, strict=True)
         ]
-        for d, block in _blocks(mixtures):
+        for d, block in blocks(mixtures, PAIRS_AT_ONCE):
             of_rows = rows[d : d + 1, :, slice(*block.of_rows)].contiguous()
-            scaled = (upstream * (block.count / sizes.samples))[None]
+            scaled = (upstream * (block.samples / sizes.samples))[None]
             of_energies = self._logsumexp_backward(
                 scaled, self._block(*inputs, block), of_rows, block.own
             )
@@ -180,47 +187,10 @@ class Estimators:
             for total, t in zip(totals, inputs, strict=True)
         ]
 
-    def _block(self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, block: _Block) -> Tensor:
+    def _block(self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, block: Block) -> Tensor:
         """Energies (1, 3, n, M) of a block of samples."""
         found = [self._pairs(y, x, mu, stds, [mixture]) for _, mixture in block.mixtures]
         return found[0] if len(found) == 1 else torch.cat(found, -1)
-
-
-def mixtures_of(
-    scoring: Scoring,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
-    variance: Callable[..., Any],
-) -> list[Mixture]:
-    """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
-    dtype = accumulation_dtype(y, x, mu, stds)
-    component_mask = scoring.components(x)
-    rows = scoring.rows(y.shape[0], x.shape[0])
-
-    def eps(mask: Tensor, rows: Rows) -> Any:
-        return variance(stds, mask, rows, dtype, scoring.safety_factor)
-
-    of_components = [eps(component_mask, components) for _, components in rows]
-    if not scoring.own_stds:
-        of_samples = [None] * len(rows)
-    elif scoring.component_mask is None or scoring.pairing == "sub_batch":
-        of_samples = [eps(scoring.sample_mask, samples) for samples, _ in rows]
-    else:  # one mask: the rows that are samples of one mixture are components of a mixture
-        of_samples = of_components[::-1]
-    exclude_diagonal = scoring.pairing == "leave_one_out"
-    return [
-        Mixture(
-            scoring.sample_mask,
-            component_mask,
-            of_components[d],
-            of_samples[d],
-            *of_roles,
-            exclude_diagonal=exclude_diagonal,
-        )
-        for d, of_roles in enumerate(rows)
-    ]
 
 
 def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
@@ -231,61 +201,17 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
     state[: len(eps)] = torch.stack(eps)
 
 
-def _kept(state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, *others: Tensor) -> list[Mixture]:
+def _kept(
+    state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
+) -> list[Mixture]:
     """The mixtures whose stabilisers `_keep` has written."""
-    mixtures = mixtures_of(scoring, y, x, *others, variance=lambda *_: None)
+    mixtures = mixtures_of(scoring, y, x, mu, stds, lambda *_: None)
     count = len(mixtures)
-    eps = state[: 2 * count].to(accumulation_dtype(y, x, *others)).unbind()
+    eps = state[: 2 * count].to(accumulation_dtype(y, x, mu, stds)).unbind()
     return [
         m._replace(component_eps=eps[d], sample_eps=eps[count + d] if scoring.own_stds else None)
         for d, m in enumerate(mixtures)
     ]
-
-
-class _Block(NamedTuple):
-    """Some samples of a mixture and all of its components."""
-
-    of_rows: Rows  # of its samples
-    own: int | None  # see `logsumexp`
-    mixtures: list[tuple[Rows, Mixture]]  # of some components each, and which
-
-    @property
-    def count(self) -> int:
-        return self.of_rows[1] - self.of_rows[0]
-
-
-def _blocks(mixtures: Sequence[Mixture]) -> Iterator[tuple[int, _Block]]:
-    """Blocks of samples of each mixture: a row of energies is all that a sample's part needs."""
-    for d, mixture in enumerate(mixtures):
-        exclude, components = mixture.exclude_diagonal, mixture.component_rows
-        if exclude:
-            # A block holds only a part of the diagonal, so here `logsumexp` alone leaves it out;
-            # what `exclude_diagonal` does for positions without another partner, the masks do.
-            sample_mask, component_mask = mixture.contributing()
-            mixture = mixture._replace(
-                sample_mask=sample_mask, component_mask=component_mask, exclude_diagonal=False
-            )
-        start, stop = mixture.sample_rows
-        step = max(1, PAIRS_AT_ONCE // mixture.components)
-        for row in range(start, stop, step):
-            rows = (row, min(row + step, stop))
-            parts = [
-                (
-                    (columns[0] - components[0], columns[1] - components[0]),
-                    mixture._replace(sample_rows=rows, component_rows=columns),
-                )
-                for columns in _columns(rows, components)
-            ]
-            yield d, _Block((row - start, rows[1] - start), row if exclude else None, parts)
-
-
-def _columns(rows: Rows, components: Rows) -> list[Rows]:
-    """Components in parts that are `rows` or share none with them, as the kernels want it."""
-    start, stop = components
-    if rows[1] <= start or stop <= rows[0]:
-        return [components]
-    parts = (start, rows[0]), rows, (rows[1], stop)
-    return [part for part in parts if part[0] < part[1]]
 
 
 def _jensen_divisor(scoring: Scoring, y: Tensor, x: Tensor) -> int:

@@ -11,13 +11,13 @@ from torch import Tensor
 from . import _checks
 from ._broadcast import outer_pattern, used_by
 from ._estimators import TERMS
+from ._mixture import Scoring
 from ._types import Estimator, Pairing, Reduction
 from .ops.distances import distances
 from .ops.estimators import Estimate, jensen, logsumexp
 from .ops.variance import stabiliser
 from .reference import variance
 from .reference.distance import square_distance
-from .reference.mixture import Scoring
 
 Losses = MutableMapping[str, Any]
 """Any mutable mapping, `ComponentLossesDict` among them."""
@@ -291,7 +291,8 @@ def _evaluate(
         return total
     total, terms = estimate(inputs, scoring, False)
     # Copies: who writes into one entry must not write into another.
-    for term, value in zip(TERMS, torch.unbind_copy(terms), strict=True):
+    copies: tuple[Tensor, ...] = torch.unbind_copy(terms)  # type: ignore
+    for term, value in zip(TERMS, copies, strict=True):
         if term == "assignment" and estimator == "jensen":
             losses.pop(entries[term], None)  # of another estimator, in a mapping used again
         elif term in entries:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..reference.mixture import Mixture, flatten
-from ..reference.passes import Gradients
+from .._mixture import Mixture, flatten
+from .._passes import Gradients
 
 
 def with_rows(tensor: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import _estimators
+from .._mixture import Scoring
 from ..reference import estimators as reference
-from ..reference.mixture import Scoring
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs

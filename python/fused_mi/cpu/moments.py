@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._mixture import Mixture
+from .._passes import gradients, nothing
 from .._precision import moments_dtype
 from ..reference import moments as reference
-from ..reference.mixture import Mixture
-from ..reference.passes import gradients, nothing
 from ._arguments import constants, numbers_of, with_rows
 from ._library import operators, path
 

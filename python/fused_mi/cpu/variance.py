@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.mixture import Rows
+from .._mixture import Rows
 from ..reference.variance import stabiliser_factor
 from ._arguments import with_rows
 from ._library import operators, path

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .._mixture import Mixture
 from .._precision import working_dtype
 from ..reference import pairs as plain
-from ..reference.mixture import Mixture
 from ._operator import Gradients, Quantity, operator
 
 

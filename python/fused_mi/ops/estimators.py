@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .._estimators import TERMS, jensen_state, logsumexp_state
+from .._mixture import Scoring
 from .._precision import accumulation_dtype
 from ..reference import estimators as plain
-from ..reference.mixture import Scoring
 from ._operator import Gradients, Quantity, operator
 
 Estimate = Callable[[Sequence[Tensor], Scoring, bool], Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.mixture import Rows
+from .._mixture import Rows
 from ._backends import choose
 from ._library import define
 

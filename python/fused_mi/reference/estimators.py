@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._estimators import Estimators, jensen_terms, logsumexp_terms, mixtures_of
+from .._estimators import Estimators, jensen_terms, logsumexp_terms
+from .._mixture import Scoring, mixtures_of
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
-from .mixture import Scoring
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
 jensen, jensen_backward = _estimators.jensen, _estimators.jensen_backward

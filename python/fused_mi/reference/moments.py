@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._mixture import Mixture
 from .._precision import moments_dtype, working_dtype
 from . import pairs
-from .mixture import Mixture, first_active_row, in_rows
+from .rows import first_active_row, in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients
 from .variance import (
     log_determinant_terms,

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._mixture import Mixture
 from .._precision import working_dtype
-from .mixture import Mixture, first_active_row, in_rows
+from .rows import first_active_row, in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients, sum_over_blocks
 from .variance import log_determinant_terms, stabilised_root
 

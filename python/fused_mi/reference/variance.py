@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .mixture import Rows
+from .._mixture import Rows
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import Mixture, Rows
+from ._mixture import Mixture, Rows
 
 
 class Pass(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._types import Pairing
+from ._precision import accumulation_dtype
+from ._types import Pairing
 
 Rows = tuple[int, int]
 """A range of rows, start and stop."""
@@ -102,6 +103,43 @@ class Scoring(NamedTuple):
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
 
 
+def mixtures_of(
+    scoring: Scoring,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    variance: Callable[..., Any],
+) -> list[Mixture]:
+    """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
+    dtype = accumulation_dtype(y, x, mu, stds)
+    component_mask = scoring.components(x)
+    rows = scoring.rows(y.shape[0], x.shape[0])
+
+    def eps(mask: Tensor, rows: Rows) -> Any:
+        return variance(stds, mask, rows, dtype, scoring.safety_factor)
+
+    of_components = [eps(component_mask, components) for _, components in rows]
+    if not scoring.own_stds:
+        of_samples = [None] * len(rows)
+    elif scoring.component_mask is None or scoring.pairing == "sub_batch":
+        of_samples = [eps(scoring.sample_mask, samples) for samples, _ in rows]
+    else:  # one mask: the rows that are samples of one mixture are components of a mixture
+        of_samples = of_components[::-1]
+    exclude_diagonal = scoring.pairing == "leave_one_out"
+    return [
+        Mixture(
+            scoring.sample_mask,
+            component_mask,
+            of_components[d],
+            of_samples[d],
+            *of_roles,
+            exclude_diagonal=exclude_diagonal,
+        )
+        for d, of_roles in enumerate(rows)
+    ]
+
+
 Constants = tuple[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool]
 """Mixtures as arguments of an operator: both masks, eps of components and of samples (D,), four row
 bounds each (4 * D: samples, components), exclude_diagonal."""
@@ -122,51 +160,5 @@ def flatten(mixtures: Sequence[Mixture]) -> Constants:
     )
 
 
-def unflatten(
-    sample_mask: Tensor,
-    component_mask: Tensor,
-    component_eps: Tensor,
-    sample_eps: Tensor | None,
-    rows: Sequence[int],
-    exclude_diagonal: bool,
-) -> list[Mixture]:
-    """The mixtures that `flatten` was given."""
-    return [
-        Mixture(
-            sample_mask,
-            component_mask,
-            component_eps[d],
-            None if sample_eps is None else sample_eps[d],
-            (rows[4 * d], rows[4 * d + 1]),
-            (rows[4 * d + 2], rows[4 * d + 3]),
-            exclude_diagonal,
-        )
-        for d in range(len(rows) // 4)
-    ]
-
-
 def _vector(scalars: Sequence[Tensor]) -> Tensor:
     return scalars[0].reshape(1) if len(scalars) == 1 else torch.stack(list(scalars))
-
-
-def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
-    """Row of `values` (rows, S, E) that is the first active one at each position of `mask` (rows,
-    S): (S, E), else 0, as where it is not finite.
-
-    A constant to autograd: every use of it as a shift cancels.
-    """
-    if values.shape[0] == 0:
-        return values.new_zeros(values.shape[1:])
-    row = mask.long().argmax(0)
-    first = values.detach()[row, torch.arange(values.shape[1], device=values.device)]
-    # From an infinite row nothing is a difference.
-    return torch.where(mask.any(0)[:, None] & first.isfinite(), first, 0)
-
-
-def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
-    """`values` as those rows of a tensor of the shape and dtype of `like`; the other rows are 0."""
-    values = values.to(like.dtype)
-    if values.shape == like.shape:
-        return values
-    start, stop, _ = rows.indices(like.shape[0])
-    return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))
