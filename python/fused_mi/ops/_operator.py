@@ -94,7 +94,8 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
 
         @staticmethod
         def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-            if all(g is None for g in upstream):
+            given = [g for g in upstream if g is not None]
+            if not given:
                 return nothing
             saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
             upstream += (None,) * (last - len(upstream))
@@ -109,9 +110,8 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
                     return _gradient_of_formula(q, upstream, inputs, constants, wanted)
                 return q.backward(ctx.module, upstream, inputs, constants, state, wanted)
 
-            for g in upstream:
-                if g is not None and is_batched(g):
-                    return None, None, *element_by_element(pull, upstream)
+            if any(map(is_batched, given)):  # is_grads_batched
+                return None, None, *element_by_element(pull, upstream)
             return None, None, *pull(upstream)
 
     Eager.__name__ = Eager.__qualname__ = q.name
