@@ -40,7 +40,6 @@ OTHERS = {
 }
 INPUTS = (MEANS, STDS, CLEAN, NOISY)
 every_function = pytest.mark.parametrize("name", [*LOSSES, *OTHERS])
-every_loss = pytest.mark.parametrize("name", LOSSES)
 # Forward mode and tracing import what torch itself has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-11)
@@ -72,8 +71,9 @@ def test_forward_mode(name):
     found, tangent = torch.func.jvp(function, INPUTS, tuple(tangents))
     close(found, value.detach())
     close((tangent * upstream).sum(), want)
-    _, linear = torch.func.linearize(function, *INPUTS)
-    close(linear(*tangents), tangent)
+    if "sub_batch" not in name:  # slow, and "symmetric" does the same twice
+        _, linear = torch.func.linearize(function, *INPUTS)
+        close(linear(*tangents), tangent)
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(a, b) for a, b in zip(INPUTS, tangents, strict=True)]
         close(forward_ad.unpack_dual(function(*duals)).tangent, tangent)
@@ -138,7 +138,7 @@ def test_traced(name):
     close(traced(*others), function(*others))
 
 
-@every_loss
+@pytest.mark.parametrize("name", [name for name in LOSSES if "sub_batch" not in name])  # as above
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr:UserWarning")
 def test_a_compiled_gradient(name):
     torch._dynamo.reset()
