@@ -268,7 +268,7 @@ def test_records_survive_a_file(tmp_path, bench):
 def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     traffic = pytest.importorskip("fused_mi.triton_kernels._traffic")
     import fused_mi.losses
-    from fused_mi._estimators import mixtures_of
+    from fused_mi._mixture import mixtures_of
 
     case = Case("x", 8, 4, 5, pairing=pairing, masked=0.5, wanted=wanted)
     seen = []
