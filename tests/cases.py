@@ -4,7 +4,6 @@ import contextlib
 
 import fused_mi
 import torch
-from fused_mi._mixture import Mixture, directions
 
 MI_ARGUMENTS = (
     "means_tensor",
@@ -69,6 +68,8 @@ def same_bits(a, b):
 
 def mixtures(pairing, mask, component_mask=None, eps=1e-3):
     """The mixtures of a pairing, of components with `eps` and samples with twice as much."""
+    from fused_mi._mixture import Mixture, directions  # here: other trees share the rest
+
     parts, pairs_of_parts = directions(pairing, len(mask))
     masks = mask, mask if component_mask is None else component_mask
     both_eps = torch.tensor(eps), torch.tensor(2 * eps)

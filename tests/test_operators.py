@@ -1,6 +1,8 @@
 """The operators `torch.ops.fused_mi`: registration, tracing, and one graph for all batch sizes."""
 
-import fused_mi  # noqa: F401  registers the operators
+import itertools
+
+import fused_mi
 import pytest
 import torch
 from cases import PAIRINGS, leaves, mi, mi_inputs, value_and_gradients
@@ -103,3 +105,24 @@ def test_transforms_of_torch_func(estimator):
     (first,) = torch.autograd.grad(loss(wanted, stds), wanted, create_graph=True)
     (want,) = torch.autograd.grad(first.square().sum(), wanted)
     torch.testing.assert_close(second, want, rtol=1e-12, atol=1e-13)
+
+
+@estimators
+@pytest.mark.parametrize("pairing", ["sub_batch", "leave_one_out"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_state_serves_every_backend(name, pairing, dtype):
+    """The backward pass of the operator chooses its backend anew."""
+    found = []
+    for forward, backward in itertools.product(["reference", "cpu"], repeat=2):
+        given = [
+            t.detach() if isinstance(t, torch.Tensor) else t for t in arguments(pairing, True, True)
+        ]
+        given[:4] = [t.to(dtype) for t in given[:4]]
+        with fused_mi.use_backend(forward):
+            total, _, state = getattr(torch.ops.fused_mi, name)(*given)
+        with fused_mi.use_backend(backward):
+            pull = getattr(torch.ops.fused_mi, f"{name}_backward")
+            found.append(pull(torch.ones_like(total), None, *given, state, [True] * 4))
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -7,9 +7,19 @@ import pytest
 import torch
 from cases import ESTIMATORS, PAIRINGS, leaves, mi, value_and_gradients
 from exact import mutual_information
+from fused_mi import use_backend
+from fused_mi.cpu import _library
 from rules import FLOAT64_RELATIVE
 
-pytestmark = pytest.mark.every_backend
+
+@pytest.fixture(autouse=True, params=["cpu", "reference"])
+def _backend(request):
+    """Those that serve CPU tensors; the Triton kernels are in test_range_triton.py."""
+    if request.param == "cpu" and not _library.usable()[0]:
+        pytest.skip("the library was not built")
+    with use_backend(request.param):
+        yield
+
 
 estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 pairing = pytest.mark.parametrize("pairing", PAIRINGS)

@@ -71,10 +71,10 @@ def use_backend(name: str) -> Iterator[None]:
 
     Holds for the whole process, all other threads included: autograd runs backward passes in
     threads of its own. Of several open blocks, of whatever threads, the one entered last counts,
-    until it is left; they may be left in any order. A backward pass outside of the block chooses
-    anew. In a function that `torch.compile` compiles it breaks the graph; put it around the call.
-    Goes before the environment variable `FUSED_MI_BACKEND`. Functions without an operator are not
-    affected.
+    until it is left; they may be left in any order. A backward pass goes to the backend of its
+    forward pass; in a function that `torch.compile` compiled it chooses anew. Inside of such a
+    function the block breaks the graph; put it around the call. Goes before the environment
+    variable `FUSED_MI_BACKEND`. Functions without an operator are not affected.
 
     Raises:
         ValueError: no backend has this name.

@@ -151,10 +151,10 @@ class _Direction:
                 k = k - torch.where(diagonal, log_i, 0).sum()
         of_roles = torch.stack(
             (
-                r.samples.delta,
-                r.samples.m2,
-                r.components.delta,
-                r.components.weight.expand_as(r.y[0]),
+                r.samples.delta / r.scale,
+                r.samples.m2 / r.scale / r.scale,
+                r.components.delta / r.scale,
+                (r.components.weight * r.scale * r.scale).expand_as(r.y[0]),
             )
         )
         return torch.stack((q, g, k)), of_roles
