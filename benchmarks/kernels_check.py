@@ -28,10 +28,9 @@ import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
-from fused_mi._mixture import Mixture, directions
+from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels._launch import Launch, recorded
-from fused_mi.triton_kernels.moments import moments, moments_backward
-from fused_mi.triton_kernels.variance import variance
+from fused_mi.triton_kernels.estimators import jensen, jensen_backward
 from rich.console import Console
 from rich.table import Table
 
@@ -68,16 +67,10 @@ def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients, without data."""
     y, x, mu, stds = (torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4))
     mask = torch.empty(SHAPE[:2], dtype=torch.bool, device="meta")
-    wide = torch.promote_types(dtype, torch.float32)
-    parts, pairs_of_parts = directions(pairing, SHAPE[0])
+    scoring = Scoring(mask, mask, pairing, True, True, 100.0)
     with recorded() as found:
-        eps = torch.stack([variance(stds, mask, parts[0], wide, 100.0)] * 2)
-        mixtures = [
-            Mixture(mask, mask, *eps, parts[i], parts[j], pairing == "leave_one_out")
-            for i, j in pairs_of_parts
-        ]
-        sums, state = moments(y, x, mu, stds, mixtures)
-        moments_backward(torch.empty_like(sums), y, x, mu, stds, state, mixtures, [True] * 4)
+        total, terms, state = jensen(y, x, mu, stds, scoring)
+        jensen_backward(total, terms, y, x, mu, stds, scoring, state, [True] * 4)
     return found
 
 

@@ -105,9 +105,9 @@ class Estimators:
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
-        mixtures = _kept(state, scoring, y, x, mu, stds)
+        mixtures = kept_mixtures(state, scoring, y, x, mu, stds)
         total, q, g, _, k = _upstream(of_total, of_terms, working_dtype(y.device))
-        upstream = torch.stack((total + q, total + g, -total - k)) / _jensen_divisor(scoring, y, x)
+        upstream = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, y, x)
         moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
         upstream = upstream.expand(len(mixtures), 3)
         found: list[Tensor | None] = self._moments_backward(
@@ -153,7 +153,7 @@ class Estimators:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         sizes, inputs = Sizes.of(scoring, y, x), (y, x, mu, stds)
         rows, energies = _parts(state, sizes)
-        mixtures = _kept(state, scoring, *inputs)
+        mixtures = kept_mixtures(state, scoring, *inputs)
         upstream = torch.stack(_upstream(of_total, of_terms, state.dtype))
         upstream = upstream * (_logsumexp_scale(scoring, sizes) / sizes.mixtures)
         if energies is not None:
@@ -201,7 +201,7 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
     state[: len(eps)] = torch.stack(eps)
 
 
-def _kept(
+def kept_mixtures(
     state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
 ) -> list[Mixture]:
     """The mixtures whose stabilisers `_keep` has written."""
@@ -214,7 +214,7 @@ def _kept(
     ]
 
 
-def _jensen_divisor(scoring: Scoring, y: Tensor, x: Tensor) -> int:
+def jensen_divisor(scoring: Scoring, y: Tensor, x: Tensor) -> int:
     """Of the sums over all pairs."""
     d, n, m = Sizes.of(scoring, y, x)
     partners = m - int(scoring.pairing == "leave_one_out")
@@ -229,7 +229,7 @@ def jensen_terms(
     sums: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
-    q, g, k = (sums.sum(0) / _jensen_divisor(scoring, y, x)).unbind()
+    q, g, k = (sums.sum(0) / jensen_divisor(scoring, y, x)).unbind()
     terms = torch.stack((q + g - k, q, g, torch.zeros_like(q), q + g, -k))
     terms = terms.to(accumulation_dtype(y, x, mu, stds))
     return terms[0].clone(), terms
