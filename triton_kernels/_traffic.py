@@ -209,6 +209,18 @@ def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return {"partial_sums": 3 * a["programs"]}, {"sums": 3}, 3 * a["programs"]
 
 
+def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    mixtures, roles = a["MIXTURES"], ("component_eps", "sample_eps")
+    eps = [name for role in roles for name in (role, f"other_{role}") if name in a]
+    read = {"sums": 3 * mixtures, **dict.fromkeys(eps, 1)}
+    return read, {"state": a["HEADER"], "total": 1, "terms": 6}, 3 * mixtures + 4
+
+
+def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    read = {name: n for name, n in (("of_total", 1), ("of_terms", 5)) if name in a}
+    return read, {"upstream": 3 * a["MIXTURES"]}, 10
+
+
 def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     look = {"sample_state" if a["SAMPLES"] else "component_state": float(programs)}
     if a["CAREFUL"]:  # of a regular call
@@ -260,6 +272,8 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "accumulate_carefully_kernel": _carefully,
     "finish_kernel": _finish,
     "reduce_kernel": _reduce,
+    "jensen_terms_kernel": _jensen_terms,
+    "jensen_upstream_kernel": _jensen_upstream,
     "gradient_kernel": _gradient,
     **_pairs_traffic.KERNELS,
 }
