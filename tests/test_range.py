@@ -149,6 +149,20 @@ def test_scales_of_rows(estimator, pairing, safety_factor, dtype, powers):
 
 
 @estimator
+@pairing
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+def test_each_row_of_its_own_scale(estimator, pairing, dtype):
+    """In range, yet the first row, from which the others are measured, may hide them."""
+    powers = [(8, -8, 0, 3), (-6, 8, 3, 0), (4, 0, -2, 1), (6, -6, 6, -6), (2, 0, 1, -1)]
+    powers += [(0, 0, 5, 5), (5, 5, 0, 0)]
+    cases = (
+        (rows, scaled(torch.tensor([10.0**p for p in rows], dtype=F64)[:, None, None], dtype))
+        for rows in powers
+    )
+    assert_exact(cases, estimator, pairing, 100.0)
+
+
+@estimator
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("which", [3, 4], ids=["clean", "noisy"])

@@ -28,12 +28,20 @@ struct MomentsInputs {
   bool wide = false;              // compute in float64, not in float32
   int64_t S = 0, E = 0;
 
+  // Whether the arithmetic has digits to lose: it is wider than every input.
+  FUSED_MI_INLINE bool spare_digits() const {
+    return wide && y.type != Type::float64 && x.type != Type::float64 &&
+        mu.type != Type::float64 && stds.type != Type::float64;
+  }
   // Without the diagonal a difference of sums remains. It has digits enough as long as it is at least
   // this share of what is subtracted.
   FUSED_MI_INLINE double least_share() const {
-    const bool fine = y.type == Type::float64 || x.type == Type::float64 ||
-        mu.type == Type::float64 || stds.type == Type::float64;
-    return fine ? 0x1p-12 : 0x1p-28;
+    return spare_digits() ? 0x1p-28 : 0x1p-2;
+  }
+  // Deviations are from one row's value. They have digits enough as long as what weighs is no farther
+  // from it than this many times its size; squared.
+  FUSED_MI_INLINE double farthest_shift() const {
+    return spare_digits() ? 0x1p66 : 0x1p8;
   }
 };
 

@@ -49,7 +49,8 @@ void merge_components(
   }
 }
 
-// State and sums of one tile; false where the diagonal takes the digits of q.
+// State and sums of one tile; false where digits are lost: to a shift that is far from everything that
+// weighs, or to the diagonal.
 template <class A, class P>
 bool finish_tile(
     const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
@@ -68,7 +69,9 @@ bool finish_tile(
   const A* y_shift = read(in.y, p.first_sample, at.s, at.e, at.width, y_buffer);
   const A* x_shift = read(in.x, p.first_component, at.s, at.e, at.width, x_buffer);
   constexpr int kSums = 16;  // in parallel
-  double n = static_cast<double>(p.samples), partial[kSums] = {};
+  double n = static_cast<double>(p.samples), partial[kSums] = {}, lost[kSums] = {};
+  // A sample is about sqrt v away from its component: the weights times that are their number.
+  const double farthest = in.farthest_shift(), weigh = static_cast<double>(p.components);
   for (int f = 0; f < at.width; f += kSums) {
     int count = at.width - f < kSums ? at.width - f : kSums;
     auto add = [&](int i) __attribute__((always_inline)) {
@@ -77,6 +80,9 @@ bool finish_tile(
       double shifts = static_cast<double>(y_shift[f + i]) - static_cast<double>(x_shift[f + i]);
       double distance = shifts + (mean_y - mean_c);
       partial[i] += m2_y * weight + (n * weight * distance) * distance + n * m2_c;
+      double centre = static_cast<double>(x_shift[f + i]) + mean_c;
+      double size = (weight * centre) * centre + m2_c + weigh;
+      lost[i] += (weight * mean_c) * mean_c > farthest * size ? 1.0 : 0.0;
       state[f + i] = static_cast<A>(mean_y);
       state[plane + f + i] = static_cast<A>(m2_y);
       state[2 * plane + f + i] = static_cast<A>(mean_c);
@@ -89,8 +95,10 @@ bool finish_tile(
       for (int i = 0; i < count; ++i) add(i);
     }
   }
-  double q = 0;
+  double q = 0, columns_lost = 0;
   for (double sum : partial) q += sum;
+  for (double count : lost) columns_lost += count;
+  if (columns_lost > 0) return false;
   double m_count = static_cast<double>(p.components);
   sums[0] = (q - total.diagonal_q) / 2;
   sums[1] = (n * total.log_l - total.diagonal_g) / 2;

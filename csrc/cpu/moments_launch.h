@@ -57,7 +57,7 @@ bool try_moments(MomentsInputs in, char* state, double* sums, Path path, Paralle
   return known;
 }
 
-// The sums from the energies of all pairs: without the diagonal, where it would take all digits along.
+// The sums from the energies of all pairs, where moments would lose the digits.
 template <class Parallel>
 bool sums_of_pairs(const MomentsInputs& in, double* sums, Path path, Parallel&& parallel) {
   const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
@@ -69,7 +69,7 @@ bool sums_of_pairs(const MomentsInputs& in, double* sums, Path path, Parallel&& 
     const double* of_pairs = energies.get() + j * N * M;
     sums[j] = 0;
     for (int64_t pair = 0; pair < N * M; ++pair) {
-      if (pair / M != pair % M) sums[j] += of_pairs[pair];
+      if (!in.exclude_diagonal || pair / M != pair % M) sums[j] += of_pairs[pair];
     }
     known &= std::fabs(sums[j]) <= kLargestWideSum;
   }
@@ -83,12 +83,14 @@ bool launch_moments(
     const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
   if (try_moments(in, state, sums, path, parallel)) return true;
   std::memset(state, 0xff, state_size(in) * (in.wide ? 8 : 4));
-  if (in.exclude_diagonal) return sums_of_pairs(in, sums, path, parallel);
-  if (in.wide) return false;
-  MomentsInputs wide = in;
-  wide.wide = true;
-  std::unique_ptr<double[]> unread(new double[state_size(in)]);
-  return try_moments(wide, reinterpret_cast<char*>(unread.get()), sums, path, parallel);
+  if (!in.wide) {
+    MomentsInputs wide = in;
+    wide.wide = true;
+    std::unique_ptr<double[]> unread(new double[state_size(in)]);
+    char* moments = reinterpret_cast<char*>(unread.get());
+    if (try_moments(wide, moments, sums, path, parallel)) return true;
+  }
+  return sums_of_pairs(in, sums, path, parallel);
 }
 
 inline bool has_moments(const char* state, bool wide) {
@@ -131,7 +133,8 @@ bool gradients_of_pairs(const MomentsBackward& call, Path path, Parallel&& paral
   std::unique_ptr<double[]> upstream(new double[in.count * 3 * N * M]);
   for (int64_t i = 0; i < in.count * 3 * N * M; ++i) {
     const int64_t pair = i % (N * M);
-    upstream[i] = pair / M == pair % M ? 0 : call.upstream[i / (N * M)];
+    const bool out = in.exclude_diagonal && pair / M == pair % M;
+    upstream[i] = out ? 0 : call.upstream[i / (N * M)];
   }
   PairsBackward pairs;
   pairs.in = in;
@@ -147,14 +150,18 @@ template <class Parallel>
 bool launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
   const MomentsInputs& in = call.in;
   if (has_moments(call.state, in.wide) && try_gradients(call, path, parallel)) return true;
-  if (in.exclude_diagonal) return gradients_of_pairs(call, path, parallel);
-  if (in.wide) return false;
-  call.in.wide = true;
-  std::unique_ptr<double[]> anew(new double[state_size(in) + in.count * 3]);
-  char* state = reinterpret_cast<char*>(anew.get());
-  if (!try_moments(in, state, anew.get() + state_size(in), path, parallel)) return false;
-  call.state = state;
-  return try_gradients(call, path, parallel);
+  if (!in.wide) {
+    MomentsBackward wide = call;
+    wide.in.wide = true;
+    std::unique_ptr<double[]> anew(new double[state_size(in) + in.count * 3]);
+    char* state = reinterpret_cast<char*>(anew.get());
+    wide.state = state;
+    if (try_moments(wide.in, state, anew.get() + state_size(in), path, parallel) &&
+        try_gradients(wide, path, parallel)) {
+      return true;
+    }
+  }
+  return gradients_of_pairs(call, path, parallel);
 }
 
 }  // namespace fused_mi

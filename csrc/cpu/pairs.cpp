@@ -132,19 +132,15 @@ bool distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) 
     if (unit == begin || run.e == 0) choose(run);
     if (!panel.next) continue;
     if (!panel.takes(run)) {
-      flush<A, In>(tile, panel, &run);
+      if (!flush<A, In>(tile, panel, &run)) return false;
       panel.now.copy(panel.next);
     }
     panel.add(run);
   }
-  if (end == cut.units) {
-    flush<A, In>(tile, panel, nullptr);
-  } else {  // the next item goes on there
-    const Run run = run_of(end);
-    choose(run);
-    flush<A, In>(tile, panel, &run);
-  }
-  return true;
+  if (end == cut.units) return flush<A, In>(tile, panel, nullptr);
+  const Run run = run_of(end);  // the next item goes on there
+  choose(run);
+  return flush<A, In>(tile, panel, &run);
 }
 
 template <class A>

@@ -37,8 +37,9 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       w.lists.samples, samples, m.samples.start, [&](int n) __attribute__((always_inline)) {
         return Column<A>{work.samples + n, samples};
       });
+  work.sizes.clear(static_cast<int>(ceil_div(at.width, kLanes<A>)));
   packer.components(
-      w.lists.components, components, m.components.start,
+      w.lists.components, components, m.components.start, work.sizes,
       [&](int l) __attribute__((always_inline)) {
         return Centre<A>{
             {work.root + l, components},
@@ -52,7 +53,7 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       ? pull<true, true>(work, w, r, call.N, vectors)
       : wanted.samples ? pull<true, false>(work, w, r, call.N, vectors)
                        : pull<false, true>(work, w, r, call.N, vectors);
-  return packer.range.regular() && (finite || in.wide || !call.finite_upstream);
+  return packer.range.regular() && !packer.far(work.sizes) && (finite || in.wide || !call.finite_upstream);
 }
 
 // One row of a gradient; `value(v)` is its vector v.

@@ -120,6 +120,22 @@ struct Centre {
   Column<A> slope{nullptr, 0};  // sigma / v; nullptr: not wanted
 };
 
+// Of the components of a block: the weights 1 / v, and with these weights the squares of what a
+// difference is made of, x, the centre and the deviation from it.
+template <class A>
+struct Sizes {
+  V<A>* weights = nullptr;  // nullptr: not wanted
+  V<A>* squares = nullptr;
+
+  void clear(int vectors) const {
+    if (!weights) return;
+    for (int v = 0; v < vectors; ++v) weights[v] = squares[v] = V<A>{};
+  }
+  FUSED_MI_INLINE Sizes from(int vector) const {
+    return weights ? Sizes{weights + vector, squares + vector} : Sizes{};
+  }
+};
+
 // A row, and the one that is packed after it, to be fetched meanwhile.
 template <class In>
 struct Row {
@@ -169,14 +185,27 @@ struct Packer {
   }
 
   template <class To>
-  FUSED_MI_INLINE void components(const int32_t* rows, int count, int64_t start, To&& to) {
+  FUSED_MI_INLINE void components(
+      const int32_t* rows, int count, int64_t start, const Sizes<A>& sizes, To&& to) {
     for (int j = 0; j < count; ++j) {
       Row<In> x = row(in.x, rows, count, j, start, buffers[0]);
       Row<In> mu = row(in.mu, rows, count, j, start, buffers[1]);
       Row<In> sigma = row(in.stds, rows, count, j, start, buffers[2]);
       Centre<A> out = to(j);
-      component(x, mu, sigma, out);
+      component(x, mu, sigma, sizes, out);
     }
+  }
+
+  // Whether the shift is far from all that weighs: differences from it have lost their digits.
+  bool far(const Sizes<A>& sizes) const {
+    const A farthest = static_cast<A>(in.farthest_shift());
+    Bits<A> found{};
+    over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
+      const int v = f / kLanes<A>;
+      V<A> from = load<A>(shift + f, part);
+      found |= (from * sizes.weights[v]) * from > farthest * sizes.squares[v];
+    });
+    return any<A>(found);
   }
 
  private:
@@ -187,17 +216,24 @@ struct Packer {
   }
 
   FUSED_MI_INLINE void component(
-      const Row<In>& x, const Row<In>& mu, const Row<In>& sigma, const Centre<A>& out) {
+      const Row<In>& x, const Row<In>& mu, const Row<In>& sigma, const Sizes<A>& sizes,
+      const Centre<A>& out) {
     over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
       sigma.fetch(f);
       x.fetch(f);
       mu.fetch(f);
       V<A> of_row = load<A>(sigma.now + f, part), variance = of_row * of_row + eps;
       V<A> r = inside<A>(inverse_root<A>(variance), V<A>{}, part);
-      V<A> deviation = load<A>(x.now + f, part) - load<A>(shift + f, part);
+      V<A> value = load<A>(x.now + f, part), from = load<A>(shift + f, part);
+      V<A> deviation = (value - from) + load<A>(mu.now + f, part);
       const int v = f / kLanes<A>;
       out.root[v] = r;
-      out.centre[v] = -(deviation + load<A>(mu.now + f, part)) * r;
+      out.centre[v] = -deviation * r;
+      if (sizes.weights) {
+        V<A> size = value * r, centre = (deviation + from) * r;
+        sizes.weights[v] += r * r;
+        sizes.squares[v] += (size * size + centre * centre) + A(1);
+      }
       if (!out.slope.first) return;
       out.slope[v] = of_row * (r * r);
       range.include(inside<A>(variance, all<A>(1), part));

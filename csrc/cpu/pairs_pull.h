@@ -19,6 +19,7 @@ struct Results {
 template <class A>
 struct Work {
   V<A> *samples, *root, *centre, *slope;  // (vectors, rows)
+  Sizes<A> sizes;                          // (vectors,) each
   Weights<A>* weights;                     // (count,)
   Results<A>* results;                     // (count,)
   Lists next;
@@ -30,6 +31,7 @@ struct Work {
     root = arena.take<V<A>>(M * vectors);
     centre = arena.take<V<A>>(M * vectors);
     slope = arena.take<V<A>>(M * vectors);
+    sizes = {arena.take<V<A>>(vectors), arena.take<V<A>>(vectors)};
     weights = call.weights ? reinterpret_cast<Weights<A>*>(call.weights)
                            : arena.take<Weights<A>>(count);
     results = arena.take<Results<A>>(count);

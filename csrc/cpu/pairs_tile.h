@@ -27,6 +27,7 @@ template <class A>
 struct Panel {
   V<A>* samples;     // (groups, kDepth, kN)
   V<A>* components;  // (kDepth, kM, 2): r, and -c r, of one group; it stays in the first cache
+  Sizes<A> sizes;    // (kDepth,) each
   Run* runs;         // (kDepth,)
   int count = 0;     // of runs
   int depth = 0;     // of the panel, in vectors
@@ -35,6 +36,7 @@ struct Panel {
   Panel(const PairsCut& cut, Arena& arena) {
     samples = arena.take<V<A>>(ceil_div(cut.tile_samples, kN) * kN * kDepth<A>);
     components = arena.take<V<A>>(kDepth<A> * kM * 2);
+    sizes = {arena.take<V<A>>(kDepth<A>), arena.take<V<A>>(kDepth<A>)};
     runs = arena.take<Run>(kDepth<A>);
     now = Lists(arena, cut.tile_samples, cut.tile_components);
     next = Lists(arena, cut.tile_samples, cut.tile_components);
@@ -187,36 +189,56 @@ void pack_samples(const Tile& tile, const Panel<A>& panel) {
 
 // `count` of them, from place `first` of the list on.
 template <class A, class In>
-void pack_components(const Tile& tile, const Panel<A>& panel, int first, int count) {
+void pack_components(
+    const Tile& tile, const Panel<A>& panel, const Sizes<A>& sizes, int first, int count) {
   V<A>* to = panel.components;
+  int depth = 0;
   for (int i = 0; i < panel.count; ++i) {
     const Run& run = panel.runs[i];
     Packer<A, In> packer(tile.in, tile.mixture, *run.position, run.s, run.e, run.width);
     packer.components(
-        panel.now.components + first, count, tile.components.start,
+        panel.now.components + first, count, tile.components.start, sizes.from(depth),
         [&](int j) __attribute__((always_inline)) {
           return Centre<A>{{to + 2 * j, 2 * kM}, {to + 2 * j + 1, 2 * kM}};
         });
     to += Panel<A>::vectors_of(run) * kM * 2;
+    depth += Panel<A>::vectors_of(run);
   }
   for (int v = 0; v < panel.depth; ++v) {
     for (int j = 2 * count; j < 2 * kM; ++j) panel.components[v * 2 * kM + j] = V<A>{};
   }
 }
 
-// Adds the pairs of a panel to the sums of the tile. `next_run`: what comes after it, of the rows
-// `panel.next`, if anything.
+// Whether the shift of a run is far from the components of the tile, see `Packer::far`.
 template <class A, class In>
-void flush(const Tile& tile, Panel<A>& panel, const Run* next_run) {
-  if (panel.depth == 0) return;
+bool far(const Tile& tile, const Panel<A>& panel) {
+  int depth = 0;
+  for (int i = 0; i < panel.count; ++i) {
+    const Run& run = panel.runs[i];
+    Packer<A, In> packer(tile.in, tile.mixture, *run.position, run.s, run.e, run.width);
+    if (packer.far(panel.sizes.from(depth))) return true;
+    depth += Panel<A>::vectors_of(run);
+  }
+  return false;
+}
+
+// Adds the pairs of a panel to the sums of the tile. `next_run`: what comes after it, of the rows
+// `panel.next`, if anything. False where digits are lost.
+template <class A, class In>
+bool flush(const Tile& tile, Panel<A>& panel, const Run* next_run) {
+  if (panel.depth == 0) return true;
   const Lists& lists = panel.now;
+  // Once for each tile of components.
+  const bool sized = tile.samples.start == tile.mixture.samples.start;
+  const Sizes<A> sizes = sized ? panel.sizes : Sizes<A>{};
+  sizes.clear(panel.depth);
   pack_samples<A, In>(tile, panel);
   Ahead<A> ahead{tile, lists, panel.next, panel.runs[0], next_run};
   for (int m = 0; m < lists.component_count; m += kM) {
     const int left = lists.component_count - m, columns = left < kM ? left : kM;
     const bool adjacent =
         columns == kM && lists.components[m + kM - 1] - lists.components[m] == kM - 1;
-    pack_components<A, In>(tile, panel, m, columns);
+    pack_components<A, In>(tile, panel, sizes, m, columns);
     ahead.components(m + columns, left - columns < kM ? left - columns : kM);
     for (int n = 0; n < lists.sample_count; n += kN) {
       const int rows = lists.sample_count - n < kN ? lists.sample_count - n : kN;
@@ -235,7 +257,9 @@ void flush(const Tile& tile, Panel<A>& panel, const Run* next_run) {
       }
     }
   }
+  const bool exact = !sized || !far<A, In>(tile, panel);
   panel.count = panel.depth = 0;
+  return exact;
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._mixture import Mixture
 from .._precision import moments_dtype, working_dtype
 from . import pairs
-from .rows import first_active_row, in_rows
+from .rows import first_active_row, heaviest_row, in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients
 from .variance import (
     log_determinant_terms,
@@ -25,7 +25,6 @@ from .variance import (
     stabilised_root,
 )
 
-_DIGITS = 2.0**-12  # of a sum, that are left when a row is taken from it
 
 
 class Moments(NamedTuple):
@@ -102,12 +101,12 @@ class _Direction:
         sample_mask, component_mask = (mask[:, block[0]] for mask in self.masks)
         active_i, active_l = sample_mask[..., None], component_mask[..., None]
         samples, components = y[self.sample_rows], x[self.component_rows]
+        root = stabilised_root(stds[self.component_rows], component_mask, m.component_eps, dtype)
         y_shift = first_active_row(samples, sample_mask).to(dtype)
-        x_shift = first_active_row(components, component_mask).to(dtype)
+        x_shift = heaviest_row(components, root, component_mask).to(dtype)
         of_y = torch.where(active_i, samples.to(dtype) - y_shift, 0)
         deviation = (components.to(dtype) - x_shift) + mu[self.component_rows]
         of_c = torch.where(active_l, deviation, 0)
-        root = stabilised_root(stds[self.component_rows], component_mask, m.component_eps, dtype)
         scale: Tensor | float = 1.0
         scaled = root
         if len(root) and any(t.dtype == dtype for t in (y, x, mu, stds)):  # narrower: in range
@@ -144,20 +143,27 @@ class _Direction:
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
         if self.both is not None:
             diagonal = self.both[:, block[0]]
-            distance = (r.y - r.c) + (r.samples.shift - r.components.shift)
+            distance = self._own_distance(r, y, x, mu)
             q = q - torch.where(diagonal[..., None], distance.square() * r.precision, 0).sum() / 2
             g = g - torch.where(diagonal, log_l, 0).sum()
             if m.sample_eps is not None:
                 k = k - torch.where(diagonal, log_i, 0).sum()
+        # Other backends measure from the first row.
+        first = first_active_row(x[self.component_rows], r.component_mask).to(r.y.dtype)
         of_roles = torch.stack(
             (
                 r.samples.delta / r.scale,
                 r.samples.m2 / r.scale / r.scale,
-                r.components.delta / r.scale,
+                r.components.delta / r.scale + (r.components.shift / r.scale - first),
                 (r.components.weight * r.scale * r.scale).expand_as(r.y[0]),
             )
         )
         return torch.stack((q, g, k)), of_roles
+
+    def _own_distance(self, r: _Roles, y: Tensor, x: Tensor, mu: Tensor) -> Tensor:
+        """Of the pairs (i, i), scaled."""
+        samples, components = y[self.sample_rows].to(r.y.dtype), x[self.component_rows]
+        return ((samples - components) - mu[self.component_rows]) * r.scale
 
     def loses_digits(self, block: Block, *inputs: Tensor) -> bool:
         """Whether a row that is left out is nearly all of some sum it is taken from."""
@@ -167,7 +173,9 @@ class _Direction:
         samples, components = r.samples, r.components
         count = samples.weight.clamp(min=2)
         own = (r.y - samples.delta).square() * (count / (count - 1))
-        most = 1 - _DIGITS
+        # Of a sum from which a row is taken; all arithmetic has, where inputs are narrower.
+        spare = all(t.dtype != r.y.dtype for t in inputs)
+        most = 1 - (2.0**-28 if spare else 2.0**-2)
         outlier = torch.where(r.sample_mask[..., None], own, 0) > most * samples.m2
         heavy = r.precision > most * components.weight
         alone = (samples.m2 > 0, components.weight > 0)
@@ -189,10 +197,11 @@ class _Direction:
         shift = r.samples.shift - r.components.shift
         diagonal = None if self.both is None else self.both[:, block[0], None]
         if diagonal is not None:
-            own_distance = torch.where(diagonal, (r.y - r.c) + shift, 0)
+            own_distance = torch.where(diagonal, self._own_distance(r, y, x, mu), 0)
         result: list[Tensor | None] = [None] * 4
         if wanted[0]:
-            d_y = r.components.weight * (r.y + (shift - r.components.delta))
+            samples = torch.where(active_i, y[self.sample_rows], 0).to(r.y.dtype) * r.scale
+            d_y = r.components.weight * ((samples - r.components.shift) - r.components.delta)
             if diagonal is not None:
                 d_y = d_y - r.precision * own_distance
             result[0] = in_rows(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._mixture import Mixture
 from .._precision import working_dtype
-from .rows import first_active_row, in_rows
+from .rows import in_rows
 from .streaming import WHOLE, Block, blocks, sum_of_gradients, sum_over_blocks
 from .variance import log_determinant_terms, stabilised_root
 
@@ -39,19 +39,23 @@ class _Direction:
     def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor) -> _Roles:
         m, dtype = self.mixture, working_dtype(y.device)
         active_i, active_l = (mask[:, block[0]] for mask in self.masks)
+        spare = all(t is None or t.dtype != dtype for t in (y, x, mu))  # digits
         y, x = y[self.sample_rows], x[self.component_rows]
-        shift = first_active_row(x, active_l).to(dtype)
-        deviation = x.to(dtype) - shift
+        sample = torch.where(active_i[..., None], y.to(dtype), 0)
+        centre = torch.where(active_l[..., None], x.to(dtype), 0)
+        offset = None
         if mu is not None:
-            deviation = deviation + mu[self.component_rows]
-        sample = torch.where(active_i[..., None], y.to(dtype) - shift, 0)
-        centre = torch.where(active_l[..., None], deviation, 0)
+            offset = torch.where(active_l[..., None], mu[self.component_rows], 0).to(dtype)
+            if spare:
+                centre, offset = centre + offset, None
+        difference = sample[:, None] - centre
+        if offset is not None:
+            difference = difference - offset
         root = stabilised_root(stds[self.component_rows], active_l, m.component_eps, dtype)
         own_root = None
         if m.sample_eps is not None:
             own_root = stabilised_root(stds[self.sample_rows], active_i, m.sample_eps, dtype)
-        standardised = (sample[:, None] - centre) / root
-        return _Roles(active_i, active_l, standardised, root, own_root)
+        return _Roles(active_i, active_l, difference / root, root, own_root)
 
     def energies(
         self, block: Block, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,21 @@ def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
     first = values.detach()[row, torch.arange(values.shape[1], device=values.device)]
     # From an infinite row nothing is a difference.
     return torch.where(mask.any(0)[:, None] & first.isfinite(), first, 0)
+
+
+def heaviest_row(values: Tensor, roots: Tensor, mask: Tensor) -> Tensor:
+    """Of each column of `values` (rows, S, E) the finite active one whose `roots` (rows, S, E), of
+    variances, is the least: (S, E), else 0; `mask` (rows, S).
+
+    A mean that weighs by the inverse variances is no farther from it than from anything else that
+    weighs. A constant to autograd, as above.
+    """
+    if values.shape[0] == 0:
+        return values.new_zeros(values.shape[1:])
+    values = values.detach()
+    counts = mask[..., None] & values.isfinite()
+    row = torch.where(counts, roots.detach(), math.inf).argmin(0, keepdim=True)
+    return torch.where(counts.gather(0, row), values.gather(0, row), 0)[0]
 
 
 def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
