@@ -26,7 +26,6 @@ from .variance import (
 )
 
 
-
 class Moments(NamedTuple):
     """Weighted moments of rows, per position and feature; the mean is `shift + delta`, never
     rounded into one number."""
