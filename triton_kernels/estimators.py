@@ -9,11 +9,13 @@ from fused_mi._estimators import (
     HEADER,
     TERMS,
     Estimators,
+    Upstream,
     jensen_divisor,
     jensen_state,
     kept_mixtures,
+    moments_in,
 )
-from fused_mi._mixture import Scoring, mixtures_of
+from fused_mi._mixture import Inputs, Scoring, mixtures_of
 from fused_mi._precision import accumulation_dtype
 from torch import Tensor
 
@@ -28,17 +30,13 @@ _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 
 
-def jensen(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
+def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.jensen`."""
-    inputs = (y, x, mu, stds)
-    state = jensen_state(*inputs, scoring)
-    mixtures = mixtures_of(scoring, *inputs, _variance.variance)
-    moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
-    sums, _ = _moments.moments(*inputs, mixtures, moments)
-    terms = torch.empty(len(TERMS), dtype=accumulation_dtype(*inputs), device=y.device)
-    total = torch.empty((), dtype=terms.dtype, device=y.device)
+    state = jensen_state(inputs, scoring)
+    mixtures = mixtures_of(scoring, inputs, _variance.variance)
+    sums, _ = _moments.moments(*inputs, mixtures, moments_in(state, inputs))
+    terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
+    total = terms.new_empty(())
     first, second = mixtures[0], mixtures[1] if len(mixtures) == 2 else None
     launch(
         jensen_terms_kernel,
@@ -51,7 +49,7 @@ def jensen(
         state,
         total,
         terms,
-        jensen_divisor(scoring, y, x),
+        jensen_divisor(scoring, inputs),
         MIXTURES=len(mixtures),
         HEADER=HEADER,
     )
@@ -59,29 +57,25 @@ def jensen(
 
 
 def jensen_backward(
-    of_total: Tensor | None,
-    of_terms: Tensor | None,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     scoring: Scoring,
     state: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """See `Estimators.jensen_backward`."""
-    inputs = (y, x, mu, stds)
-    mixtures = kept_mixtures(state, scoring, *inputs)
-    upstream = torch.empty((len(mixtures), 3), dtype=torch.float64, device=y.device)
+    of_total, of_terms = upstream
+    mixtures = kept_mixtures(state, scoring, inputs)
+    of_sums = state.new_empty((len(mixtures), 3), dtype=torch.float64)
     launch(
         jensen_upstream_kernel,
         1,
         of_total,
         of_terms,
-        upstream,
+        of_sums,
         0 if of_terms is None else of_terms.stride(0),
-        jensen_divisor(scoring, y, x),
+        jensen_divisor(scoring, inputs),
         MIXTURES=len(mixtures),
     )
-    moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
-    return _moments.moments_backward(upstream, *inputs, moments, mixtures, wanted)
+    moments = moments_in(state, inputs)
+    return _moments.moments_backward(of_sums, *inputs, moments, mixtures, wanted)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Block, blocks
-from ._mixture import Mixture, Scoring, mixtures_of
+from ._mixture import Inputs, Mixture, Scoring, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
 
 TERMS = (
@@ -31,6 +31,9 @@ HEADER = 16
 """Elements at the beginning of a state: eps of the components of D mixtures, of their samples, and
 what else a backend keeps there. A multiple of a cache line, in any dtype."""
 
+Upstream = Sequence[Tensor | None]
+"""Gradients of the two results of an estimator, the loss () and its terms (6,)."""
+
 PAIRS_AT_ONCE = 1 << 24
 """Energies of more pairs are found by blocks of samples, and once more for their gradients: memory
 stays at some hundred bytes for each pair of a block, time grows by one more forward pass."""
@@ -44,25 +47,27 @@ class Sizes(NamedTuple):
     components: int
 
     @classmethod
-    def of(cls, scoring: Scoring, y: Tensor, x: Tensor) -> Sizes:
-        rows = scoring.rows(y.shape[0], x.shape[0])
+    def of(cls, scoring: Scoring, inputs: Inputs) -> Sizes:
+        rows = scoring.rows(inputs[0].shape[0], inputs[1].shape[0])
         (start, stop), (first, last) = rows[0]
         return cls(len(rows), stop - start, last - first)
 
 
-def jensen_state(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring) -> Tensor:
+def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
     """An empty state of `jensen`: a header, then (D, 4, S, E), see `reference.moments.moments`."""
-    dtype = moments_dtype(y, x, mu, stds, exact=scoring.pairing == "leave_one_out")
-    count = len(scoring.rows(y.shape[0], x.shape[0])) * 4 * y.shape[1] * y.shape[2]
-    return y.new_empty(HEADER + count, dtype=dtype)
+    _, S, E = inputs[0].shape
+    dtype = moments_dtype(*inputs, exact=scoring.pairing == "leave_one_out")
+    count = Sizes.of(scoring, inputs).mixtures * 4 * S * E
+    return inputs[0].new_empty(HEADER + count, dtype=dtype)
 
 
-def logsumexp_state(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring) -> Tensor:
+def logsumexp_state(inputs: Inputs, scoring: Scoring) -> Tensor:
     """An empty state of `logsumexp`: a header, (D, 4, N) see `reference.logsumexp.logsumexp`, and
     the energies (D, 3, N, M) unless they are too many."""
-    d, n, m = Sizes.of(scoring, y, x)
+    d, n, m = Sizes.of(scoring, inputs)
     energies = d * 3 * n * m if n * m <= PAIRS_AT_ONCE else 0
-    return y.new_empty(HEADER + d * 4 * n + energies, dtype=working_dtype(y.device))
+    dtype = working_dtype(inputs[0].device)
+    return inputs[0].new_empty(HEADER + d * 4 * n + energies, dtype=dtype)
 
 
 class Estimators:
@@ -77,89 +82,76 @@ class Estimators:
         self._logsumexp = logsumexp.logsumexp
         self._logsumexp_backward = logsumexp.logsumexp_backward
 
-    def jensen(
-        self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def jensen(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         """`mean_il e_il` of the energies e = q + g - k, and its terms.
 
         Returns:
             The loss (), its terms (6,) in the order of `TERMS`, both in T, and the state.
         """
-        state = jensen_state(y, x, mu, stds, scoring)
-        mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
+        state = jensen_state(inputs, scoring)
+        mixtures = mixtures_of(scoring, inputs, self._variance)
         _keep(state, mixtures)
-        moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
-        sums, _ = self._moments(y, x, mu, stds, mixtures, moments)
-        return *jensen_terms(sums, scoring, y, x, mu, stds), state
+        sums, _ = self._moments(*inputs, mixtures, moments_in(state, inputs))
+        return *jensen_terms(sums, scoring, inputs), state
 
     def jensen_backward(
         self,
-        of_total: Tensor | None,
-        of_terms: Tensor | None,
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        stds: Tensor,
+        upstream: Upstream,
+        inputs: Inputs,
         scoring: Scoring,
         state: Tensor,
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
-        mixtures = kept_mixtures(state, scoring, y, x, mu, stds)
-        total, q, g, _, k = _upstream(of_total, of_terms, working_dtype(y.device))
-        upstream = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, y, x)
-        moments = state[HEADER:].view(len(mixtures), 4, *y.shape[1:])
-        upstream = upstream.expand(len(mixtures), 3)
+        mixtures = kept_mixtures(state, scoring, inputs)
+        total, q, g, _, k = _of_terms(upstream, working_dtype(inputs[0].device))
+        of_sums = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, inputs)
+        of_sums = of_sums.expand(len(mixtures), 3)
+        moments = moments_in(state, inputs)
         found: list[Tensor | None] = self._moments_backward(
-            upstream, y, x, mu, stds, moments, mixtures, wanted
+            of_sums, *inputs, moments, mixtures, wanted
         )
         return found
 
-    def logsumexp(
-        self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def logsumexp(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         """`mean_i -log(1/M sum_l exp(-e_il))` of the energies e = q + g - k; as `jensen`."""
-        sizes = Sizes.of(scoring, y, x)
-        state = logsumexp_state(y, x, mu, stds, scoring)
+        sizes = Sizes.of(scoring, inputs)
+        state = logsumexp_state(inputs, scoring)
         rows, energies = _parts(state, sizes)
-        mixtures = mixtures_of(scoring, y, x, mu, stds, self._variance)
+        mixtures = mixtures_of(scoring, inputs, self._variance)
         _keep(state, mixtures)
         own = 0 if mixtures[0].exclude_diagonal else None
         if energies is not None:
-            self._pairs(y, x, mu, stds, mixtures, energies)
+            self._pairs(*inputs, mixtures, energies)
             found, of_rows = self._logsumexp(energies, own)
             rows.copy_(of_rows)
             means = found.mean(0)
         else:
             means = torch.zeros(5, dtype=state.dtype, device=state.device)
             for d, block in blocks(mixtures, PAIRS_AT_ONCE):
-                found, of_rows = self._logsumexp(self._block(y, x, mu, stds, block), block.own)
+                found, of_rows = self._logsumexp(self._block(inputs, block), block.own)
                 rows[d, :, slice(*block.of_rows)] = of_rows[0]
                 means += found[0] * (block.samples / (sizes.samples * sizes.mixtures))
-        return *logsumexp_terms(means, scoring, y, x, mu, stds), state
+        return *logsumexp_terms(means, scoring, inputs), state
 
     def logsumexp_backward(
         self,
-        of_total: Tensor | None,
-        of_terms: Tensor | None,
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        stds: Tensor,
+        upstream: Upstream,
+        inputs: Inputs,
         scoring: Scoring,
         state: Tensor,
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
-        sizes, inputs = Sizes.of(scoring, y, x), (y, x, mu, stds)
+        sizes = Sizes.of(scoring, inputs)
         rows, energies = _parts(state, sizes)
-        mixtures = kept_mixtures(state, scoring, *inputs)
-        upstream = torch.stack(_upstream(of_total, of_terms, state.dtype))
-        upstream = upstream * (_logsumexp_scale(scoring, sizes) / sizes.mixtures)
+        mixtures = kept_mixtures(state, scoring, inputs)
+        of_means = torch.stack(_of_terms(upstream, state.dtype))
+        of_means = of_means * (_logsumexp_scale(scoring, sizes) / sizes.mixtures)
         if energies is not None:
             own = 0 if mixtures[0].exclude_diagonal else None
-            upstream = upstream.expand(sizes.mixtures, 5)
-            of_energies = self._logsumexp_backward(upstream, energies, rows.contiguous(), own)
+            of_means = of_means.expand(sizes.mixtures, 5)
+            of_energies = self._logsumexp_backward(of_means, energies, rows.contiguous(), own)
             of_inputs: list[Tensor | None] = self._pairs_backward(
                 of_energies, *inputs, None, mixtures, wanted
             )
@@ -172,9 +164,9 @@ class Estimators:
         ]
         for d, block in blocks(mixtures, PAIRS_AT_ONCE):
             of_rows = rows[d : d + 1, :, slice(*block.of_rows)].contiguous()
-            scaled = (upstream * (block.samples / sizes.samples))[None]
+            scaled = (of_means * (block.samples / sizes.samples))[None]
             of_energies = self._logsumexp_backward(
-                scaled, self._block(*inputs, block), of_rows, block.own
+                scaled, self._block(inputs, block), of_rows, block.own
             )
             for columns, mixture in block.mixtures:
                 part = of_energies[..., slice(*columns)].contiguous()
@@ -187,9 +179,9 @@ class Estimators:
             for total, t in zip(totals, inputs, strict=True)
         ]
 
-    def _block(self, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, block: Block) -> Tensor:
+    def _block(self, inputs: Inputs, block: Block) -> Tensor:
         """Energies (1, 3, n, M) of a block of samples."""
-        found = [self._pairs(y, x, mu, stds, [mixture]) for _, mixture in block.mixtures]
+        found = [self._pairs(*inputs, [mixture]) for _, mixture in block.mixtures]
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
@@ -201,22 +193,25 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
     state[: len(eps)] = torch.stack(eps)
 
 
-def kept_mixtures(
-    state: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
-) -> list[Mixture]:
+def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixture]:
     """The mixtures whose stabilisers `_keep` has written."""
-    mixtures = mixtures_of(scoring, y, x, mu, stds, lambda *_: None)
+    mixtures = mixtures_of(scoring, inputs, lambda *_: None)
     count = len(mixtures)
-    eps = state[: 2 * count].to(accumulation_dtype(y, x, mu, stds)).unbind()
+    eps = state[: 2 * count].to(accumulation_dtype(*inputs)).unbind()
     return [
         m._replace(component_eps=eps[d], sample_eps=eps[count + d] if scoring.own_stds else None)
         for d, m in enumerate(mixtures)
     ]
 
 
-def jensen_divisor(scoring: Scoring, y: Tensor, x: Tensor) -> int:
+def moments_in(state: Tensor, inputs: Inputs) -> Tensor:
+    """(D, 4, S, E) of a state of `jensen`."""
+    return state[HEADER:].view(-1, 4, *inputs[0].shape[1:])
+
+
+def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:
     """Of the sums over all pairs."""
-    d, n, m = Sizes.of(scoring, y, x)
+    d, n, m = Sizes.of(scoring, inputs)
     partners = m - int(scoring.pairing == "leave_one_out")
     return d * partners if scoring.sum else d * n * partners
 
@@ -225,30 +220,26 @@ def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
     return sizes.samples if scoring.sum else 1
 
 
-def jensen_terms(
-    sums: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
-) -> tuple[Tensor, Tensor]:
+def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
-    q, g, k = (sums.sum(0) / jensen_divisor(scoring, y, x)).unbind()
+    q, g, k = (sums.sum(0) / jensen_divisor(scoring, inputs)).unbind()
     terms = torch.stack((q + g - k, q, g, torch.zeros_like(q), q + g, -k))
-    terms = terms.to(accumulation_dtype(y, x, mu, stds))
+    terms = terms.to(accumulation_dtype(*inputs))
     return terms[0].clone(), terms
 
 
-def logsumexp_terms(
-    means: Tensor, scoring: Scoring, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
-) -> tuple[Tensor, Tensor]:
+def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from their means (5,), see `reference.logsumexp.logsumexp`."""
-    value, q, g, assignment, std_log = (
-        means * _logsumexp_scale(scoring, Sizes.of(scoring, y, x))
-    ).unbind()
+    scale = _logsumexp_scale(scoring, Sizes.of(scoring, inputs))
+    value, q, g, assignment, std_log = (means * scale).unbind()
     terms = torch.stack((value, q, g, assignment, q + g + assignment, std_log))
-    terms = terms.to(accumulation_dtype(y, x, mu, stds))
+    terms = terms.to(accumulation_dtype(*inputs))
     return terms[0].clone(), terms
 
 
-def _upstream(of_total: Tensor | None, of_terms: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+def _of_terms(upstream: Upstream, dtype: torch.dtype) -> list[Tensor]:
     """Gradients of the total, and of q, g, the assignment and -k beside it."""
+    of_total, of_terms = upstream
     if of_terms is None:
         assert of_total is not None
         zero = torch.zeros_like(of_total, dtype=dtype)

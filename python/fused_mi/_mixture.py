@@ -79,6 +79,11 @@ def directions(pairing: Pairing, batch: int) -> tuple[list[Rows], list[tuple[int
     return parts, [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
 
 
+Inputs = Sequence[Tensor]
+"""y: (rows, S, E) samples. x, mu, stds: (rows, S, E); component l is centred at x + mu with the
+standard deviations stds. With `own_stds`, stds holds those of the samples too, in their rows."""
+
+
 class Scoring(NamedTuple):
     """What an operator takes beside its tensors: who is scored against whom, and how."""
 
@@ -103,16 +108,10 @@ class Scoring(NamedTuple):
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
 
 
-def mixtures_of(
-    scoring: Scoring,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
-    variance: Callable[..., Any],
-) -> list[Mixture]:
+def mixtures_of(scoring: Scoring, inputs: Inputs, variance: Callable[..., Any]) -> list[Mixture]:
     """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
-    dtype = accumulation_dtype(y, x, mu, stds)
+    y, x, _, stds = inputs
+    dtype = accumulation_dtype(*inputs)
     component_mask = scoring.components(x)
     rows = scoring.rows(y.shape[0], x.shape[0])
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import _estimators
-from .._mixture import Scoring
+from .._estimators import HEADER, Upstream
+from .._mixture import Inputs, Scoring
 from ..reference import estimators as reference
 from . import logsumexp as _logsumexp
 from . import moments as _moments
@@ -18,132 +19,99 @@ from . import pairs as _pairs
 from . import variance as _variance
 from ._library import operators, path
 
-_PAIRINGS = {
+_PAIRINGS = {  # as the library has them
     "all": 0,
     "sub_batch": 1,
     "symmetric": 2,
     "leave_one_out": 3,
-}  # as the library has them
+}
 _by_blocks = _estimators.Estimators(_variance, _moments, _pairs, _logsumexp)
+Gradients = list[Tensor | None]
 
 
-@functools.cache
-def _operator(name: str) -> Callable[..., Any]:
-    operator: Callable[..., Any] = getattr(operators(), name).default
-    return operator
+class _Estimator:
+    """One of them: the operators of the library, and plain torch where these know no answer."""
+
+    def __init__(self, name: str, plain: Callable[..., Any], plain_backward: Callable[..., Any]):
+        self._name, self._plain, self._plain_backward = name, plain, plain_backward
+
+    @functools.cached_property
+    def _operators(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        library = operators()
+        return (
+            getattr(library, self._name).default,
+            getattr(library, f"{self._name}_backward").default,
+        )
+
+    def forward(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+        mask, component_mask, pairing, own_stds, total, safety_factor = scoring
+        loss, terms, state, known = self._operators[0](
+            *inputs,
+            mask,
+            component_mask,
+            _PAIRINGS[pairing],
+            own_stds,
+            total,
+            safety_factor,
+            path(),
+        )
+        if not known:
+            loss, terms, state = self._plain(inputs, scoring)
+            state[HEADER - 1] = 1  # so that the library leaves the gradients as well
+        return loss, terms, state
+
+    def backward(
+        self,
+        upstream: Upstream,
+        inputs: Inputs,
+        scoring: Scoring,
+        state: Tensor,
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        mask, component_mask, pairing, own_stds, total, _ = scoring
+        found = self._operators[1](
+            *upstream,
+            *inputs,
+            mask,
+            component_mask,
+            _PAIRINGS[pairing],
+            own_stds,
+            total,
+            state,
+            wanted,
+            path(),
+        )
+        if not found and any(wanted):
+            plain: Gradients = self._plain_backward(upstream, inputs, scoring, state, wanted)
+            return plain
+        gradients = iter(found)
+        return [next(gradients) if needed else None for needed in wanted]
 
 
-def jensen(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `Estimators.jensen`."""
-    return _forward("jensen", y, x, mu, stds, scoring)
+_jensen = _Estimator("jensen", reference.jensen, reference.jensen_backward)
+_of_pairs = _Estimator("logsumexp_of_pairs", reference.logsumexp, reference.logsumexp_backward)
+jensen, jensen_backward = _jensen.forward, _jensen.backward
 
 
-def jensen_backward(
-    of_total: Tensor | None,
-    of_terms: Tensor | None,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
-    scoring: Scoring,
-    state: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """See `Estimators.jensen_backward`."""
-    return _backward("jensen_backward", of_total, of_terms, y, x, mu, stds, scoring, state, wanted)
-
-
-def logsumexp(
-    y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
+def logsumexp(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.logsumexp`."""
-    if _many(y, x, scoring):
-        return _by_blocks.logsumexp(y, x, mu, stds, scoring)
-    return _forward("logsumexp_of_pairs", y, x, mu, stds, scoring)
+    estimator = _by_blocks.logsumexp if _many(inputs, scoring) else _of_pairs.forward
+    return estimator(inputs, scoring)
 
 
 def logsumexp_backward(
-    of_total: Tensor | None,
-    of_terms: Tensor | None,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     scoring: Scoring,
     state: Tensor,
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
+) -> Gradients:
     """See `Estimators.logsumexp_backward`."""
-    arguments = (of_total, of_terms, y, x, mu, stds, scoring, state, wanted)
-    if _many(y, x, scoring):
-        return _by_blocks.logsumexp_backward(*arguments)
-    return _backward("logsumexp_of_pairs_backward", *arguments)
+    many = _many(inputs, scoring)
+    estimator = _by_blocks.logsumexp_backward if many else _of_pairs.backward
+    return estimator(upstream, inputs, scoring, state, wanted)
 
 
-def _many(y: Tensor, x: Tensor, scoring: Scoring) -> bool:
-    _, samples, components = _estimators.Sizes.of(scoring, y, x)
+def _many(inputs: Inputs, scoring: Scoring) -> bool:
+    _, samples, components = _estimators.Sizes.of(scoring, inputs)
     return samples * components > _estimators.PAIRS_AT_ONCE
-
-
-def _forward(
-    name: str, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
-    mask, component_mask, pairing, own_stds, total, safety_factor = scoring
-    loss, terms, state, known = _operator(name)(
-        y,
-        x,
-        mu,
-        stds,
-        mask,
-        component_mask,
-        _PAIRINGS[pairing],
-        own_stds,
-        total,
-        safety_factor,
-        path(),
-    )
-    if not known:
-        plain = reference.jensen if name == "jensen" else reference.logsumexp
-        loss, terms, state = plain(y, x, mu, stds, scoring)
-        state[_estimators.HEADER - 1] = 1  # so that the library leaves the gradients as well
-    return loss, terms, state
-
-
-def _backward(
-    name: str,
-    of_total: Tensor | None,
-    of_terms: Tensor | None,
-    y: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    stds: Tensor,
-    scoring: Scoring,
-    state: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    mask, component_mask, pairing, own_stds, total, _ = scoring
-    found = _operator(name)(
-        of_total,
-        of_terms,
-        y,
-        x,
-        mu,
-        stds,
-        mask,
-        component_mask,
-        _PAIRINGS[pairing],
-        own_stds,
-        total,
-        state,
-        wanted,
-        path(),
-    )
-    if not found and any(wanted):
-        plain = (
-            reference.jensen_backward if name == "jensen_backward" else reference.logsumexp_backward
-        )
-        return plain(of_total, of_terms, y, x, mu, stds, scoring, state, wanted)
-    gradients = iter(found)
-    return [next(gradients) if needed else None for needed in wanted]

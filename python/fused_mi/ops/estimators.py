@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from .._estimators import TERMS, jensen_state, logsumexp_state
-from .._mixture import Scoring
+from .._mixture import Inputs, Scoring
 from .._precision import accumulation_dtype
 from ..reference import estimators as plain
 from ._operator import Gradients, Quantity, operator
 
-Estimate = Callable[[Sequence[Tensor], Scoring, bool], Any]
-"""`((y, x, mu, stds), scoring, first_only)` -> the loss (), and unless `first_only` its terms in
-the order of `TERMS`; in T and in nats.
-
-y: (rows, S, E) samples. x, mu, stds: (rows, S, E); component l is centred at x + mu with the
-standard deviations stds. With `own_stds`, stds holds those of the samples too, in their rows.
-"""
+Estimate = Callable[[Inputs, Scoring, bool], Any]
+"""`(inputs, scoring, first_only)` -> the loss (), and unless `first_only` its terms in the order of
+`TERMS`; in T and in nats."""
 
 
 def _estimate(
     name: str, formula: Callable[..., Any], empty_state: Callable[..., Tensor]
 ) -> Estimate:
-    def forward(module: ModuleType, inputs: Sequence[Tensor], scoring: Scoring) -> Any:
-        return getattr(module, name)(*inputs, scoring)
+    def forward(module: ModuleType, inputs: Inputs, scoring: Scoring) -> Any:
+        return getattr(module, name)(inputs, scoring)
 
-    def backward(
-        module: ModuleType,
-        upstream: Sequence[Tensor | None],
-        inputs: Sequence[Tensor],
-        scoring: Scoring,
-        state: Tensor,
-        wanted: Sequence[bool],
-    ) -> Gradients:
-        found: Gradients = getattr(module, f"{name}_backward")(
-            *upstream, *inputs, scoring, state, wanted
-        )
+    def backward(module: ModuleType, *arguments: Any) -> Gradients:
+        found: Gradients = getattr(module, f"{name}_backward")(*arguments)
         return found
 
-    def fake(inputs: Sequence[Tensor], scoring: Scoring) -> Any:
+    def fake(inputs: Inputs, scoring: Scoring) -> Any:
         terms = inputs[0].new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
-        return terms.new_empty(()), terms, empty_state(*inputs, scoring)
+        return terms.new_empty(()), terms, empty_state(inputs, scoring)
 
     return operator(
         Quantity(
@@ -64,7 +51,7 @@ def _estimate(
             forward,
             backward,
             fake,
-            lambda inputs, scoring: formula(*inputs, scoring),
+            formula,
         )
     )
 

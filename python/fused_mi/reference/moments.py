@@ -142,8 +142,8 @@ class _Direction:
             k = (r.component_mask.sum(0) * log_i.sum(0)).sum()
         if self.both is not None:
             diagonal = self.both[:, block[0]]
-            distance = self._own_distance(r, y, x, mu)
-            q = q - torch.where(diagonal[..., None], distance.square() * r.precision, 0).sum() / 2
+            distance = self._own_distance(r, diagonal[..., None], y, x, mu)
+            q = q - (distance.square() * r.precision).sum() / 2
             g = g - torch.where(diagonal, log_l, 0).sum()
             if m.sample_eps is not None:
                 k = k - torch.where(diagonal, log_i, 0).sum()
@@ -159,10 +159,13 @@ class _Direction:
         )
         return torch.stack((q, g, k)), of_roles
 
-    def _own_distance(self, r: _Roles, y: Tensor, x: Tensor, mu: Tensor) -> Tensor:
-        """Of the pairs (i, i), scaled."""
-        samples, components = y[self.sample_rows].to(r.y.dtype), x[self.component_rows]
-        return ((samples - components) - mu[self.component_rows]) * r.scale
+    def _own_distance(
+        self, r: _Roles, diagonal: Tensor, y: Tensor, x: Tensor, mu: Tensor
+    ) -> Tensor:
+        """Of the pairs (i, i), scaled, where `diagonal` (N, b, 1) is true; else 0."""
+        of_rows = y[self.sample_rows], x[self.component_rows], mu[self.component_rows]
+        of_y, of_x, of_mu = (torch.where(diagonal, t, 0).to(r.y.dtype) for t in of_rows)
+        return ((of_y - of_x) - of_mu) * r.scale
 
     def loses_digits(self, block: Block, *inputs: Tensor) -> bool:
         """Whether a row that is left out is nearly all of some sum it is taken from."""
@@ -196,7 +199,7 @@ class _Direction:
         shift = r.samples.shift - r.components.shift
         diagonal = None if self.both is None else self.both[:, block[0], None]
         if diagonal is not None:
-            own_distance = torch.where(diagonal, self._own_distance(r, y, x, mu), 0)
+            own_distance = self._own_distance(r, diagonal, y, x, mu)
         result: list[Tensor | None] = [None] * 4
         if wanted[0]:
             samples = torch.where(active_i, y[self.sample_rows], 0).to(r.y.dtype) * r.scale
