@@ -11,8 +11,10 @@ train: $(STAMP)
 
 # Everything once; then, unless ARGS chooses, the public functions again on the Triton kernels, in their interpreter.
 test: $(STAMP)
+ifneq ($(ARGS),)
 	$(BIN)/python -m pytest $(ARGS)
-ifeq ($(ARGS),)
+else
+	$(BIN)/python -m pytest -n 2
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
 endif
 

@@ -101,17 +101,17 @@ def test_distance_memory(shape):
 
 
 def seconds(functions, rounds):
-    """Median wall time of each, in turns so that a slow moment hits all; on one thread, because
-    threads that wait for each other on busy cores time the neighbours, not the functions."""
+    """Median time of each, in turns so that a slow moment hits all; of one thread while it has a
+    core, because a busy machine would time the neighbours, not the functions."""
     torch.set_num_threads(1)  # the fixture of conftest.py resets it
     times = [[] for _ in functions]
     for function in functions:
         function()
     for _ in range(rounds):
         for function, kept in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = time.thread_time()
             function()
-            kept.append(time.perf_counter() - start)
+            kept.append(time.thread_time() - start)
     return [statistics.median(kept) for kept in times]
 
 
