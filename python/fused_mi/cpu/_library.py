@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -17,6 +19,7 @@ VARIABLE = "FUSED_MI_CPU"
 _variable = Variable(VARIABLE)
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
+HEADER = "torch/csrc/stable/library.h"
 _VERSION = 4  # of the operators' schemas
 OPERATORS = (
     "variance",
@@ -35,20 +38,40 @@ OPERATORS = (
 
 @functools.cache
 def usable() -> tuple[bool, str]:
-    """Whether the library works in this process, and the reason. A file that does not load is
-    warned of, once; a file that was never built is not."""
+    """Whether the library works in this process, and the reason."""
     if not LIBRARY.exists():
-        return False, "the library was not built: no compiler or no headers at installation"
+        return False, f"the library was not built: {_missing()}"
     try:
         _check_size(LIBRARY)
         torch.ops.load_library(str(LIBRARY))
         _check_operators()
     except Exception as error:  # whatever a wrong file raises: the plain path serves
         cause = error.__cause__ or error
-        reason = f"{LIBRARY} does not load: {type(cause).__name__}: {cause}"
-        warnings.warn(f"fused_mi: {reason}; plain torch serves CPU tensors", stacklevel=2)
-        return False, reason
+        return False, f"{LIBRARY} does not load: {type(cause).__name__}: {cause}"
     return True, f"{platform.machine()}, instructions: {', '.join(supported())}"
+
+
+@functools.cache
+def warn_of_slowness(reason: str) -> None:
+    """Once: plain torch serves CPU tensors though there are kernels for this machine."""
+    if platform.system() == "Windows":
+        return
+    warnings.warn(
+        f"fused_mi: plain torch serves CPU tensors, several times slower than the CPU kernels: "
+        f"{reason}. They are built where a C++ compiler and torch's headers are found: "
+        "pip install --force-reinstall --no-deps fused-mi (or '.' in its source tree)",
+        stacklevel=2,
+    )
+
+
+def _missing() -> str:
+    """What the build needs and is not here now."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")  # as setup.py looks for them
+    if not any(map(shutil.which, filter(None, names))):
+        return "there is no C++ compiler"
+    if not Path(torch.__file__).with_name("include").joinpath(HEADER).exists():
+        return f"torch has no {HEADER}"
+    return "a compiler and torch's headers are here now; at installation they were not, or unwanted"
 
 
 @functools.cache

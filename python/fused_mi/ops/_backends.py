@@ -165,6 +165,8 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
             break
         reasons.append(f"{name}: {reason}")
     because = "; ".join(reasons)
+    if device == "cpu" and name == "reference":
+        _cpu.warn_of_slowness(_cpu.usable()[1])
     _log.info("%s on %s is served by %s (%s)", operator, device, name, because)
     return Choice(operator, name, because)
 

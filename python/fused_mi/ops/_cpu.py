@@ -20,3 +20,10 @@ def serves(operator: str, device: str) -> tuple[bool, str]:
     if operator not in _OPERATORS:
         return False, "there is no such kernel"
     return usable()
+
+
+def warn_of_slowness(reason: str) -> None:
+    """That plain torch serves CPU tensors instead, because of `reason`; once."""
+    from ..cpu import _library
+
+    _library.warn_of_slowness(reason)
