@@ -54,10 +54,21 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
     return found
 
 
-def careful_tile(features: int, device: torch.device) -> Tile:
-    """For the kernels of an irregular call: long, for a regular one pays for every program."""
-    width = min(triton.next_power_of_2(max(features, 1)), 512)
-    return Tile(1, width, max(1, min(width // 64, 2 * _warps(device))))
+class LostTile(NamedTuple):
+    """ROWS x FEATURES elements of a program, of LOOK columns that it looks at."""
+
+    ROWS: int
+    FEATURES: int
+    LOOK: int
+    num_warps: int
+
+
+def lost_tile(features: int, device: torch.device) -> LostTile:
+    """For lost columns: few of the features, which may be the only ones, and a long look, as an
+    ordinary call pays for every program."""
+    longest, warps = triton.next_power_of_2(max(features, 1)), _warps(device)
+    width = min(longest, _WARP)
+    return LostTile(4 * warps * _WARP // width, width, min(longest, 512 * warps), warps)
 
 
 def finish_tile(splits: int, features: int) -> Tile:

@@ -1,0 +1,291 @@
+"""The sums over all pairs, and their gradients, pair by pair: in the columns, one feature of one
+position, that moments cannot serve. Their state is NaN, see `finish_kernel`.
+
+In float64, where nothing but a ratio is squared. A program looks at LOOK columns at once, and at
+FEATURES of them where some are lost. Loops that find nothing to do have no steps.
+"""
+
+import triton
+import triton.language as tl
+
+from ._tiles import load, position, root_terms, store_rows, weighted
+
+
+@triton.jit
+def _lost(state, s, e, E):
+    """Which columns are."""
+    value = tl.load(state + (s.to(tl.int64) * E + e), mask=e < E, other=0.0)
+    return value != value
+
+
+@triton.jit
+def _lost_in_a_role(
+    sample_state, component_state, s, e, E, SAMPLES: tl.constexpr, COMPONENTS: tl.constexpr
+):
+    found = e < 0
+    if SAMPLES:
+        found = found | _lost(sample_state, s, e, E)
+    if COMPONENTS:
+        found = found | _lost(component_state, s, e, E)
+    return found
+
+
+@triton.jit
+def _any(flags):
+    return tl.max(tl.max(flags.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def _active(flags, index, s, S, end):
+    """Which rows contribute, of `flags` (rows, S)."""
+    return tl.load(flags + (index.to(tl.int64) * S + s), mask=index < end, other=0) != 0
+
+
+@triton.jit
+def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
+    """Where rows `index` meet a partner."""
+    if EXCLUDE_DIAGONAL:
+        return here & there & (index != partner)
+    else:
+        return here & there
+
+
+@triton.jit(
+    do_not_specialize=["sample_start", "component_start", "N", "M", "rows_per_split", "S"],
+    do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
+)
+def sums_of_pairs_kernel(
+    y,  # (rows, S, E)
+    x,  # (rows, S, E)
+    mu,  # (rows, S, E)
+    stds,  # (rows, S, E)
+    sample_eps,  # ()
+    component_eps,  # ()
+    sample_active,  # (N, S) uint8
+    component_active,  # (M, S) uint8
+    state,  # (4, S, E)
+    partial_sums,  # (programs, 3) float64: of q, g, k, times 2, in the lost columns
+    y_stride_row,
+    y_stride_s,
+    y_stride_e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    sample_start,
+    component_start,
+    N,
+    M,
+    rows_per_split,
+    S,
+    E,
+    tiles,
+    OWN_STDS: tl.constexpr,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LOOK: tl.constexpr,
+):
+    ACC: tl.constexpr = tl.float64
+    tile, s, split = position(tiles, S)
+    first, end = split * rows_per_split, min((split + 1) * rows_per_split, N)
+    q = tl.zeros((ROWS, FEATURES), ACC)
+    g = tl.zeros((ROWS, FEATURES), ACC)
+    k = tl.zeros((ROWS, FEATURES), ACC)
+    left, right = tile * LOOK, min((tile + 1) * LOOK, E)
+    some = _any(_lost(state, s, left + tl.arange(0, LOOK)[None, :], E))
+    for column in range(left, tl.where(some, right, left), FEATURES):
+        e = column + tl.arange(0, FEATURES)[None, :]
+        lost = _lost(state, s, e, E)
+        for begin in range(first, tl.where(_any(lost), end, first), ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None]
+            row = sample_start + index
+            here = _active(sample_active, index, s, S, end) & lost
+            sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+            count = tl.zeros((ROWS, FEATURES), ACC)
+            for partner in range(0, M):
+                there = lost & (tl.load(component_active + partner * S.to(tl.int64) + s) != 0)
+                use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
+                at = component_start + partner
+                centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
+                offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
+                sigma = load(
+                    stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
+                )
+                root, log_terms = root_terms(sigma, tl.load(component_eps).to(ACC))
+                z = ((sample - centre) - offset) / root
+                q += tl.where(use, z * z, 0.0)
+                g += tl.where(use, log_terms, 0.0)
+                count += use.to(ACC)
+            if OWN_STDS:
+                sigma = load(
+                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
+                )
+                _, log_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
+                k += tl.where(count > 0, count * log_terms, 0.0)
+    sums = partial_sums + tl.program_id(0) * 3
+    tl.store(sums, tl.sum(tl.sum(q, 1), 0))
+    tl.store(sums + 1, tl.sum(tl.sum(g, 1), 0))
+    tl.store(sums + 2, tl.sum(tl.sum(k, 1), 0))
+
+
+@triton.jit(
+    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "partners", "S"],
+    do_not_specialize_on_alignment=[
+        "sample_eps",
+        "component_eps",
+        "partner_eps",
+        "sample_upstream",
+        "component_upstream",
+    ],
+)
+def gradient_of_pairs_kernel(
+    y,  # arguments up to `rows_per_split`: see gradient_kernel
+    x,
+    mu,
+    stds,
+    sample_eps,
+    component_eps,
+    partner_eps,  # () of the components that these rows meet as samples
+    sample_active,
+    component_active,
+    component_partners,  # (partners, S) uint8: which rows they meet as samples
+    sample_partners,  # (partners, S) uint8: which rows they meet as components
+    sample_state,
+    component_state,
+    sample_upstream,
+    component_upstream,
+    d_y,
+    d_x,
+    d_mu,
+    d_stds,
+    y_stride_row,
+    y_stride_s,
+    y_stride_e,
+    x_stride_row,
+    x_stride_s,
+    x_stride_e,
+    mu_stride_row,
+    mu_stride_s,
+    mu_stride_e,
+    stds_stride_row,
+    stds_stride_s,
+    stds_stride_e,
+    start,
+    rows,
+    rows_per_split,
+    partner_start,
+    partners,
+    S,
+    E,
+    tiles,
+    SAMPLES: tl.constexpr,
+    OWN_STDS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    D_Y: tl.constexpr,
+    D_X: tl.constexpr,
+    D_MU: tl.constexpr,
+    D_STDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LOOK: tl.constexpr,
+):
+    """Writes the lost columns of every wanted gradient anew; of both roles, if any of them is."""
+    ACC: tl.constexpr = tl.float64
+    tile, s, split = position(tiles, S)
+    first, end = split * rows_per_split, min((split + 1) * rows_per_split, rows)
+    left, right = tile * LOOK, min((tile + 1) * LOOK, E)
+    e = left + tl.arange(0, LOOK)[None, :]
+    some = _any(_lost_in_a_role(sample_state, component_state, s, e, E, SAMPLES, COMPONENTS))
+    for column in range(left, tl.where(some, right, left), FEATURES):
+        e = column + tl.arange(0, FEATURES)[None, :]
+        lost = _lost_in_a_role(sample_state, component_state, s, e, E, SAMPLES, COMPONENTS)
+        for begin in range(first, tl.where(_any(lost), end, first), ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None]
+            row = start + index
+            inside = (index < end) & lost
+            gradient_y = tl.zeros((ROWS, FEATURES), ACC)
+            gradient_c = tl.zeros((ROWS, FEATURES), ACC)
+            gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+            if SAMPLES:
+                here = _active(sample_active, index, s, S, end) & lost
+                sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+                eps_l = tl.load(partner_eps).to(ACC)
+                # In units of the least root no term overflows: two could be infinite, of each sign.
+                least = tl.zeros((ROWS, FEATURES), ACC) + float("inf")
+                for partner in range(0, partners):
+                    there = lost & (tl.load(component_partners + partner * S.to(tl.int64) + s) != 0)
+                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
+                    at = partner_start + partner
+                    sigma = load(
+                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
+                    )
+                    least = tl.where(use, tl.minimum(least, tl.abs(sigma)), least)
+                unit, _ = root_terms(tl.where(least < float("inf"), least, 1.0), eps_l)
+                pull = tl.zeros((ROWS, FEATURES), ACC)
+                count = tl.zeros((ROWS, FEATURES), ACC)
+                for partner in range(0, partners):
+                    there = lost & (tl.load(component_partners + partner * S.to(tl.int64) + s) != 0)
+                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
+                    at = partner_start + partner
+                    centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
+                    offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
+                    sigma = load(
+                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
+                    )
+                    root, _ = root_terms(sigma, eps_l)
+                    ratio = unit / root
+                    term = ((sample - centre) - offset) * ratio * ratio
+                    pull += tl.where(use, term, 0.0)
+                    count += use.to(ACC)
+                pull = weighted(tl.load(sample_upstream), pull / unit) / unit
+                gradient_y = tl.where(here, pull, 0.0)
+                if OWN_STDS:
+                    sigma = load(
+                        stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
+                    )
+                    root, _ = root_terms(sigma, tl.load(sample_eps).to(ACC))
+                    pull = weighted(tl.load(sample_upstream + 2), count)
+                    gradient_stds += tl.where(here, sigma / root * pull / root, 0.0)
+            if COMPONENTS:
+                here = _active(component_active, index, s, S, end) & lost
+                centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
+                offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, here, ACC)
+                sigma = load(
+                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
+                )
+                root, _ = root_terms(sigma, tl.load(component_eps).to(ACC))
+                large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
+                distances = tl.zeros((ROWS, FEATURES), ACC)
+                squares = tl.zeros((ROWS, FEATURES), ACC)  # over v, and over `large`
+                count = tl.zeros((ROWS, FEATURES), ACC)
+                for partner in range(0, partners):
+                    there = lost & (tl.load(sample_partners + partner * S.to(tl.int64) + s) != 0)
+                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
+                    at = partner_start + partner
+                    sample = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
+                    distance = (sample - centre) - offset
+                    z = distance / root
+                    distances += tl.where(use, distance, 0.0)
+                    squares += tl.where(use, z * (z / large), 0.0)
+                    count += use.to(ACC)
+                upstream_q = tl.load(component_upstream)
+                pull = -weighted(upstream_q, distances / root) / root
+                gradient_c = tl.where(here, pull, 0.0)
+                pull = weighted(tl.load(component_upstream + 1), count / large)
+                pull = sigma / root * (pull - weighted(upstream_q, squares)) / small
+                gradient_stds += tl.where(here & (sigma != 0), pull, 0.0)
+            if D_Y:
+                store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+            if D_X:
+                store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+            if D_MU:
+                store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+            if D_STDS:
+                store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
