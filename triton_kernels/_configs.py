@@ -55,20 +55,21 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
 
 
 class LostTile(NamedTuple):
-    """ROWS x FEATURES elements of a program, of LOOK columns that it looks at."""
+    """ROWS x PARTNERS x FEATURES elements of a program, in LOOK columns that it looks at."""
 
     ROWS: int
+    PARTNERS: int
     FEATURES: int
     LOOK: int
     num_warps: int
 
 
-def lost_tile(features: int, device: torch.device) -> LostTile:
-    """For lost columns: few of the features, which may be the only ones, and a long look, as an
-    ordinary call pays for every program."""
-    longest, warps = triton.next_power_of_2(max(features, 1)), _warps(device)
-    width = min(longest, _WARP)
-    return LostTile(4 * warps * _WARP // width, width, min(longest, 512 * warps), warps)
+def lost_tile(rows: int, partners: int, features: int) -> LostTile:
+    """For lost columns: of a long batch few at a time, for they are few; of a short one a warp's.
+    The look is long, for an ordinary call pays for every program."""
+    n, m = _between(rows, 1, 8), _between(partners, 1, 16)
+    width = _between(features, 1, 512 // (n * m) if n * m > 16 else _WARP)
+    return LostTile(n, m, width, _between(features, 1, 2048), 4)
 
 
 def finish_tile(splits: int, features: int) -> Tile:

@@ -69,8 +69,8 @@ def finish_kernel(
     FEATURES: tl.constexpr,
 ):
     # What is left of a sum without its largest term, and how far a shift may be.
-    LEFT: tl.constexpr = 2.0**-16 if SPARE else 0.25
-    MOST: tl.constexpr = 2.0**10 if SPARE else 16.0
+    LEFT: tl.constexpr = 2.0**-16 if SPARE else 0.5
+    MOST: tl.constexpr = 2.0**10 if SPARE else 8.0
     tile, s, _ = position(tiles, S)
     e = tile * FEATURES + tl.arange(0, FEATURES)
     inside = e < E

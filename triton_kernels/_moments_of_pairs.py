@@ -1,8 +1,8 @@
 """The sums over all pairs, and their gradients, pair by pair: in the columns, one feature of one
 position, that moments cannot serve. Their state is NaN, see `finish_kernel`.
 
-In float64, where nothing but a ratio is squared. A program looks at LOOK columns at once, and at
-FEATURES of them where some are lost. Loops that find nothing to do have no steps.
+In float64, where nothing but a ratio is squared. A program looks at LOOK columns at once; the lost
+ones among them it takes in tiles of ROWS x PARTNERS x FEATURES.
 """
 
 import triton
@@ -12,27 +12,23 @@ from ._tiles import load, position, root_terms, store_rows, weighted
 
 
 @triton.jit
-def _lost(state, s, e, E):
-    """Which columns are."""
-    value = tl.load(state + (s.to(tl.int64) * E + e), mask=e < E, other=0.0)
-    return value != value
-
-
-@triton.jit
-def _lost_in_a_role(
-    sample_state, component_state, s, e, E, SAMPLES: tl.constexpr, COMPONENTS: tl.constexpr
-):
+def _lost(state, other_state, s, e, E):
+    """Which columns are, in one of the states; either may be None."""
+    at = s.to(tl.int64) * E + e
     found = e < 0
-    if SAMPLES:
-        found = found | _lost(sample_state, s, e, E)
-    if COMPONENTS:
-        found = found | _lost(component_state, s, e, E)
+    if state is not None:
+        value = tl.load(state + at, mask=e < E, other=0.0)
+        found = found | (value != value)
+    if other_state is not None:
+        value = tl.load(other_state + at, mask=e < E, other=0.0)
+        found = found | (value != value)
     return found
 
 
 @triton.jit
-def _any(flags):
-    return tl.max(tl.max(flags.to(tl.int32), 1), 0) > 0
+def _next(lost, e, column, end):
+    """The first column that is lost, from `column` on."""
+    return tl.min(tl.where(lost & (e >= column), e, end), 0)
 
 
 @triton.jit
@@ -43,7 +39,7 @@ def _active(flags, index, s, S, end):
 
 @triton.jit
 def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
-    """Where rows `index` meet a partner."""
+    """Where rows meet their partners."""
     if EXCLUDE_DIAGONAL:
         return here & there & (index != partner)
     else:
@@ -88,30 +84,34 @@ def sums_of_pairs_kernel(
     OWN_STDS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
+    PARTNERS: tl.constexpr,
     FEATURES: tl.constexpr,
     LOOK: tl.constexpr,
 ):
     ACC: tl.constexpr = tl.float64
     tile, s, split = position(tiles, S)
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, N)
-    q = tl.zeros((ROWS, FEATURES), ACC)
-    g = tl.zeros((ROWS, FEATURES), ACC)
-    k = tl.zeros((ROWS, FEATURES), ACC)
+    q = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+    g = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+    k = tl.zeros((ROWS, 1, FEATURES), ACC)
     left, right = tile * LOOK, min((tile + 1) * LOOK, E)
-    some = _any(_lost(state, s, left + tl.arange(0, LOOK)[None, :], E))
-    for column in range(left, tl.where(some, right, left), FEATURES):
-        e = column + tl.arange(0, FEATURES)[None, :]
-        lost = _lost(state, s, e, E)
-        for begin in range(first, tl.where(_any(lost), end, first), ROWS):
-            index = begin + tl.arange(0, ROWS)[:, None]
+    columns = left + tl.arange(0, LOOK)
+    all_lost = _lost(state, None, s, columns, E)
+    column = _next(all_lost, columns, left, right)
+    while column < right:
+        e = column + tl.arange(0, FEATURES)[None, None, :]
+        lost = _lost(state, None, s, e, right)
+        for begin in range(first, end, ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None, None]
             row = sample_start + index
             here = _active(sample_active, index, s, S, end) & lost
             sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
-            count = tl.zeros((ROWS, FEATURES), ACC)
-            for partner in range(0, M):
-                there = lost & (tl.load(component_active + partner * S.to(tl.int64) + s) != 0)
-                use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
-                at = component_start + partner
+            count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+            for partner in range(0, M, PARTNERS):
+                other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                at = component_start + other
+                there = _active(component_active, other, s, S, M) & lost
+                use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                 centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
                 offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
                 sigma = load(
@@ -127,11 +127,12 @@ def sums_of_pairs_kernel(
                     stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
                 )
                 _, log_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
-                k += tl.where(count > 0, count * log_terms, 0.0)
+                k += tl.where(here, tl.sum(count, 1, keep_dims=True) * log_terms, 0.0)
+        column = _next(all_lost, columns, column + FEATURES, right)
     sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, tl.sum(tl.sum(q, 1), 0))
-    tl.store(sums + 1, tl.sum(tl.sum(g, 1), 0))
-    tl.store(sums + 2, tl.sum(tl.sum(k, 1), 0))
+    tl.store(sums, tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
+    tl.store(sums + 1, tl.sum(tl.sum(tl.sum(g, 2), 1), 0))
+    tl.store(sums + 2, tl.sum(tl.sum(tl.sum(k, 2), 1), 0))
 
 
 @triton.jit(
@@ -156,8 +157,8 @@ def gradient_of_pairs_kernel(
     component_active,
     component_partners,  # (partners, S) uint8: which rows they meet as samples
     sample_partners,  # (partners, S) uint8: which rows they meet as components
-    sample_state,
-    component_state,
+    state,  # (4, S, E) of the mixtures of `gradient_kernel`: of any one role of these rows
+    other_state,  # and of the other role, where it is another one
     sample_upstream,
     component_upstream,
     d_y,
@@ -193,6 +194,7 @@ def gradient_of_pairs_kernel(
     D_MU: tl.constexpr,
     D_STDS: tl.constexpr,
     ROWS: tl.constexpr,
+    PARTNERS: tl.constexpr,
     FEATURES: tl.constexpr,
     LOOK: tl.constexpr,
 ):
@@ -201,39 +203,43 @@ def gradient_of_pairs_kernel(
     tile, s, split = position(tiles, S)
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, rows)
     left, right = tile * LOOK, min((tile + 1) * LOOK, E)
-    e = left + tl.arange(0, LOOK)[None, :]
-    some = _any(_lost_in_a_role(sample_state, component_state, s, e, E, SAMPLES, COMPONENTS))
-    for column in range(left, tl.where(some, right, left), FEATURES):
-        e = column + tl.arange(0, FEATURES)[None, :]
-        lost = _lost_in_a_role(sample_state, component_state, s, e, E, SAMPLES, COMPONENTS)
-        for begin in range(first, tl.where(_any(lost), end, first), ROWS):
-            index = begin + tl.arange(0, ROWS)[:, None]
+    columns = left + tl.arange(0, LOOK)
+    all_lost = _lost(state, other_state, s, columns, E)
+    column = _next(all_lost, columns, left, right)
+    while column < right:
+        e = column + tl.arange(0, FEATURES)[None, None, :]
+        lost = _lost(state, other_state, s, e, right)
+        for begin in range(first, end, ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None, None]
             row = start + index
             inside = (index < end) & lost
-            gradient_y = tl.zeros((ROWS, FEATURES), ACC)
-            gradient_c = tl.zeros((ROWS, FEATURES), ACC)
-            gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+            gradient_y = tl.zeros((ROWS, 1, FEATURES), ACC)
+            gradient_c = tl.zeros((ROWS, 1, FEATURES), ACC)
+            gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
                 here = _active(sample_active, index, s, S, end) & lost
                 sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
-                least = tl.zeros((ROWS, FEATURES), ACC) + float("inf")
-                for partner in range(0, partners):
-                    there = lost & (tl.load(component_partners + partner * S.to(tl.int64) + s) != 0)
-                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
-                    at = partner_start + partner
+                least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = _active(component_partners, other, s, S, partners) & lost
+                    use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     sigma = load(
                         stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
                     )
                     least = tl.where(use, tl.minimum(least, tl.abs(sigma)), least)
-                unit, _ = root_terms(tl.where(least < float("inf"), least, 1.0), eps_l)
-                pull = tl.zeros((ROWS, FEATURES), ACC)
-                count = tl.zeros((ROWS, FEATURES), ACC)
-                for partner in range(0, partners):
-                    there = lost & (tl.load(component_partners + partner * S.to(tl.int64) + s) != 0)
-                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
-                    at = partner_start + partner
+                of_unit = tl.min(least, 1, keep_dims=True)
+                unit, _ = root_terms(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
+                pull = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = _active(component_partners, other, s, S, partners) & lost
+                    use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
                     offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
                     sigma = load(
@@ -244,15 +250,17 @@ def gradient_of_pairs_kernel(
                     term = ((sample - centre) - offset) * ratio * ratio
                     pull += tl.where(use, term, 0.0)
                     count += use.to(ACC)
-                pull = weighted(tl.load(sample_upstream), pull / unit) / unit
-                gradient_y = tl.where(here, pull, 0.0)
+                of_all = tl.sum(pull, 1, keep_dims=True) / unit
+                of_all = weighted(tl.load(sample_upstream), of_all) / unit
+                gradient_y = tl.where(here, of_all, 0.0)
                 if OWN_STDS:
                     sigma = load(
                         stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
                     )
                     root, _ = root_terms(sigma, tl.load(sample_eps).to(ACC))
-                    pull = weighted(tl.load(sample_upstream + 2), count)
-                    gradient_stds += tl.where(here, sigma / root * pull / root, 0.0)
+                    upstream_k = tl.load(sample_upstream + 2)
+                    of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
+                    gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
                 here = _active(component_active, index, s, S, end) & lost
                 centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
@@ -262,13 +270,14 @@ def gradient_of_pairs_kernel(
                 )
                 root, _ = root_terms(sigma, tl.load(component_eps).to(ACC))
                 large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
-                distances = tl.zeros((ROWS, FEATURES), ACC)
-                squares = tl.zeros((ROWS, FEATURES), ACC)  # over v, and over `large`
-                count = tl.zeros((ROWS, FEATURES), ACC)
-                for partner in range(0, partners):
-                    there = lost & (tl.load(sample_partners + partner * S.to(tl.int64) + s) != 0)
-                    use = _met(here, there, index, partner, EXCLUDE_DIAGONAL)
-                    at = partner_start + partner
+                distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                squares = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)  # over v, and over `large`
+                count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = _active(sample_partners, other, s, S, partners) & lost
+                    use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     sample = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
                     distance = (sample - centre) - offset
                     z = distance / root
@@ -276,11 +285,13 @@ def gradient_of_pairs_kernel(
                     squares += tl.where(use, z * (z / large), 0.0)
                     count += use.to(ACC)
                 upstream_q = tl.load(component_upstream)
-                pull = -weighted(upstream_q, distances / root) / root
-                gradient_c = tl.where(here, pull, 0.0)
-                pull = weighted(tl.load(component_upstream + 1), count / large)
-                pull = sigma / root * (pull - weighted(upstream_q, squares)) / small
-                gradient_stds += tl.where(here & (sigma != 0), pull, 0.0)
+                of_all = weighted(upstream_q, tl.sum(distances, 1, keep_dims=True) / root)
+                gradient_c = tl.where(here, -of_all / root, 0.0)
+                upstream_g = tl.load(component_upstream + 1)
+                of_all = weighted(upstream_g, tl.sum(count, 1, keep_dims=True) / large)
+                of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
+                of_all = sigma / root * of_all / small
+                gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
             if D_Y:
                 store_rows(d_y, row, s, e, S, E, gradient_y, inside)
             if D_X:
@@ -289,3 +300,4 @@ def gradient_of_pairs_kernel(
                 store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
             if D_STDS:
                 store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        column = _next(all_lost, columns, column + FEATURES, right)
