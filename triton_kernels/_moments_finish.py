@@ -69,7 +69,7 @@ def finish_kernel(
     FEATURES: tl.constexpr,
 ):
     # What is left of a sum without its largest term, and how far a shift may be.
-    LEFT: tl.constexpr = 2.0**-16 if SPARE else 0.5
+    LEFT: tl.constexpr = 2.0**-12 if SPARE else 0.5
     MOST: tl.constexpr = 2.0**10 if SPARE else 8.0
     tile, s, _ = position(tiles, S)
     e = tile * FEATURES + tl.arange(0, FEATURES)
@@ -113,12 +113,14 @@ def finish_kernel(
     lost |= _far(weight, mean_c, x_shift + mean_c, m2_c, MOST)
     if EXCLUDE_DIAGONAL:
         diagonal, heaviest, farthest = zeros, zeros, zeros
+        LOG_2PI: tl.constexpr = 1.8378770664093453
         for begin in range(0, sample_splits, ROWS):
             split = begin + tl.arange(0, ROWS)
             parts = own_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
             use = (split < sample_splits)[:, None] & inside[None, :]
             diagonal += tl.sum(_part(parts, use), 0)
-            heaviest = tl.maximum(heaviest, tl.max(_part(parts + plane, use), 0))
+            log_terms = tl.load(parts + plane, mask=use, other=float("inf")).to(tl.float64)
+            heaviest = tl.maximum(heaviest, tl.exp(LOG_2PI - tl.min(log_terms, 0)))
             far = _part(parts + 2 * plane, use)
             farthest = farther(farthest, farther(tl.max(far, 0), tl.min(far, 0)))
         q -= diagonal

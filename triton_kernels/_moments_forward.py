@@ -49,7 +49,7 @@ def accumulate_kernel(
     component_counts,
     sample_parts,  # (splits, 3, S, E) ACC: delta, NaN if out of range; m2, log-determinant terms
     component_parts,  # (splits, 4, S, E) ACC: the same, with the weight after m2
-    own_parts,  # (splits, 3, S, E) ACC: q of the pairs (i, i), largest 1 / v, farthest y - shift
+    own_parts,  # (splits, 3, S, E) ACC: q of the pairs (i, i), least log-term, farthest y - shift
     split_samples,  # (splits, S) int32: contributing samples
     y_stride_row,
     y_stride_s,
@@ -120,12 +120,12 @@ def accumulate_kernel(
         eps_l = tl.load(component_eps).to(ACC)
     if EXCLUDE_DIAGONAL:
         diagonal = tl.zeros((ROWS, FEATURES), ACC)
-        heaviest = tl.zeros((ROWS, FEATURES), ACC)
+        least_log = tl.zeros((ROWS, FEATURES), tl.float32) + float("inf")
         farthest = tl.zeros((ROWS, FEATURES), ACC)
     if OWN_STDS:
         eps_i = tl.load(sample_eps).to(ACC)
     if OWN_STDS or COMPONENTS:
-        largest_log = tl.zeros((ROWS, FEATURES), ACC)
+        largest_log = tl.zeros((ROWS, FEATURES), tl.float32)
 
     end = min((split + 1) * rows_per_split, rows)
     for begin in range(split * rows_per_split, end, ROWS):
@@ -164,7 +164,7 @@ def accumulate_kernel(
             m2_y += tl.where(use_i, step * (deviation_y - mean_y), 0.0)
             if OWN_STDS:
                 _, log_terms = variance_terms(sigma, eps_i)
-                largest_log = tl.maximum(largest_log, tl.abs(log_terms))
+                largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
                 others = partners(partners_of_samples, here_l, EXCLUDE_DIAGONAL, ACC)
                 log_i += tl.where(use_i, others * log_terms, 0.0)
         if COMPONENTS:
@@ -173,7 +173,7 @@ def accumulate_kernel(
             centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
             deviation_c = tl.where(use_l, centre, 0.0)
             precision, log_terms = variance_terms(sigma, eps_l)
-            largest_log = tl.maximum(largest_log, tl.abs(log_terms))
+            largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
             precision = tl.where(use_l, precision, 0.0)
             weight += precision
             step = deviation_c - mean_c
@@ -184,7 +184,8 @@ def accumulate_kernel(
         if EXCLUDE_DIAGONAL:
             distance = (deviation_y - deviation_c) + (y_shift - x_shift)
             diagonal += tl.where(use_i & use_l, (precision * distance) * distance, 0.0)
-            heaviest = tl.maximum(heaviest, precision)
+            found = tl.where(use_l, log_terms.to(tl.float32), float("inf"))
+            least_log = tl.minimum(least_log, found)
             farthest = farther(farthest, deviation_y)
 
     plane = S.to(tl.int64) * E
@@ -210,6 +211,6 @@ def accumulate_kernel(
     if EXCLUDE_DIAGONAL:
         parts = own_parts + split.to(tl.int64) * 3 * plane + at
         tl.store(parts, tl.sum(diagonal, 0), mask=inside)
-        tl.store(parts + plane, tl.max(heaviest, 0), mask=inside)
+        tl.store(parts + plane, tl.min(least_log, 0).to(ACC), mask=inside)
         farthest = farther(tl.max(farthest, 0), tl.min(farthest, 0))
         tl.store(parts + 2 * plane, farthest, mask=inside)

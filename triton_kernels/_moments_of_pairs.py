@@ -38,6 +38,12 @@ def _active(flags, index, s, S, end):
 
 
 @triton.jit
+def _root(sigma, eps):
+    root, _ = root_terms(sigma, eps)
+    return root
+
+
+@triton.jit
 def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
     """Where rows meet their partners."""
     if EXCLUDE_DIAGONAL:
@@ -126,8 +132,8 @@ def sums_of_pairs_kernel(
                 sigma = load(
                     stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
                 )
-                _, log_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
-                k += tl.where(here, tl.sum(count, 1, keep_dims=True) * log_terms, 0.0)
+                _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
+                k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)
         column = _next(all_lost, columns, column + FEATURES, right)
     sums = partial_sums + tl.program_id(0) * 3
     tl.store(sums, tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
@@ -218,7 +224,7 @@ def gradient_of_pairs_kernel(
             gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
                 here = _active(sample_active, index, s, S, end) & lost
-                sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+                own_y = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
                 least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
@@ -227,12 +233,12 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    sigma = load(
+                    their_sigma = load(
                         stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
                     )
-                    least = tl.where(use, tl.minimum(least, tl.abs(sigma)), least)
+                    least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
                 of_unit = tl.min(least, 1, keep_dims=True)
-                unit, _ = root_terms(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
+                unit = _root(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
                 pull = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                 count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                 for partner in range(0, partners, PARTNERS):
@@ -240,14 +246,15 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
-                    offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
-                    sigma = load(
+                    their_x = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
+                    their_mu = load(
+                        mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC
+                    )
+                    their_sigma = load(
                         stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
                     )
-                    root, _ = root_terms(sigma, eps_l)
-                    ratio = unit / root
-                    term = ((sample - centre) - offset) * ratio * ratio
+                    ratio = unit / _root(their_sigma, eps_l)
+                    term = ((own_y - their_x) - their_mu) * ratio * ratio
                     pull += tl.where(use, term, 0.0)
                     count += use.to(ACC)
                 of_all = tl.sum(pull, 1, keep_dims=True) / unit
@@ -257,18 +264,18 @@ def gradient_of_pairs_kernel(
                     sigma = load(
                         stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
                     )
-                    root, _ = root_terms(sigma, tl.load(sample_eps).to(ACC))
+                    root = _root(sigma, tl.load(sample_eps).to(ACC))
                     upstream_k = tl.load(sample_upstream + 2)
                     of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
                     gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
                 here = _active(component_active, index, s, S, end) & lost
-                centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
-                offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, here, ACC)
+                own_x = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
+                own_mu = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, here, ACC)
                 sigma = load(
                     stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
                 )
-                root, _ = root_terms(sigma, tl.load(component_eps).to(ACC))
+                root = _root(sigma, tl.load(component_eps).to(ACC))
                 large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
                 distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                 squares = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)  # over v, and over `large`
@@ -278,8 +285,8 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(sample_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    sample = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
-                    distance = (sample - centre) - offset
+                    their_y = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
+                    distance = (their_y - own_x) - own_mu
                     z = distance / root
                     distances += tl.where(use, distance, 0.0)
                     squares += tl.where(use, z * (z / large), 0.0)
