@@ -131,7 +131,10 @@ def finish_kernel(
 
     dtype: tl.constexpr = state.dtype.element_ty
     of_y, spread, of_c, of_weight = (
-        mean_y.to(dtype), m2_y.to(dtype), mean_c.to(dtype), weight.to(dtype),
+        mean_y.to(dtype),
+        m2_y.to(dtype),
+        mean_c.to(dtype),
+        weight.to(dtype),
     )
     lost |= ~(_finite(of_y, spread) & _finite(of_c, of_weight) & _finite(m2_c, distance))
     lost &= some
