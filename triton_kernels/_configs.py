@@ -62,14 +62,15 @@ class LostTile(NamedTuple):
     FEATURES: int
     LOOK: int
     num_warps: int
+    maxnreg: int
 
 
-def lost_tile(rows: int, partners: int, features: int) -> LostTile:
-    """For lost columns: of a long batch few at a time, for they are few; of a short one a warp's.
-    The look is long, for an ordinary call pays for every program."""
-    n, m = _between(rows, 1, 8), _between(partners, 1, 16)
-    width = _between(features, 1, 512 // (n * m) if n * m > 16 else _WARP)
-    return LostTile(n, m, width, _between(features, 1, 2048), 4)
+def lost_tile(features: int) -> LostTile:
+    """For lost columns: few features, for they may be few of a long batch, and not too few, for
+    they may be all of a short one. The look is long: an ordinary call pays for every program.
+    Nothing depends on the batch, for which `warmup` does not ask."""
+    width = _between(features, 1, 16)
+    return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
 
 
 def finish_tile(splits: int, features: int) -> Tile:

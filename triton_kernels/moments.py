@@ -125,7 +125,7 @@ def _finish(
     sample_splits, component_splits = parts.samples.shape[0], parts.components.shape[0]
     tile = finish_tile(max(sample_splits, component_splits), E)
     tiles = triton.cdiv(E, tile.FEATURES)
-    lost = lost_tile(m.samples, m.components, E)
+    lost = lost_tile(E)
     lost_tiles = triton.cdiv(E, lost.LOOK)
     count, rows_per_split = splits(m.samples, lost_tiles * S, lost.ROWS, y.device)
     programs = tiles * S, lost_tiles * S * count
@@ -254,6 +254,8 @@ def _gradients_of_pairs(
     plan: Gradients,
 ) -> None:
     _, S, E = inputs[0].shape
+    tile = lost_tile(E)
+    tiles = triton.cdiv(E, tile.LOOK)
     for this, write in plan.passes:
         if not any(write):
             continue
@@ -261,8 +263,6 @@ def _gradients_of_pairs(
         d = j if i is None else i
         start, stop = this.rows
         first, last = _partners(mixtures, this)
-        tile = lost_tile(stop - start, last - first, E)
-        tiles = triton.cdiv(E, tile.LOOK)
         count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
         sample_eps, component_eps, *active, _, _ = _roles(mixtures, where, this)
         launch(
