@@ -57,8 +57,8 @@ LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
 16-bit inputs in both roles: half the width leaves registers to what is summed up."""
 
-MOST_SPILLED_CAREFUL = 16
-"""Bytes of the kernels of irregular calls, which run where a variance is out of range."""
+OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
+"""They have work in lost columns only, in float64."""
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
@@ -98,7 +98,7 @@ def _in_float64(specialisation: Specialisation) -> bool:
 def most_registers(row: Row, binary: Binary) -> int:
     """From the least warps of an SM; a program has all of its warps or none."""
     specialisation, roles, _ = row
-    if specialisation.kernel == "accumulate_carefully_kernel":
+    if specialisation.kernel in OF_PAIRS:
         warps = LIMITS["float64"]
     elif specialisation.kernel not in STREAMING:
         warps = LIMITS["other"]
@@ -109,10 +109,9 @@ def most_registers(row: Row, binary: Binary) -> int:
 
 def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     """What exceeds the limits."""
-    careful = row[0].kernel == "accumulate_carefully_kernel" or row[0].constants().get("CAREFUL")
-    if binary.spilled > (MOST_SPILLED_CAREFUL if careful else 0):
+    if binary.spilled:
         yield f"{binary.spilled} bytes in local memory"
-    if not careful and any(kind == "local" for kind, _ in binary.accesses):
+    if any(kind == "local" for kind, _ in binary.accesses):
         yield "accesses to local memory"
     if any(kind == "atomic" for kind, _ in binary.accesses):
         yield "atomics"
@@ -121,7 +120,7 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     most = most_registers(row, binary)
     if binary.registers > most:
         yield f"more than {most} registers"
-    if row[0].kernel not in STREAMING or careful:
+    if row[0].kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
     narrow = row[1] == "both" and all(dtype.itemsize == 2 for dtype in row[2])

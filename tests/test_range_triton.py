@@ -7,8 +7,20 @@ import math
 import mpmath
 import pytest
 import torch
-from cases import ESTIMATORS, PAIRINGS, mi
+from cases import (
+    ESTIMATORS,
+    FLOATING,
+    PAIRINGS,
+    mi,
+    mi_inputs,
+    mixtures,
+    same_bits,
+    value_and_gradients,
+)
 from fused_mi import use_backend
+from fused_mi.reference import pairs as reference_pairs
+from fused_mi.triton_kernels import moments
+from rules import assert_rule10
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
@@ -127,7 +139,7 @@ def close(what, ours, exact, dtype):
         assert difference <= error, f"{what}: {ours}, exact {mpmath.nstr(exact.total, 17)}"
 
 
-def assert_exact(inputs, estimator, pairing, factor, gradients=True):
+def assert_exact(inputs, estimator, pairing, factor):
     leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in inputs]
     value = mi(leaves, estimator=estimator, pairing=pairing, safety_factor=factor)
     value.backward()
@@ -135,8 +147,7 @@ def assert_exact(inputs, estimator, pairing, factor, gradients=True):
     dtype = inputs[0].dtype
     close("value", value.item(), exact, dtype)
     assert not any(leaves[i].grad.isnan().any() for i in (0, 1, 3, 4))
-    names = ("mu", "sigma", "x", "y") if gradients else ()
-    for name, i, gradient in zip(names, (0, 1, 3, 4), of, strict=False):
+    for name, i, gradient in zip(("mu", "sigma", "x", "y"), (0, 1, 3, 4), of, strict=True):
         found = leaves[i].grad.flatten(1).tolist()
         for row, (ours, true) in enumerate(zip(found, gradient, strict=True)):
             for e, number in enumerate(ours):
@@ -181,12 +192,34 @@ def test_one_scale_of_a_call(dtype, estimator, pairing, factor):
     ("dtype", "exponents"), [(F32, (-13, 14, 0, 3)), (F32, (22, 15) * 2), (F64, (160, 158) * 2)]
 )
 def test_mixed_scales(dtype, exponents, estimator, pairing):
-    """Of the rows, where the means of Jensen's moments are relative to a row of another scale and
-    their rounding is that of its values; and of the features of a row."""
+    """Of the rows, and of the features of a row."""
     rows = like([[10.0**k] * 2 for k in exponents], dtype, 1.0)
-    assert_exact(rows, estimator, pairing, 100.0, gradients=estimator == "logsumexp")
+    assert_exact(rows, estimator, pairing, 100.0)
     features = like([[10.0**k for k in exponents]] * 4, dtype, 1.0)
     assert_exact(features, estimator, pairing, 100.0)
+
+
+MIXED = [(8, -8, 0, 3), (-8, 8, 3, 0), (4, 0, -2, 1), (6, -6, 6, -6)]
+MIXED += [(2, 0, 1, -1), (0, 0, 5, 5), (5, 5, 0, 0), (1, 0, 0, 1, 0, 1), (-3, 0, 3, 0, -3, 3)]
+
+
+@dtype
+@pairing
+@pytest.mark.parametrize("exponents", MIXED)
+def test_rows_of_other_scales_within_the_range(dtype, pairing, exponents):
+    """Where means of Jensen's moments are relative to a row of another scale, which takes the
+    digits of all others, and where one row is nearly all of a sum that it is taken from."""
+    assert_exact(like([[10.0**k] * 2 for k in exponents], dtype, 1.0), "jensen", pairing, 100.0)
+
+
+@pairing
+def test_opposite_gradients_beyond_the_range_are_no_nan(pairing):
+    """Of components on both sides of a sample."""
+    inputs = like([[1.0]] * 6, F64, 1.0)
+    inputs[1].mul_(1e-160)
+    inputs[3][:, 0, 0] = torch.tensor([1.0, -1.0, 3.0, -1.0, 1.0, -3.0])
+    inputs[4].mul_(0.1)
+    assert_exact(inputs, "jensen", pairing, 100.0)
 
 
 @estimator
@@ -209,6 +242,80 @@ def test_an_infinite_row(dtype, pairing, which, row):
     again = mi([t[[1, 0, 3, 2]] for t in inputs], pairing=pairing, estimator="logsumexp")
     assert not alone.isnan()
     torch.testing.assert_close(alone, again)
+
+
+def _gradients_of_pairs(upstream, inputs, given):
+    """By the formula, sample by sample: a pair that is left out is not there."""
+    total = [torch.zeros_like(t) for t in inputs]
+    for of_sums, mixture in zip(upstream, given, strict=True):
+        for i in range(*mixture.sample_rows):
+            for m in range(*mixture.component_rows):
+                if i == m and mixture.exclude_diagonal:
+                    continue
+                pair = mixture._replace(
+                    sample_rows=(i, i + 1), component_rows=(m, m + 1), exclude_diagonal=False
+                )
+                found = reference_pairs.pairs_backward(
+                    of_sums[None, :, None, None], *inputs, None, [pair], [True] * 4
+                )
+                total = [a + b for a, b in zip(total, found, strict=True)]
+    return total
+
+
+@dtype
+@pairing
+@pytest.mark.parametrize("what", ["y", "x", "mu", "sigma"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_gradients_of_an_infinite_row(dtype, pairing, what, row):
+    """Those of the pairs, as IEEE arithmetic has them."""
+    mu, sigma, mask, x, y = (t.expand(4, 2, *t.shape[2:]) for t in like([[1.0, 2.0]] * 4, dtype, 1))
+    inputs = {"y": y.clone(), "x": x.clone(), "mu": mu.clone(), "sigma": sigma.clone()}
+    inputs[what][row, 1, 0] = math.inf
+    given = mixtures(pairing, mask)
+    upstream = torch.tensor([0.5, 2.0, -1.0], dtype=F64).expand(len(given), 3)
+    _, state = moments.moments(*inputs.values(), given)
+    ours = moments.moments_backward(upstream, *inputs.values(), state, given, [True] * 4)
+    exact = _gradients_of_pairs(upstream, list(inputs.values()), given)
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pairing
+def test_a_lost_column_leaves_the_others_alone(pairing):
+    inputs = mi_inputs(b=6, s=3, e=5, dtype=F32, seed=1)
+    usual, gradients = value_and_gradients(lambda t: mi(t, pairing=pairing), inputs)
+    inputs[3][3, 0, 2] = 1e30
+    value, others = value_and_gradients(lambda t: mi(t, pairing=pairing), inputs)
+    assert value > usual
+    kept = torch.ones(3, 5, dtype=torch.bool)
+    kept[0, 2] = False
+    for a, b in zip(gradients, others, strict=True):
+        assert same_bits(a[:, kept], b[:, kept]) and not torch.equal(a, b)
+
+
+@pairing
+@pytest.mark.parametrize("combine", [True, False])
+def test_lost_columns_of_strided_inputs_and_masks(pairing, combine):
+    """Rows of another scale, and NaN where nothing is active."""
+    inputs = mi_inputs(b=11 - (pairing != "leave_one_out"), s=4, e=17, dtype=F32, seed=2)
+    inputs[2][:, 3] = False
+    for i in FLOATING:
+        inputs[i][1, 1:] *= 1e-6
+        inputs[i][6, 1:] *= 1e6
+    options = {"pairing": pairing, "combine": combine}
+    assert_rule10(lambda t: mi(t, combine, pairing=pairing), inputs, options)
+    plain, gradients = value_and_gradients(lambda t: mi(t, combine, pairing=pairing), inputs)
+
+    def strided(tensors):
+        turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in tensors]
+        return mi(turned, combine, pairing=pairing)
+
+    if combine:
+        for i in FLOATING:
+            inputs[i][:, 3] = math.nan
+    again, others = value_and_gradients(strided, inputs)
+    assert same_bits(plain, again)
+    assert all(same_bits(a, b) for a, b in zip(gradients, others, strict=True))
 
 
 @dtype

@@ -162,7 +162,9 @@ def test_model_of_one_gradient(pairing, only):
 
 @pairing
 def test_model_of_mixed_dtypes_and_strides(pairing):
-    dtypes = (torch.float16, torch.float32, torch.bfloat16, torch.float64)
+    dtypes = [torch.float16, torch.float32, torch.bfloat16, torch.float64]
+    if pairing == "leave_one_out":  # of float64, few rows are summed pair by pair
+        dtypes[3] = torch.float32
     inputs, mixtures = case(pairing, 10, dtypes=dtypes)
     inputs = [inputs[0][..., ::2], *(t[..., :5] for t in inputs[1:])]
     forward, backward, _ = record(inputs, mixtures)
@@ -233,7 +235,7 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     forward, backward, _ = record(inputs, mixtures)
     shifts = 0
     for a in map(named, (*forward, *backward)):
-        if "ROWS" in a and "SAMPLES" in a and not a.get("CAREFUL", False):
+        if "ROWS" in a and "SAMPLES" in a and "LOOK" not in a:
             splits = -(-a["rows"] // a["rows_per_split"])
             shifts += splits * a["S"] * a["E"] * 4 * (a["SAMPLES"] + a["COMPONENTS"])
     accumulate = total(forward, expected)["accumulate_kernel"]

@@ -54,10 +54,23 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
     return found
 
 
-def careful_tile(features: int, device: torch.device) -> Tile:
-    """For the kernels of an irregular call: long, for a regular one pays for every program."""
-    width = min(triton.next_power_of_2(max(features, 1)), 512)
-    return Tile(1, width, max(1, min(width // 64, 2 * _warps(device))))
+class LostTile(NamedTuple):
+    """ROWS x PARTNERS x FEATURES elements of a program, in LOOK columns that it looks at."""
+
+    ROWS: int
+    PARTNERS: int
+    FEATURES: int
+    LOOK: int
+    num_warps: int
+    maxnreg: int
+
+
+def lost_tile(features: int) -> LostTile:
+    """For lost columns: few features, for they may be few of a long batch, and not too few, for
+    they may be all of a short one. The look is long: an ordinary call pays for every program.
+    Nothing depends on the batch, for which `warmup` does not ask."""
+    width = _between(features, 1, 16)
+    return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
 
 
 def finish_tile(splits: int, features: int) -> Tile:

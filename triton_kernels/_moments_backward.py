@@ -3,52 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._tiles import finite, load, partners, position, root_terms, store_rows, variance_terms
-from ._unscaled import decoded
-
-
-@triton.jit
-def _times(upstream, pull):
-    """Their product; select, so that an upstream gradient of 0 does not meet an overflow."""
-    return tl.where(upstream == 0, 0.0, upstream * pull)
-
-
-@triton.jit
-def _inverse(sigma, eps, CAREFUL: tl.constexpr):
-    """What divides by v: 1 / v, or sqrt v where CAREFUL."""
-    if CAREFUL:
-        root, _ = root_terms(sigma, eps)
-        return root
-    else:
-        precision, _ = variance_terms(sigma, eps)
-        return precision
-
-
-@triton.jit
-def _over(value, inverse, CAREFUL: tl.constexpr):
-    """value / v"""
-    if CAREFUL:
-        return value / inverse / inverse
-    else:
-        return value * inverse
-
-
-@triton.jit
-def _square_over(value, over, inverse, CAREFUL: tl.constexpr):
-    """value^2 / v, where `over` is value / v."""
-    if CAREFUL:
-        return (value / inverse) * (value / inverse)
-    else:
-        return value * over
-
-
-@triton.jit
-def _slope_times(sigma, pull, inverse, CAREFUL: tl.constexpr):
-    """sigma / v times `pull`"""
-    if CAREFUL:
-        return (sigma / inverse) * (pull / inverse)
-    else:
-        return (sigma * inverse) * pull
+from ._tiles import load, partners, position, store_rows, variance_terms, weighted
 
 
 @triton.jit(
@@ -106,12 +61,12 @@ def gradient_kernel(
     D_X: tl.constexpr,
     D_MU: tl.constexpr,
     D_STDS: tl.constexpr,
-    CAREFUL: tl.constexpr,  # of the two launches the one for an irregular call
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role."""
+    """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
+    the columns that `gradient_of_pairs_kernel` writes."""
     PULL_Y: tl.constexpr = SAMPLES and D_Y
     PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and D_STDS
     PULL_C: tl.constexpr = COMPONENTS and (D_X or D_MU)
@@ -124,12 +79,6 @@ def gradient_kernel(
     plane = S.to(tl.int64) * E
     at_position = s.to(tl.int64) * E + e
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
-    if SAMPLES:  # noqa: SIM108 (decided at compile time)
-        sign = tl.load(sample_state + 3 * plane)
-    else:
-        sign = tl.load(component_state + 3 * plane)
-    if (sign < 0) != CAREFUL:
-        return
     if SAMPLES:
         components = tl.load(sample_counts + S + s)
         some_i = (components > 0) & inside_e
@@ -140,15 +89,10 @@ def gradient_kernel(
     if PULL_Y or DIAGONAL:
         first = partner_row + tl.load(sample_counts + 3 * S + s)
         x_shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
-        if CAREFUL:
-            x_shift = finite(x_shift)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
         weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
-        if CAREFUL:  # its inverse root
-            delta_c, _ = decoded(delta_c, tl.load(state + plane, mask=some_i, other=0.0))
-            weight = tl.where(some_i, tl.abs(weight.to(ACC)), 1.0)
         upstream_y = tl.load(sample_upstream).to(ACC)
     if PULL_OWN:
         eps_i = tl.load(sample_eps).to(ACC)
@@ -156,17 +100,12 @@ def gradient_kernel(
     if PULL_C or PULL_STDS or DIAGONAL:
         first = partner_row + tl.load(component_counts + 2 * S + s)
         y_shift = load(y, first, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
-        if CAREFUL:
-            y_shift = finite(y_shift)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
         delta_y = tl.load(state, mask=some_l, other=0.0)
         upstream_c = tl.load(component_upstream).to(ACC)
-    if PULL_STDS or (CAREFUL and PULL_C):
-        m2_y = tl.load(component_state + at_position + plane, mask=some_l, other=0.0)
-        if CAREFUL:  # its root
-            delta_y, m2_y = decoded(delta_y, m2_y)
     if PULL_STDS:
+        m2_y = tl.load(state + plane, mask=some_l, other=0.0)
         upstream_g = tl.load(component_upstream + 1).to(ACC)
 
     end = min((split + 1) * rows_per_split, rows)
@@ -197,7 +136,7 @@ def gradient_kernel(
             value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
             from_x_shift = value - x_shift
         if PULL_C or PULL_STDS or DIAGONAL:
-            inverse = _inverse(sigma, eps_l, CAREFUL)
+            precision, _ = variance_terms(sigma, eps_l)
             value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC)
             offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
             from_y_shift = (value - y_shift) + offset
@@ -206,41 +145,31 @@ def gradient_kernel(
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = _over(from_x_shift - delta_c, weight, CAREFUL)
+            pull = (from_x_shift - delta_c) * weight
             if EXCLUDE_DIAGONAL:
-                if CAREFUL:  # in one unit: not the difference of what may be infinite
-                    unit = tl.minimum(weight, inverse)
-                    pull = (from_x_shift - delta_c) * (unit / weight) * (unit / weight)
-                    pull -= own * (unit / inverse) * (unit / inverse)
-                    pull = pull / unit / unit
-                else:
-                    pull -= own * inverse
-            gradient_y = tl.where(use_i, _times(upstream_y, pull), 0.0)
+                pull -= own * precision
+            gradient_y = tl.where(use_i, weighted(upstream_y, pull), 0.0)
         if PULL_OWN:
             others = partners(components, here_l, EXCLUDE_DIAGONAL, ACC)
-            of_own = _inverse(sigma, eps_i, CAREFUL)
-            pull = _slope_times(sigma, upstream_k * others, of_own, CAREFUL)
+            of_own, _ = variance_terms(sigma, eps_i)
+            pull = (sigma * of_own) * (upstream_k * others)
             gradient_stds += tl.where(use_i, pull, 0.0)
         if PULL_C or PULL_STDS:
             from_mean = from_y_shift - delta_y
-            over = _over(from_mean, inverse, CAREFUL)
+            over = from_mean * precision
             count = samples.to(ACC)
             if PULL_C:
                 pull = count * over
                 if EXCLUDE_DIAGONAL:
-                    pull = _over(count * from_mean + own, inverse, CAREFUL)
-                gradient_c = tl.where(use_l, _times(upstream_c, pull), 0.0)
+                    pull = (count * from_mean + own) * precision
+                gradient_c = tl.where(use_l, weighted(upstream_c, pull), 0.0)
             if PULL_STDS:
-                squares = count * _square_over(from_mean, over, inverse, CAREFUL)
-                if CAREFUL:
-                    squares += _square_over(m2_y, over, inverse, CAREFUL)
-                else:
-                    squares += m2_y * inverse
+                squares = count * (from_mean * over) + m2_y * precision
                 if EXCLUDE_DIAGONAL:
-                    squares -= _square_over(own, own * inverse, inverse, CAREFUL)
+                    squares -= own * (own * precision)
                 others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
-                pull = upstream_g * others - _times(upstream_c, squares)
-                pull = _slope_times(sigma, pull, inverse, CAREFUL)
+                pull = upstream_g * others - weighted(upstream_c, squares)
+                pull = (sigma * precision) * pull
                 # A sigma of 0 must not meet an overflow.
                 gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
 

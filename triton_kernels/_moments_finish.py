@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._moments_forward import merge_streams
-from ._tiles import finite, load, position
-from ._unscaled import decoded, encoded, weight_of
+from ._moments_forward import farther, merge_streams
+from ._tiles import load, position
 
 
 @triton.jit
@@ -23,25 +22,23 @@ def _merge(weight, mean, m2, more, more_mean, more_m2):
 
 
 @triton.jit
-def _state_of(mean_y, m2_y, mean_c, weight, unit, careful, state):
-    """What the state holds, `encoded` or not."""
-    dtype: tl.constexpr = state.dtype.element_ty
-    delta_y, root = mean_y * unit, tl.sqrt(m2_y) * unit
-    delta_c, inverse = mean_c * unit, unit / tl.sqrt(weight)
-    largest = tl.maximum(tl.maximum(tl.abs(delta_y), tl.abs(delta_c)), root)
-    small_y, small_root = encoded(delta_y, root, largest, dtype)
-    small_c, small_root = encoded(delta_c, root, largest, dtype)
-    inverse = encoded(inverse, inverse, tl.zeros_like(unit), dtype)[1]
-    return (
-        tl.where(careful, small_y, mean_y.to(dtype)),
-        tl.where(careful, small_root, m2_y.to(dtype)),
-        tl.where(careful, small_c, mean_c.to(dtype)),
-        tl.where(careful, -inverse, weight.to(dtype)),
-    )
+def _finite(a, b):
+    """Whether both are, and no NaN."""
+    return tl.abs(a) + tl.abs(b) < float("inf")
+
+
+@triton.jit
+def _far(weight, delta, mean, m2, MOST: tl.constexpr):
+    """Whether the shift is further from the mean than MOST root mean squares of the rows."""
+    step = tl.where(delta == 0, 1.0, delta)
+    of_mean = mean / step
+    spread = m2 / tl.where(weight > 0, weight, 1.0) / step / step
+    return (delta != 0) & (of_mean * of_mean + spread < 1.0 / (MOST * MOST))
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "sample_splits", "component_splits", "S"]
+    do_not_specialize=["sample_start", "component_start", "sample_splits", "component_splits", "S"],
+    do_not_specialize_on_alignment=["partial_sums"],
 )
 def finish_kernel(
     y,  # (rows, S, E)
@@ -49,11 +46,10 @@ def finish_kernel(
     counts,  # (4, S) int32, see Positions
     sample_parts,  # (sample_splits, 3, S, E) ACC
     component_parts,  # (component_splits, 4, S, E) ACC
-    diagonal_parts,  # (sample_splits, S, E) ACC
+    own_parts,  # (sample_splits, 3, S, E) ACC
     split_samples,  # (sample_splits, S) int32
-    irregular,  # (1,) int32: whether parts and state are `encoded`
-    state,  # (4, S, E) ACC: delta, m2 of samples; delta, weight of components, < 0 if `encoded`
-    partial_sums,  # (programs, 3) float64: of q, g, k, times 2
+    state,  # (4, S, E) ACC: delta, m2 of samples; delta, weight of components; NaN where lost
+    partial_sums,  # (programs, 3) float64: of q, g, k, times 2, without lost columns
     y_stride_row,
     y_stride_s,
     y_stride_e,
@@ -68,24 +64,19 @@ def finish_kernel(
     E,
     tiles,
     EXCLUDE_DIAGONAL: tl.constexpr,
+    SPARE: tl.constexpr,  # whether ACC has many more digits than the result
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    # What is left of a sum without its largest term, and how far a shift may be.
+    LEFT: tl.constexpr = 2.0**-12 if SPARE else 0.5
+    MOST: tl.constexpr = 2.0**10 if SPARE else 8.0
     tile, s, _ = position(tiles, S)
     e = tile * FEATURES + tl.arange(0, FEATURES)
     inside = e < E
     plane = S.to(tl.int64) * E
     at = s.to(tl.int64) * E + e
     zeros = tl.zeros((FEATURES,), tl.float64)
-    careful = tl.load(irregular) != 0
-    unit = zeros + 1.0
-    if careful:  # of all values: the least 1 / sqrt(weight)
-        unit = zeros + float("inf")
-        for split in range(0, component_splits):
-            parts = component_parts + (split * (4 * plane) + at)
-            root = tl.load(parts + 2 * plane, mask=inside, other=float("inf"))
-            unit = tl.minimum(unit, decoded(root, root)[1])
-        unit = tl.where(unit < float("inf"), unit, 1.0)
 
     n = tl.zeros((1,), tl.float64)
     mean_y, m2_y, k = zeros, zeros, zeros
@@ -96,12 +87,8 @@ def finish_kernel(
         use = valid[:, None] & inside[None, :]
         counted = tl.load(split_samples + split * S + s, mask=valid, other=0).to(tl.float64)
         k += tl.sum(_part(parts + 2 * plane, use), 0)
-        delta, m2 = _part(parts, use), _part(parts + plane, use)
-        if careful:
-            delta, root = decoded(delta, m2)
-            delta, m2 = delta / unit, (root / unit) * (root / unit)
         of_rows = counted[:, None] + tl.zeros((ROWS, FEATURES), tl.float64)
-        found = merge_streams(of_rows, delta, m2)
+        found = merge_streams(of_rows, _part(parts, use), _part(parts + plane, use))
         n, mean_y, m2_y = _merge(n, mean_y, m2_y, tl.sum(counted, 0), found[1], found[2])
 
     weight, mean_c, m2_c, g = zeros, zeros, zeros, zeros
@@ -111,9 +98,6 @@ def finish_kernel(
         use = (split < component_splits)[:, None] & inside[None, :]
         g += tl.sum(_part(parts + 3 * plane, use), 0)
         delta, of_rows = _part(parts, use), _part(parts + 2 * plane, use)
-        if careful:
-            delta, root = decoded(delta, of_rows)
-            delta, of_rows = delta / unit, weight_of(root, unit)
         found = merge_streams(of_rows, delta, _part(parts + plane, use))
         weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, found[0], found[1], found[2])
 
@@ -123,23 +107,43 @@ def finish_kernel(
     x_row = component_start + tl.load(counts + 3 * S + s)
     y_shift = load(y, y_row, s, e, y_stride_row, y_stride_s, y_stride_e, some, tl.float64)
     x_shift = load(x, x_row, s, e, x_stride_row, x_stride_s, x_stride_e, some, tl.float64)
-    between = finite(y_shift) - finite(x_shift)
-    if careful:
-        between = between / unit
-    distance = between + (mean_y - mean_c)
-    q = m2_y * weight + (n * weight * distance) * distance
-    q = tl.where(weight == 0, 0.0, q) + n * m2_c
+    distance = (y_shift - x_shift) + (mean_y - mean_c)
+    q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
+    lost = _far(n, mean_y, y_shift + mean_y, m2_y, MOST)
+    lost |= _far(weight, mean_c, x_shift + mean_c, m2_c, MOST)
     if EXCLUDE_DIAGONAL:
+        diagonal, heaviest, farthest = zeros, zeros, zeros
+        LOG_2PI: tl.constexpr = 1.8378770664093453
         for begin in range(0, sample_splits, ROWS):
             split = begin + tl.arange(0, ROWS)
-            parts = diagonal_parts + (split.to(tl.int64)[:, None] * plane + at[None, :])
+            parts = own_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
             use = (split < sample_splits)[:, None] & inside[None, :]
-            q -= tl.sum(_part(parts, use), 0)
-    of_y, spread, of_c, of_weight = _state_of(mean_y, m2_y, mean_c, weight, unit, careful, state)
-    tl.store(state + at, of_y, mask=inside)
-    tl.store(state + plane + at, spread, mask=inside)
-    tl.store(state + 2 * plane + at, of_c, mask=inside)
-    tl.store(state + 3 * plane + at, of_weight, mask=inside)
+            diagonal += tl.sum(_part(parts, use), 0)
+            log_terms = tl.load(parts + plane, mask=use, other=float("inf")).to(tl.float64)
+            heaviest = tl.maximum(heaviest, tl.exp(LOG_2PI - tl.min(log_terms, 0)))
+            far = _part(parts + 2 * plane, use)
+            farthest = farther(farthest, farther(tl.max(far, 0), tl.min(far, 0)))
+        q -= diagonal
+        # Of the samples the outlier is the one that is farthest from the shift, or the shift.
+        own = tl.maximum(tl.abs(farthest - mean_y), tl.abs(mean_y))
+        lost |= (own * own) * n > (1 - LEFT) * (n - 1) * m2_y
+        lost |= heaviest > (1 - LEFT) * weight
+
+    dtype: tl.constexpr = state.dtype.element_ty
+    of_y, spread, of_c, of_weight = (
+        mean_y.to(dtype),
+        m2_y.to(dtype),
+        mean_c.to(dtype),
+        weight.to(dtype),
+    )
+    lost |= ~(_finite(of_y, spread) & _finite(of_c, of_weight) & _finite(m2_c, distance))
+    lost &= some
+    nan = float("nan")
+    tl.store(state + at, tl.where(lost, nan, of_y), mask=inside)
+    tl.store(state + plane + at, tl.where(lost, nan, spread), mask=inside)
+    tl.store(state + 2 * plane + at, tl.where(lost, nan, of_c), mask=inside)
+    tl.store(state + 3 * plane + at, tl.where(lost, nan, of_weight), mask=inside)
+    some &= ~lost
     sums = partial_sums + tl.program_id(0) * 3
     tl.store(sums, tl.sum(tl.where(some, q, 0.0), 0))
     tl.store(sums + 1, tl.sum(tl.where(some, g, 0.0), 0))

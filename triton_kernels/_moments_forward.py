@@ -2,8 +2,8 @@
 
 Three steps: `accumulate` reads a range of rows and keeps, for each position and feature, the
 moments of every split of the batch; `finish` merges the splits and adds up over features; `reduce`
-adds up the programs of `finish`. No atomics: every number is written by one program. Where a
-variance or a sum is out of range, `accumulate` says so, and the careful one writes it all anew.
+adds up the programs of `finish`. No atomics: every number is written by one program. Columns in
+which a variance or a sum is out of range are left to `_moments_of_pairs.py`.
 
 A tile has ROWS rows: as many independent Welford streams. All streams, splits and the backward pass
 measure deviations from the same shift, the first contributing row, so that they merge by plain
@@ -13,7 +13,7 @@ weighted means (Chan, Golub & LeVeque 1979).
 import triton
 import triton.language as tl
 
-from ._tiles import infinite, load, out_of_range, partners, position, variance_terms
+from ._tiles import load, out_of_range, partners, position, variance_terms
 
 
 @triton.jit
@@ -24,6 +24,12 @@ def merge_streams(weight, mean, m2):
     deviation = mean - merged[None, :]
     # In this order no stream of weight 0 becomes 0 * inf.
     return total, merged, tl.sum(m2 + (weight * deviation) * deviation, 0)
+
+
+@triton.jit
+def farther(a, b):
+    """Of two deviations the larger one, with its sign."""
+    return tl.where(tl.abs(b) > tl.abs(a), b, a)
 
 
 @triton.jit(
@@ -41,11 +47,10 @@ def accumulate_kernel(
     component_active,  # (rows, S) uint8, of the one in which they are components
     sample_counts,  # (4, S) int32, of the same mixtures, see Positions
     component_counts,
-    sample_parts,  # (splits, 3, S, E) ACC: delta, m2, log-determinant terms
-    component_parts,  # (splits, 4, S, E) ACC: delta, m2, weight, log-determinant terms
-    diagonal_parts,  # (splits, S, E) ACC: squared distance of the pairs (i, i)
+    sample_parts,  # (splits, 3, S, E) ACC: delta, NaN if out of range; m2, log-determinant terms
+    component_parts,  # (splits, 4, S, E) ACC: the same, with the weight after m2
+    own_parts,  # (splits, 3, S, E) ACC: q of the pairs (i, i), least log-term, farthest y - shift
     split_samples,  # (splits, S) int32: contributing samples
-    irregular,  # (1,) int32, becomes 1 where something is out of range
     y_stride_row,
     y_stride_s,
     y_stride_e,
@@ -115,10 +120,12 @@ def accumulate_kernel(
         eps_l = tl.load(component_eps).to(ACC)
     if EXCLUDE_DIAGONAL:
         diagonal = tl.zeros((ROWS, FEATURES), ACC)
+        least_log = tl.zeros((ROWS, FEATURES), tl.float32) + float("inf")
+        farthest = tl.zeros((ROWS, FEATURES), ACC)
     if OWN_STDS:
         eps_i = tl.load(sample_eps).to(ACC)
     if OWN_STDS or COMPONENTS:
-        largest_log = tl.zeros((ROWS, FEATURES), ACC)
+        largest_log = tl.zeros((ROWS, FEATURES), tl.float32)
 
     end = min((split + 1) * rows_per_split, rows)
     for begin in range(split * rows_per_split, end, ROWS):
@@ -157,7 +164,7 @@ def accumulate_kernel(
             m2_y += tl.where(use_i, step * (deviation_y - mean_y), 0.0)
             if OWN_STDS:
                 _, log_terms = variance_terms(sigma, eps_i)
-                largest_log = tl.maximum(largest_log, tl.abs(log_terms))
+                largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
                 others = partners(partners_of_samples, here_l, EXCLUDE_DIAGONAL, ACC)
                 log_i += tl.where(use_i, others * log_terms, 0.0)
         if COMPONENTS:
@@ -166,7 +173,7 @@ def accumulate_kernel(
             centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
             deviation_c = tl.where(use_l, centre, 0.0)
             precision, log_terms = variance_terms(sigma, eps_l)
-            largest_log = tl.maximum(largest_log, tl.abs(log_terms))
+            largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
             precision = tl.where(use_l, precision, 0.0)
             weight += precision
             step = deviation_c - mean_c
@@ -177,29 +184,33 @@ def accumulate_kernel(
         if EXCLUDE_DIAGONAL:
             distance = (deviation_y - deviation_c) + (y_shift - x_shift)
             diagonal += tl.where(use_i & use_l, (precision * distance) * distance, 0.0)
+            found = tl.where(use_l, log_terms.to(tl.float32), float("inf"))
+            least_log = tl.minimum(least_log, found)
+            farthest = farther(farthest, deviation_y)
 
     plane = S.to(tl.int64) * E
     at = s.to(tl.int64) * E + feature
-    odd = tl.zeros((FEATURES,), tl.int32)
+    inside = feature < E
+    odd = inside & False
     if OWN_STDS or COMPONENTS:
-        odd = tl.max(out_of_range(largest_log, ACC), 0)
+        odd = out_of_range(tl.max(largest_log, 0), ACC) > 0
     if SAMPLES:
         total, delta, m2 = merge_streams(n + tl.zeros((ROWS, FEATURES), ACC), mean_y, m2_y)
         parts = sample_parts + split.to(tl.int64) * 3 * plane + at
-        tl.store(parts, delta, mask=feature < E)
-        tl.store(parts + plane, m2, mask=feature < E)
-        tl.store(parts + 2 * plane, tl.sum(log_i, 0), mask=feature < E)
+        tl.store(parts, tl.where(odd, float("nan"), delta), mask=inside)
+        tl.store(parts + plane, m2, mask=inside)
+        tl.store(parts + 2 * plane, tl.sum(log_i, 0), mask=inside)
         tl.store(split_samples + split * S + s, tl.sum(tl.sum(n, 1), 0).to(tl.int32))
-        odd |= infinite(delta, m2)
     if COMPONENTS:
         total, delta, m2 = merge_streams(weight, mean_c, m2_c)
         parts = component_parts + split.to(tl.int64) * 4 * plane + at
-        tl.store(parts, delta, mask=feature < E)
-        tl.store(parts + plane, m2, mask=feature < E)
-        tl.store(parts + 2 * plane, total, mask=feature < E)
-        tl.store(parts + 3 * plane, tl.sum(log_l, 0), mask=feature < E)
-        odd |= infinite(delta, m2)
+        tl.store(parts, tl.where(odd, float("nan"), delta), mask=inside)
+        tl.store(parts + plane, m2, mask=inside)
+        tl.store(parts + 2 * plane, total, mask=inside)
+        tl.store(parts + 3 * plane, tl.sum(log_l, 0), mask=inside)
     if EXCLUDE_DIAGONAL:
-        parts = diagonal_parts + split.to(tl.int64) * plane + at
-        tl.store(parts, tl.sum(diagonal, 0), mask=feature < E)
-    tl.store(irregular, 1, mask=tl.max(odd, 0) > 0)
+        parts = own_parts + split.to(tl.int64) * 3 * plane + at
+        tl.store(parts, tl.sum(diagonal, 0), mask=inside)
+        tl.store(parts + plane, tl.min(least_log, 0).to(ACC), mask=inside)
+        farthest = farther(tl.max(farthest, 0), tl.min(farthest, 0))
+        tl.store(parts + 2 * plane, farthest, mask=inside)

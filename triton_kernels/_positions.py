@@ -21,7 +21,7 @@ class Positions(NamedTuple):
     component_active: Tensor  # (M, S) uint8
     # (4, S) int32: contributing samples and components, and the first index of each
     counts: Tensor
-    irregular: Tensor  # (1,) int32, 0: becomes 1 where a kernel finds something out of range
+    irregular: Tensor  # (1,) int32, 0: becomes 1 where a kernel of the pairs is out of range
 
 
 @triton.jit

@@ -66,12 +66,6 @@ def out_of_range(log_terms, ACC: tl.constexpr):
 
 
 @triton.jit
-def infinite(a, b):
-    """1 where one of them is infinite or NaN."""
-    return 1 - (tl.abs(a) + tl.abs(b) < float("inf")).to(tl.int32)
-
-
-@triton.jit
 def root_terms(sigma, eps):
     """`sqrt v` > 0 and `log v + log(2 pi)`, in float64, where no square may leave the range."""
     LOG_2PI: tl.constexpr = 1.8378770664093453
@@ -86,3 +80,9 @@ def root_terms(sigma, eps):
 def finite(shift):
     """A shift, or 0 where it is infinite or NaN: the other rows must not see it."""
     return tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
+
+
+@triton.jit
+def weighted(upstream, pull):
+    """Their product; select, so that an upstream gradient of 0 does not meet an overflow."""
+    return tl.where(upstream == 0, 0.0, upstream * pull)

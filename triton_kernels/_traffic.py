@@ -43,7 +43,7 @@ _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, f
 
 # Operations per element, as in the source. v = sigma^2 + eps takes 2, its log terms 2 and their
 # largest 1, 1 / v 1, and sigma / v times a pull 2.
-_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 2 + 3 + 2, 3 + 2 + 3 + 1 + 10, 5
+_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 2 + 3 + 2, 3 + 2 + 3 + 1 + 10, 8
 _PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
 _MERGE = 12  # of one part
 
@@ -184,14 +184,9 @@ def _accumulate(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     if a["OWN_STDS"] or a["COMPONENTS"]:
         read["stds"] = (active.either if a["OWN_STDS"] else active.components) * E
     if a["EXCLUDE_DIAGONAL"]:
-        written["diagonal_parts"] = plane
+        written["own_parts"] = 3 * plane
         flops += _DIAGONAL * active.either * E
     return read, written, flops
-
-
-def _carefully(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    """Of a regular call: one look whether it is."""
-    return {"irregular": programs}, {}, 0
 
 
 def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -199,10 +194,21 @@ def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     samples, components = a["sample_splits"] * plane, a["component_splits"] * plane
     read = {"y": shifts, "x": shifts, "counts": 4 * programs}
     read |= {"sample_parts": 3 * samples, "component_parts": 4 * components}
-    read |= {"split_samples": programs * a["sample_splits"], "irregular": programs}
+    read["split_samples"] = programs * a["sample_splits"]
     if a["EXCLUDE_DIAGONAL"]:
-        read["diagonal_parts"] = samples
+        read["own_parts"] = 3 * samples
     return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * (samples + components)
+
+
+def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    """Where no column is lost: a look at a plane of the state, and zeros."""
+    return {"state": programs // a["tiles"] * a["E"]}, {"partial_sums": 3 * programs}, 0
+
+
+def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    """The same, without the zeros."""
+    look = programs // a["tiles"] * a["E"]
+    return {name: look for name in ("state", "other_state") if name in a}, {}, 0
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -222,9 +228,6 @@ def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Eleme
 
 
 def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    look = {"sample_state" if a["SAMPLES"] else "component_state": float(programs)}
-    if a["CAREFUL"]:  # of a regular call
-        return look, {}, 0
     E, splits = a["E"], programs // (a["tiles"] * a["S"])
     flags = a["tiles"] * a["rows"] * a["S"]
     shifts = splits * active.positions * E  # and the same for each part of a state
@@ -256,7 +259,6 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read = _sum(read, {"y": shifts, "x": components, "mu": components})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
-    read = _sum(read, look)
     wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
     written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
@@ -269,12 +271,13 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
     "accumulate_kernel": _accumulate,
-    "accumulate_carefully_kernel": _carefully,
     "finish_kernel": _finish,
+    "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
     "jensen_terms_kernel": _jensen_terms,
     "jensen_upstream_kernel": _jensen_upstream,
     "gradient_kernel": _gradient,
+    "gradient_of_pairs_kernel": _gradient_of_pairs,
     **_pairs_traffic.KERNELS,
 }
 

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from fused_mi._mixture import Mixture
+from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Gradients, Pass, gradients, nothing, passes
-from fused_mi._precision import moments_dtype
+from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
-from ._configs import REDUCE, Tile, candidates, careful_tile, finish_tile, splits
+from ._configs import REDUCE, Tile, candidates, finish_tile, lost_tile, splits
 from ._launch import accumulator, launch, strides
 from ._moments_backward import gradient_kernel
-from ._moments_careful import accumulate_carefully_kernel
 from ._moments_finish import finish_kernel, reduce_kernel
 from ._moments_forward import accumulate_kernel
+from ._moments_of_pairs import gradient_of_pairs_kernel, sums_of_pairs_kernel
 from ._positions import Positions, positions
 from ._tune import best
 
@@ -31,7 +31,7 @@ class _Parts(NamedTuple):
 
     samples: Tensor
     split_samples: Tensor
-    diagonal: Tensor | None
+    own: Tensor | None
     components: Tensor
 
 
@@ -58,7 +58,7 @@ def moments(
     tiles = candidates(E, *inputs, heavy=heavy)
     tile = best(_key("accumulate", inputs, mixtures), tiles, run, y.device)
     for d, parts in enumerate(run(tile)):
-        _finish(inputs, mixtures[d], where[d], where[0].irregular, parts, sums[d], state[d])
+        _finish(inputs, mixtures[d], where[d], parts, sums[d], state[d])
     return sums, state
 
 
@@ -74,53 +74,39 @@ def _accumulate(
     empty = functools.partial(torch.empty, dtype=dtype, device=inputs[0].device)
     samples: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
     components: dict[int, Tensor] = {}
-    careful = careful_tile(E, inputs[0].device)
-    tiles, careful_tiles = (triton.cdiv(E, t.FEATURES) for t in (tile, careful))
+    tiles = triton.cdiv(E, tile.FEATURES)
     for this in passes(mixtures):
         start, stop = this.rows
         count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
-        of_samples = split_samples = diagonal = of_components = None
+        of_samples = split_samples = own = of_components = None
         if this.as_samples is not None:
             of_samples, split_samples = (
                 empty((count, 3, S, E)),
                 empty((count, S), dtype=torch.int32),
             )
-            diagonal = empty((count, S, E)) if exclude_diagonal else None
-            samples[this.as_samples] = of_samples, split_samples, diagonal
+            own = empty((count, 3, S, E)) if exclude_diagonal else None
+            samples[this.as_samples] = of_samples, split_samples, own
         if this.as_components is not None:
             of_components = components[this.as_components] = empty((count, 4, S, E))
-        arguments = (
+        launch(
+            accumulate_kernel,
+            tiles * S * count,
             *inputs,
             *_roles(mixtures, where, this),
             of_samples,
             of_components,
-            diagonal,
+            own,
             split_samples,
-            where[0].irregular,
             *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
             S,
             E,
-        )
-        launch(
-            accumulate_kernel,
-            tiles * S * count,
-            *arguments,
             tiles,
             **_flags(mixtures, this),
             ACC=accumulator(dtype),
             **tile._asdict(),
-        )
-        launch(
-            accumulate_carefully_kernel,
-            careful_tiles * S * count,
-            *arguments,
-            careful_tiles,
-            **_flags(mixtures, this),
-            FEATURES=careful.FEATURES,
-            num_warps=careful.num_warps,
         )
     return [_Parts(*samples[d], components[d]) for d in range(len(mixtures))]
 
@@ -129,42 +115,70 @@ def _finish(
     inputs: Inputs,
     mixture: Mixture,
     where: Positions,
-    irregular: Tensor,
     parts: _Parts,
     sums: Tensor,
     state: Tensor,
 ) -> None:
     y, x, *_ = inputs
     _, S, E = y.shape
+    m = mixture
     sample_splits, component_splits = parts.samples.shape[0], parts.components.shape[0]
     tile = finish_tile(max(sample_splits, component_splits), E)
     tiles = triton.cdiv(E, tile.FEATURES)
-    partial_sums = torch.empty((tiles * S, 3), dtype=torch.float64, device=y.device)
+    lost = lost_tile(E)
+    lost_tiles = triton.cdiv(E, lost.LOOK)
+    count, rows_per_split = splits(m.samples, lost_tiles * S, lost.ROWS, y.device)
+    programs = tiles * S, lost_tiles * S * count
+    partial_sums = torch.empty((sum(programs), 3), dtype=torch.float64, device=y.device)
+    of_moments, of_pairs = partial_sums.split(programs)
     launch(
         finish_kernel,
-        tiles * S,
+        programs[0],
         y,
         x,
         where.counts,
         parts.samples,
         parts.components,
-        parts.diagonal,
+        parts.own,
         parts.split_samples,
-        irregular,
         state,
-        partial_sums,
+        of_moments,
         *strides(y, x),
-        mixture.sample_rows[0],
-        mixture.component_rows[0],
+        m.sample_rows[0],
+        m.component_rows[0],
         sample_splits,
         component_splits,
         S,
         E,
         tiles,
-        EXCLUDE_DIAGONAL=mixture.exclude_diagonal,
+        EXCLUDE_DIAGONAL=m.exclude_diagonal,
+        SPARE=state.dtype != accumulation_dtype(*inputs),
         **tile._asdict(),
     )
-    launch(reduce_kernel, 1, partial_sums, sums, tiles * S, **REDUCE)
+    launch(
+        sums_of_pairs_kernel,
+        programs[1],
+        *inputs,
+        m.sample_eps,
+        m.component_eps,
+        where.sample_active,
+        where.component_active,
+        state,
+        of_pairs,
+        *strides(*inputs),
+        m.sample_rows[0],
+        m.component_rows[0],
+        m.samples,
+        m.components,
+        rows_per_split,
+        S,
+        E,
+        lost_tiles,
+        OWN_STDS=m.sample_eps is not None,
+        EXCLUDE_DIAGONAL=m.exclude_diagonal,
+        **lost._asdict(),
+    )
+    launch(reduce_kernel, 1, partial_sums, sums, sum(programs), **REDUCE)
 
 
 def moments_backward(
@@ -183,11 +197,12 @@ def moments_backward(
     if not plan.passes:
         return plan.tensors
     where = [positions(m) for m in mixtures]
-    run = functools.partial(_gradients, upstream.contiguous(), inputs, state, mixtures, where, plan)
+    arguments = (upstream.contiguous(), inputs, state, mixtures, where, plan)
+    run = functools.partial(_gradients, *arguments)
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
-    run(careful_tile(y.shape[2], y.device), careful=True)
+    _gradients_of_pairs(*arguments)
     return plan.tensors
 
 
@@ -199,7 +214,6 @@ def _gradients(
     where: Sequence[Positions],
     plan: Gradients,
     tile: Tile,
-    careful: bool = False,
 ) -> None:
     _, S, E = inputs[0].shape
     tiles = triton.cdiv(E, tile.FEATURES)
@@ -208,35 +222,91 @@ def _gradients(
             continue
         start, stop = this.rows
         count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
-        i, j = this.as_samples, this.as_components
-        partners = mixtures[j].sample_rows if i is None else mixtures[i].component_rows
-        sample_eps, component_eps, *rest = _roles(mixtures, where, this)
         launch(
             gradient_kernel,
             tiles * S * count,
             *inputs,
-            sample_eps,
-            component_eps,
-            *rest,
-            None if i is None else state[i],
-            None if j is None else state[j],
-            None if i is None else upstream[i],
-            None if j is None else upstream[j],
+            *_roles(mixtures, where, this),
+            *_of_roles(state, this),
+            *_of_roles(upstream, this),
             *plan.tensors,
             *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
-            partners[0],
+            _partners(mixtures, this)[0],
             S,
             E,
             tiles,
             **_flags(mixtures, this),
-            **dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True)),
-            CAREFUL=careful,
-            ACC=accumulator(torch.float64 if careful else state.dtype),
+            **_wanted(write),
+            ACC=accumulator(state.dtype),
             **tile._asdict(),
         )
+
+
+def _gradients_of_pairs(
+    upstream: Tensor,
+    inputs: Inputs,
+    state: Tensor,
+    mixtures: Sequence[Mixture],
+    where: Sequence[Positions],
+    plan: Gradients,
+) -> None:
+    _, S, E = inputs[0].shape
+    tile = lost_tile(E)
+    tiles = triton.cdiv(E, tile.LOOK)
+    for this, write in plan.passes:
+        if not any(write):
+            continue
+        i, j = this.as_samples, this.as_components
+        d = j if i is None else i
+        start, stop = this.rows
+        first, last = _partners(mixtures, this)
+        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
+        sample_eps, component_eps, *active, _, _ = _roles(mixtures, where, this)
+        launch(
+            gradient_of_pairs_kernel,
+            tiles * S * count,
+            *inputs,
+            sample_eps,
+            component_eps,
+            None if i is None else mixtures[i].component_eps,
+            *active,
+            None if i is None else where[i].component_active,
+            None if j is None else where[j].sample_active,
+            state[d],
+            state[j] if j is not None and j != d else None,
+            *_of_roles(upstream, this),
+            *plan.tensors,
+            *strides(*inputs),
+            start,
+            stop - start,
+            rows_per_split,
+            first,
+            last - first,
+            S,
+            E,
+            tiles,
+            **_flags(mixtures, this),
+            **_wanted(write),
+            **tile._asdict(),
+        )
+
+
+def _partners(mixtures: Sequence[Mixture], this: Pass) -> Rows:
+    """The rows that those of a pass meet, in either role."""
+    i, j = this.as_samples, this.as_components
+    return mixtures[j].sample_rows if i is None else mixtures[i].component_rows  # type: ignore[index]
+
+
+def _of_roles(tensor: Tensor, this: Pass) -> list[Tensor | None]:
+    """Of a tensor (mixtures, ...) the parts of both roles, None where a pass lacks the role."""
+    return [None if d is None else tensor[d] for d in (this.as_samples, this.as_components)]
+
+
+def _wanted(write: Sequence[bool]) -> dict[str, bool]:
+    return dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True))
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
