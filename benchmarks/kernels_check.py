@@ -65,12 +65,12 @@ Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients, without data."""
-    y, x, mu, stds = (torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4))
+    inputs = [torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4)]
     mask = torch.empty(SHAPE[:2], dtype=torch.bool, device="meta")
     scoring = Scoring(mask, mask, pairing, True, True, 100.0)
     with recorded() as found:
-        total, terms, state = jensen(y, x, mu, stds, scoring)
-        jensen_backward(total, terms, y, x, mu, stds, scoring, state, [True] * 4)
+        total, terms, state = jensen(inputs, scoring)
+        jensen_backward((total, terms), inputs, scoring, state, [True] * 4)
     return found
 
 

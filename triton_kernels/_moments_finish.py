@@ -29,7 +29,8 @@ def _finite(a, b):
 
 @triton.jit
 def _far(weight, delta, mean, m2, MOST: tl.constexpr):
-    """Whether the shift is further from the mean than MOST root mean squares of the rows."""
+    """Whether the shift is further from the mean than MOST root mean squares of the rows; `m2` is
+    their spread, and what else a difference from them is made of."""
     step = tl.where(delta == 0, 1.0, delta)
     of_mean = mean / step
     spread = m2 / tl.where(weight > 0, weight, 1.0) / step / step
@@ -110,7 +111,8 @@ def finish_kernel(
     distance = (y_shift - x_shift) + (mean_y - mean_c)
     q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
     lost = _far(n, mean_y, y_shift + mean_y, m2_y, MOST)
-    lost |= _far(weight, mean_c, x_shift + mean_c, m2_c, MOST)
+    # A sample is about sqrt v away from its component: the weights times that are their number.
+    lost |= _far(weight, mean_c, x_shift + mean_c, m2_c + components, MOST)
     if EXCLUDE_DIAGONAL:
         diagonal, heaviest, farthest = zeros, zeros, zeros
         LOG_2PI: tl.constexpr = 1.8378770664093453

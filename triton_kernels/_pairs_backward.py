@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._pairs_forward import inverse_root, times
-from ._tiles import finite, load, store_rows
+from ._tiles import cast, load, store_rows
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def _component(
     stds_stride_s,
     stds_stride_e,
     use,
-    shift,
+    origin,
     eps,
     HAS_MU: tl.constexpr,
     CAREFUL: tl.constexpr,
@@ -39,7 +39,7 @@ def _component(
 ):
     """r = 1 / sqrt(v), and c r of components, 0 where not `use`; where CAREFUL sqrt(v), infinite
     where not `use`, and c."""
-    centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - shift
+    centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - origin
     if HAS_MU:
         centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
     sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
@@ -100,7 +100,7 @@ def samples_gradient_kernel(
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
-    counts,  # (4, S) int32, see Positions
+    shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
     pull,  # (PADDED M, PADDED N) ACC: upstream gradient of q, 0 outside
     d_y,  # (rows, S, E), written
@@ -144,14 +144,11 @@ def samples_gradient_kernel(
     total = tl.zeros((ROWS, FEATURES), ACC)
     eps = tl.load(component_eps).to(ACC)
     if tl.max(here_n.to(tl.int32), 0) > 0:
-        first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
-        shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
-        if CAREFUL:
-            shift = finite(shift)
+        origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
         use = here_n[:, None] & (e < E)
         row = sample_start + n[:, None]
         sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
-        sample = tl.where(use, sample - shift, 0.0)
+        sample = tl.where(use, sample - origin, 0.0)
         at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
         least, largest = (
             tl.full((SUMMED, FEATURES), 1.0, ACC),
@@ -177,7 +174,7 @@ def samples_gradient_kernel(
                 stds_stride_s,
                 stds_stride_e,
                 here_m[:, None] & (e < E),
-                shift,
+                origin,
                 eps,
                 HAS_MU,
                 CAREFUL,
@@ -211,7 +208,7 @@ def components_gradient_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     own_active,  # (M, S) uint8, where these rows are active as samples
-    counts,  # (4, S) int32, see Positions
+    shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
     pull,  # (PADDED N, PADDED M) ACC: upstream gradient of q, 0 outside
     of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
@@ -272,10 +269,7 @@ def components_gradient_kernel(
         here = here_m
         eps = tl.load(component_eps).to(ACC)
         if tl.max(here_m.to(tl.int32), 0) > 0:
-            first = tl.zeros((1, 1), tl.int32) + component_start + tl.load(counts + 3 * S + s)
-            shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, e < E, ACC)
-            if CAREFUL:
-                shift = finite(shift)
+            origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
             use = here_m[:, None] & (e < E)
             root, centre, found = _component(
                 x,
@@ -294,7 +288,7 @@ def components_gradient_kernel(
                 stds_stride_s,
                 stds_stride_e,
                 use,
-                shift,
+                origin,
                 eps,
                 HAS_MU,
                 CAREFUL,
@@ -310,7 +304,7 @@ def components_gradient_kernel(
                 use_n = here_n[:, None] & (e < E)
                 at_n = sample_start + n[:, None]
                 sample = load(y, at_n, s, e, y_stride_row, y_stride_s, y_stride_e, use_n, ACC)
-                sample = tl.where(use_n, sample - shift, 0.0)
+                sample = tl.where(use_n, sample - origin, 0.0)
                 of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
                 z = _standardised(sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL)
                 terms = _pulled(of_pairs[:, :, None], z, CAREFUL)

@@ -8,7 +8,7 @@ fused multiply-adds for each pair and feature: `z = y r - c r` with `r = 1 / sqr
 import triton
 import triton.language as tl
 
-from ._tiles import cast, corner, finite, load, out_of_range, root_terms, variance_terms
+from ._tiles import cast, corner, load, out_of_range, root_terms, variance_terms
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def distances_kernel(
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
-    counts,  # (4, S) int32, see Positions
+    shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where a sum is infinite; where CAREFUL, 0: nothing to do
     parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     y_stride_row,
@@ -154,7 +154,6 @@ def distances_kernel(
         # A position that the whole tile skips is not read.
         some = tl.minimum(tl.max(here_n.to(tl.int32), 0), tl.max(here_m.to(tl.int32), 0))
         if some > 0:
-            first = component_start + tl.load(counts + 3 * S + s)
             row_n, row_m, e = sample_start + n[None, :], component_start + m[None, :], begin + f
             at_y = corner(y, row_n, s, e, y_stride_row, y_stride_s, y_stride_e)
             at_x = corner(x, row_m, s, e, x_stride_row, x_stride_s, x_stride_e)
@@ -162,18 +161,16 @@ def distances_kernel(
             if HAS_MU:
                 at_mu = corner(mu, row_m, s, e, mu_stride_row, mu_stride_s, mu_stride_e)
             at_stds = corner(stds, row_m, s, e, stds_stride_row, stds_stride_s, stds_stride_e)
-            at_shift = corner(x, first, s, e, x_stride_row, x_stride_s, x_stride_e)
+            at_shift = shift + s.to(tl.int64) * E + e
             within = tl.zeros((SAMPLES, COMPONENTS), ACC)
             left = min(CHUNK, E - begin)
             of_y, of_x, of_mu, of_stds, of_shift = _fetch(
                 at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
             )
             for _ in range(0, left, FEATURES):
-                shift = cast(of_shift, ACC)
-                if CAREFUL:
-                    shift = finite(shift)
-                sample = cast(of_y, ACC) - shift
-                centre = cast(of_x, ACC) - shift
+                origin = cast(of_shift, ACC)
+                sample = cast(of_y, ACC) - origin
+                centre = cast(of_x, ACC) - origin
                 if HAS_MU:
                     centre += cast(of_mu, ACC)
                 root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
@@ -183,7 +180,7 @@ def distances_kernel(
                 at_x += FEATURES * x_stride_e
                 at_mu += FEATURES * mu_stride_e
                 at_stds += FEATURES * stds_stride_e
-                at_shift += FEATURES * x_stride_e
+                at_shift += FEATURES
                 of_y, of_x, of_mu, of_stds, of_shift = _fetch(
                     at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
                 )

@@ -40,7 +40,7 @@ def expected(a: Arguments, density: float) -> ActivePairs:
     """For independent masks of that density and tiles that all work."""
     if "sample_active" not in a:
         rows = density * a.get("rows", a.get("M", 0)) * a.get("S", 0)
-        return ActivePairs(0, rows, rows, 0, 0)
+        return ActivePairs(0, rows, rows, 0, a.get("S", 0))
     N, M, S = a["N"], a["M"], a["S"]
     tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)
     samples, components, pairs = density * N * S, density * M * S, density**2 * N * M * S
@@ -52,7 +52,8 @@ def expected(a: Arguments, density: float) -> ActivePairs:
 def counted(a: Arguments) -> ActivePairs:
     """From the data of the launch."""
     if "active" in a:
-        return ActivePairs(0, int((a["active"] != 0).sum()), 0, 0, 0)
+        active = a["active"] != 0
+        return ActivePairs(0, int(active.sum()), 0, 0, int(active.any(0).sum()))
     roles = [a[name] for name in ("component_active", "own_active") if name in a]
     either = int(torch.stack([role != 0 for role in roles]).any(0).sum()) if roles else 0
     if "sample_active" not in a:
@@ -84,6 +85,12 @@ def _look(programs: int) -> Elements:
     return {"irregular": programs}, {}, 0
 
 
+def _shift(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    elements = a["S"] * a["E"]  # where a position has a row at all
+    read = {"active": a["tiles"] * a["rows"] * a["S"], "stds": active.components * a["E"]}
+    return read | {"x": active.tiles * a["E"]}, {"shift": elements}, 2 * read["stds"]
+
+
 def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     if a["CAREFUL"]:
         return _look(programs)
@@ -93,9 +100,9 @@ def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
         "component_eps": programs,
         "sample_active": a["tiles_m"] * a["N"] * a["S"] * chunks,
         "component_active": a["tiles_n"] * a["M"] * a["S"] * chunks,
-        "counts": active.tiles * chunks,
+        "shift": active.tiles * E,
         "y": active.samples * E,
-        "x": (active.components + active.tiles) * E,  # the shift, for each tile
+        "x": active.components * E,
         "stds": active.components * E,
     }
     if a["HAS_MU"]:
@@ -124,10 +131,10 @@ def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Eleme
         "component_eps": programs,
         "sample_active": a["tiles_e"] * a["N"] * a["S"],
         "component_active": tiles * a["M"],
-        "counts": tiles,
+        "shift": active.tiles * E,
         "pull": tiles * summed * a["ROWS"],
         "y": active.samples * E,
-        "x": (active.components + active.tiles) * E,
+        "x": active.components * E,
         "stds": active.components * E,
     }
     if a["HAS_MU"]:
@@ -147,11 +154,11 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
         read = {
             "component_active": a["tiles_e"] * M,
             "component_eps": programs,
-            "counts": tiles,
+            "shift": active.tiles * E,
             "sample_active": tiles * a["N"],
             "pull": tiles * summed * a["ROWS"],
             "y": active.samples * E,
-            "x": (active.components + active.tiles) * E,
+            "x": active.components * E,
             "stds": active.components * E,
         }
         if a["HAS_MU"]:
@@ -190,6 +197,7 @@ def _logsumexp_gradient(programs: int, a: Arguments, active: ActivePairs) -> Ele
 
 
 KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
+    "shift_kernel": _shift,
     "distances_kernel": _distances,
     "add_splits_kernel": _add_splits,
     "log_determinants_kernel": _log_determinants,

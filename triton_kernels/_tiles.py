@@ -77,12 +77,6 @@ def root_terms(sigma, eps):
 
 
 @triton.jit
-def finite(shift):
-    """A shift, or 0 where it is infinite or NaN: the other rows must not see it."""
-    return tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
-
-
-@triton.jit
 def weighted(upstream, pull):
     """Their product; select, so that an upstream gradient of 0 does not meet an overflow."""
     return tl.where(upstream == 0, 0.0, upstream * pull)

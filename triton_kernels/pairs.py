@@ -24,6 +24,7 @@ from ._launch import accumulator, launch, strides
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
+from ._shift import shift_of
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 """y, x, mu, stds: (rows, S, E) each; mu None is 0."""
@@ -60,9 +61,10 @@ def pairs(
 
 
 def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) -> None:
-    y, _, mu, _ = inputs
+    y, x, mu, stds = inputs
     _, S, E = y.shape
     N, M = q.shape
+    shift = shift_of(x, stds, mixture, where.component_active)
     dtype = _dtype(inputs)
     chunks_per_position = triton.cdiv(E, CHUNK)
     tile = pairs_tile(N, M, dtype)
@@ -77,7 +79,10 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
             tiles_n * tiles_m * splits,
             *inputs,
             mixture.component_eps,
-            *where,
+            where.sample_active,
+            where.component_active,
+            shift,
+            where.irregular,
             parts,
             *strides(*inputs),
             mixture.sample_rows[0],
@@ -150,20 +155,30 @@ def pairs_backward(
     inputs = (y, x, mu, stds)
     plan = gradients(inputs, mixtures, wanted)
     where = [positions(m) for m in mixtures] if plan.passes else []
+    shifts = [
+        shift_of(x, stds, m, w.component_active) for m, w in zip(mixtures, where, strict=False)
+    ]
     for this, write in plan.passes:
         d_y, i = plan.tensors[0], this.as_samples
         if d_y is not None and write[0]:
             if i is None:
                 d_y[slice(*this.rows)].zero_()
             else:
-                _samples_gradient(inputs, mixtures[i], where[i], upstream[i, 0], d_y)
+                _samples_gradient(inputs, mixtures[i], where[i], shifts[i], upstream[i, 0], d_y)
         if any(write[1:]):
-            _components_gradient(inputs, mixtures, where, this, upstream, plan.tensors, write)
+            _components_gradient(
+                inputs, mixtures, where, shifts, this, upstream, plan.tensors, write
+            )
     return plan.tensors
 
 
 def _samples_gradient(
-    inputs: Inputs, mixture: Mixture, where: Positions, upstream: Tensor, d_y: Tensor
+    inputs: Inputs,
+    mixture: Mixture,
+    where: Positions,
+    shift: Tensor,
+    upstream: Tensor,
+    d_y: Tensor,
 ) -> None:
     y, _, mu, _ = inputs
     _, S, E = y.shape
@@ -177,7 +192,10 @@ def _samples_gradient(
             tiles_n * tiles_e * S,
             *inputs,
             mixture.component_eps,
-            *where,
+            where.sample_active,
+            where.component_active,
+            shift,
+            where.irregular,
             pull,
             d_y,
             *strides(*inputs),
@@ -201,6 +219,7 @@ def _components_gradient(
     inputs: Inputs,
     mixtures: Sequence[Mixture],
     where: Sequence[Positions],
+    shifts: Sequence[Tensor],
     this: Pass,
     upstream: Tensor,
     gradients: Sequence[Tensor | None],
@@ -230,7 +249,7 @@ def _components_gradient(
             None if j is None else where[j].sample_active,
             None if j is None else where[j].component_active,
             where[i].sample_active if own and i is not None else None,
-            None if j is None else where[j].counts,
+            None if j is None else shifts[j],
             where[this.as_components or 0].irregular,
             pull,
             of_logs,
