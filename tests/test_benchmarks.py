@@ -275,7 +275,9 @@ def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     original = fused_mi.losses._ESTIMATORS["jensen"]
 
     def spy(inputs, scoring, first_only):
-        mixtures = mixtures_of(scoring, inputs, variance=lambda *_: torch.zeros(()))
+        mixtures = mixtures_of(
+            scoring, inputs, lambda _, roles, *__: [torch.zeros(())] * len(roles)
+        )
         flags = [t.requires_grad for t in inputs]
         seen.append(traffic.floor(*inputs, mixtures, flags, density=0.5))
         return original(inputs, scoring, first_only)

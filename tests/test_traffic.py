@@ -172,10 +172,12 @@ def test_model_of_mixed_dtypes_and_strides(pairing):
     assert_modelled(backward)
 
 
-def test_variance_reads_each_active_element_once(features):
+@pytest.mark.parametrize("of_roles", [[(1, 7)], [(1, 3), (3, 7)]], ids=["one role", "two"])
+def test_variance_reads_each_active_element_once(features, of_roles):
     (_, _, _, stds), (mixture, *_) = case("sub_batch", features)
     with recorded() as launches:
-        variance(stds, mixture.sample_mask, (1, 7), torch.float32, 100.0)
+        roles = [(mixture.sample_mask, rows) for rows in of_roles]
+        variance(stds, roles, torch.float32, 100.0)
     assert_modelled(launches)
     here = mixture.sample_mask.clone()
     here[0], here[7:] = False, False

@@ -82,7 +82,10 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     a = _named(launch)
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.expected(a, density)
-    pairs = density * a.get("rows", 0) * a["S"] if "S" in a else 0
+    rows = a.get("rows", 0)
+    if launch.programs > a.get("programs", launch.programs):  # of two roles
+        rows += a["other_rows"]
+    pairs = density * rows * a["S"] if "S" in a else 0
     samples, components = a.get("SAMPLES", True), a.get("COMPONENTS", True)
     return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
 
@@ -93,8 +96,10 @@ def counted(launch: Launch) -> Active | ActivePairs:
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.counted(a)
     if "mask" in a:
-        mask = a["mask"][a["start"] : a["start"] + a["rows"]]
-        return Active(0, 0, int(mask.sum()), 0)
+        active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
+        if launch.programs > a["programs"]:  # of two roles
+            active += a["other_mask"][a["other_start"] : a["other_start"] + a["other_rows"]].sum()
+        return Active(0, 0, int(active), 0)
     if "counts" in a and "sample_parts" in a:
         return Active(0, 0, 0, int((a["counts"][:2] > 0).all(0).sum()))
     roles = [a.get(f"{role}_active") for role in ("sample", "component")]
@@ -142,12 +147,15 @@ def floor(
 
 def _least(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     elements = active.either * a["E"]
-    flags = a["tiles"] * a["rows"] * a["S"]
-    return {"stds": elements, "mask": flags}, {"least": programs}, 2 * elements
+    two = programs > a["programs"]
+    read = {"stds": elements, "mask": a["tiles"] * a["rows"] * a["S"]}
+    if two:
+        read["other_mask"] = a["tiles"] * a["other_rows"] * a["S"]
+    return read, {"least": programs}, 2 * elements
 
 
 def _stabiliser(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    return {"least": a["count"]}, {"eps": 1}, a["count"]
+    return {"least": a["total"]}, {"eps": programs}, a["total"]
 
 
 def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:

@@ -195,7 +195,7 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
 
 def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixture]:
     """The mixtures whose stabilisers `_keep` has written."""
-    mixtures = mixtures_of(scoring, inputs, lambda *_: None)
+    mixtures = mixtures_of(scoring, inputs, lambda _, roles, *__: [None] * len(roles))
     count = len(mixtures)
     eps = state[: 2 * count].to(accumulation_dtype(*inputs)).unbind()
     return [

@@ -109,26 +109,25 @@ class Scoring(NamedTuple):
 
 
 def mixtures_of(scoring: Scoring, inputs: Inputs, variance: Callable[..., Any]) -> list[Mixture]:
-    """The mixtures with their stabilisers, found by `variance` for each role and range of rows."""
+    """The mixtures with their stabilisers, found by `variance`, see `reference.variance`."""
     y, x, _, stds = inputs
-    dtype = accumulation_dtype(*inputs)
-    component_mask = scoring.components(x)
+    sample_mask, component_mask = scoring.sample_mask, scoring.components(x)
     rows = scoring.rows(y.shape[0], x.shape[0])
-
-    def eps(mask: Tensor, rows: Rows) -> Any:
-        return variance(stds, mask, rows, dtype, scoring.safety_factor)
-
-    of_components = [eps(component_mask, components) for _, components in rows]
+    roles = [(component_mask, components) for _, components in rows]
+    # With one mask, the rows that are samples of one mixture are components of a mixture.
+    shared = scoring.component_mask is not None and scoring.pairing != "sub_batch"
+    if scoring.own_stds and not shared:
+        roles += [(sample_mask, samples) for samples, _ in rows]
+    eps = variance(stds, roles, accumulation_dtype(*inputs), scoring.safety_factor)
+    of_components, of_samples = eps[: len(rows)], eps[len(rows) :]
     if not scoring.own_stds:
         of_samples = [None] * len(rows)
-    elif scoring.component_mask is None or scoring.pairing == "sub_batch":
-        of_samples = [eps(scoring.sample_mask, samples) for samples, _ in rows]
-    else:  # one mask: the rows that are samples of one mixture are components of a mixture
+    elif shared:
         of_samples = of_components[::-1]
     exclude_diagonal = scoring.pairing == "leave_one_out"
     return [
         Mixture(
-            scoring.sample_mask,
+            sample_mask,
             component_mask,
             of_components[d],
             of_samples[d],

@@ -14,8 +14,9 @@ def _implementation(
     stds: Tensor, mask: Tensor, start: int, stop: int, dtype: torch.dtype, safety_factor: float
 ) -> Tensor:
     backend = choose("variance", stds)
-    eps: Tensor = backend.variance(stds, mask, (start, stop), dtype, safety_factor)
-    return eps
+    (eps,) = backend.variance(stds, [(mask, (start, stop))], dtype, safety_factor)
+    found: Tensor = eps
+    return found
 
 
 def _fake(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,12 +51,18 @@ def stabiliser(
     return eps.clamp(smallest, most)
 
 
+Role = tuple[Tensor, Rows]
+"""A mask (rows, S), and which rows of it."""
+
+
 def variance(
-    stds: Tensor, mask: Tensor, rows: Rows, dtype: torch.dtype, safety_factor: float
-) -> Tensor:
-    """The stabiliser of those rows of `stds` (rows, S, E) and `mask` (rows, S)."""
-    start, stop = rows
-    return stabiliser(stds[start:stop], mask[start:stop], dtype, safety_factor)
+    stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
+) -> list[Tensor]:
+    """The stabiliser of each role, of those rows of `stds` (rows, S, E)."""
+    return [
+        stabiliser(stds[start:stop], mask[start:stop], dtype, safety_factor)
+        for mask, (start, stop) in roles
+    ]
 
 
 def stabilised_root(stds: Tensor, mask: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
