@@ -1,5 +1,7 @@
 """Which backend serves: by itself, forced, and when Triton is missing or broken."""
 
+import importlib
+import inspect
 import logging
 import os
 import subprocess
@@ -312,3 +314,56 @@ def test_the_fastest_usable_backend_comes_first(monkeypatch):
     assert chosen["logsumexp"].reason.startswith(
         "the fastest that serves cuda tensors; triton: there is no such kernel; cpu: it does not"
     )
+
+
+def test_the_modules_of_all_backends_have_the_same_functions():
+    """mypy checks those in Python against the protocols; here are those in Triton as well."""
+    for name in ("estimators", "moments", "pairs", "logsumexp", "variance"):
+        module = importlib.import_module(f"fused_mi.reference.{name}")
+        for package in ("fused_mi.cpu", "fused_mi.triton_kernels"):
+            other = importlib.import_module(f"{package}.{name}")
+            for function in (name, f"{name}_backward", *_estimators_of(name)):
+                if hasattr(module, function):
+                    plain, ours = (getattr(m, function) for m in (module, other))
+                    names = [list(inspect.signature(f).parameters) for f in (plain, ours)]
+                    assert names[0] == names[1], (package, function)
+
+
+def _estimators_of(module):
+    if module != "estimators":
+        return ()
+    return "jensen", "jensen_backward", "logsumexp", "logsumexp_backward"
+
+
+def test_operators_can_be_imported_again():
+    """As a notebook does that reloads what was edited, and as a fresh import does."""
+    done = python(
+        """
+        import importlib, sys, torch, fused_mi
+        from fused_mi.ops import _library, _operator, distances, estimators, variance
+
+        t = [torch.randn(4, 2, 3).requires_grad_() for _ in range(4)]
+        mask = torch.ones(4, 2, dtype=torch.bool)
+
+        def value_and_gradient(package, compiled=False):
+            def loss(mu, stds, x, y):
+                return package.mutual_information_sub_batch(mu, stds, mask, x, y)
+
+            torch._dynamo.reset()
+            call = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+            value = call(*t)
+            return value.item(), torch.autograd.grad(value, t)[1].sum().item()
+
+        found = [value_and_gradient(fused_mi)]
+        for module in (_library, _operator, estimators, distances, variance, fused_mi.losses):
+            importlib.reload(module)
+        found.append(value_and_gradient(importlib.reload(fused_mi), compiled=True))
+        for name in [name for name in sys.modules if name.startswith("fused_mi")]:
+            del sys.modules[name]
+        import fused_mi as again
+        assert again is not fused_mi
+        found += [value_and_gradient(again), value_and_gradient(again, compiled=True)]
+        assert len(set(found)) == 1, found
+        """
+    )
+    assert done.returncode == 0, done.stderr

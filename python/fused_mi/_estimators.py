@@ -7,13 +7,13 @@ A backend that has nothing faster makes its operators of four building blocks, `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._blocks import Block, blocks
+from ._building_blocks import Gradients, Logsumexp, Moments, Pairs, Variance
 from ._mixture import Inputs, Mixture, Scoring, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
 
@@ -74,7 +74,7 @@ class Estimators:
     """`jensen` and `logsumexp`, each way, from the modules of a backend's building blocks."""
 
     def __init__(
-        self, variance: ModuleType, moments: ModuleType, pairs: ModuleType, logsumexp: ModuleType
+        self, variance: Variance, moments: Moments, pairs: Pairs, logsumexp: Logsumexp
     ) -> None:
         self._variance = variance.variance
         self._moments, self._moments_backward = moments.moments, moments.moments_backward
@@ -101,17 +101,15 @@ class Estimators:
         scoring: Scoring,
         state: Tensor,
         wanted: Sequence[bool],
-    ) -> list[Tensor | None]:
+    ) -> Gradients:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         mixtures = kept_mixtures(state, scoring, inputs)
         total, q, g, _, k = _of_terms(upstream, working_dtype(inputs[0].device))
         of_sums = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, inputs)
         of_sums = of_sums.expand(len(mixtures), 3)
         moments = moments_in(state, inputs)
-        found: list[Tensor | None] = self._moments_backward(
-            of_sums, *inputs, moments, mixtures, wanted
-        )
-        return found
+        y, x, mu, stds = inputs
+        return self._moments_backward(of_sums, y, x, mu, stds, moments, mixtures, wanted)
 
     def logsumexp(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         """`mean_i -log(1/M sum_l exp(-e_il))` of the energies e = q + g - k; as `jensen`."""
@@ -141,7 +139,7 @@ class Estimators:
         scoring: Scoring,
         state: Tensor,
         wanted: Sequence[bool],
-    ) -> list[Tensor | None]:
+    ) -> Gradients:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         sizes = Sizes.of(scoring, inputs)
         rows, energies = _parts(state, sizes)

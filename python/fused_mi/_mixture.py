@@ -79,7 +79,7 @@ def directions(pairing: Pairing, batch: int) -> tuple[list[Rows], list[tuple[int
     return parts, [(0, 1)] if pairing == "sub_batch" else [(0, 1), (1, 0)]
 
 
-Inputs = Sequence[Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """y: (rows, S, E) samples. x, mu, stds: (rows, S, E); component l is centred at x + mu with the
 standard deviations stds. With `own_stds`, stds holds those of the samples too, in their rows."""
 

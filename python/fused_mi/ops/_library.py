@@ -9,7 +9,8 @@ import torch
 from torch.autograd import forward_ad
 
 NAMESPACE = "fused_mi"
-library = torch.library.Library(NAMESPACE, "DEF")
+# One for each operator, where they outlive this module: who imports it again, replaces them.
+_libraries: dict[str, torch.library.Library] = vars(torch.ops.fused_mi).setdefault("_libraries", {})
 
 
 def define(
@@ -18,6 +19,9 @@ def define(
     """Register an operator `name(arguments) -> results`: one implementation for every device, which
     chooses the backend, and what tracing sees of it."""
     name = schema[: schema.index("(")]
+    if name in _libraries:
+        _libraries.pop(name)._destroy()
+    library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
@@ -70,6 +74,7 @@ def differentiate(
 ) -> Callable[..., Any]:
     """Give an operator its gradient, for autograd and `torch.compile`; returns a function that
     works under the transforms of `torch.func` as well, which only know autograd functions."""
+    library = _libraries[operator._schema.name.split("::")[1]]
     torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=library)
 
     def forward(*arguments: Any) -> Any:
