@@ -34,7 +34,7 @@ def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.jensen`."""
     state = jensen_state(inputs, scoring)
     mixtures = mixtures_of(scoring, inputs, _variance.variance)
-    sums, _ = _moments.moments(*inputs, mixtures, moments_in(state, inputs))
+    sums, _ = _moments.moments(*inputs, mixtures, moments_in(state, scoring, inputs))
     terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
     total = terms.new_empty(())
     first, second = mixtures[0], mixtures[1] if len(mixtures) == 2 else None
@@ -77,5 +77,5 @@ def jensen_backward(
         jensen_divisor(scoring, inputs),
         MIXTURES=len(mixtures),
     )
-    moments = moments_in(state, inputs)
+    moments = moments_in(state, scoring, inputs)
     return _moments.moments_backward(of_sums, *inputs, moments, mixtures, wanted)

@@ -77,7 +77,8 @@ bool sums_of_pairs(const MomentsInputs& in, double* sums, Path path, Parallel&& 
 }
 
 // Writes `sums` (count, 3): of q, g and k, and `state`, float64 where `in` is wide. A state that is
-// NaN says that the gradients compute the moments anew, in float64, or by pairs.
+// NaN says that the gradients compute the moments anew, in float64, or by pairs; one of plain torch may
+// be infinite.
 template <class Parallel>
 bool launch_moments(
     const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
@@ -94,8 +95,8 @@ bool launch_moments(
 }
 
 inline bool has_moments(const char* state, bool wide) {
-  return wide ? !std::isnan(*reinterpret_cast<const double*>(state))
-              : !std::isnan(*reinterpret_cast<const float*>(state));
+  return wide ? std::isfinite(*reinterpret_cast<const double*>(state))
+              : std::isfinite(*reinterpret_cast<const float*>(state));
 }
 
 // Its cut and positions are filled in here.

@@ -91,7 +91,7 @@ class Estimators:
         state = jensen_state(inputs, scoring)
         mixtures = mixtures_of(scoring, inputs, self._variance)
         _keep(state, mixtures)
-        sums, _ = self._moments(*inputs, mixtures, moments_in(state, inputs))
+        sums, _ = self._moments(*inputs, mixtures, moments_in(state, scoring, inputs))
         return *jensen_terms(sums, scoring, inputs), state
 
     def jensen_backward(
@@ -107,7 +107,7 @@ class Estimators:
         total, q, g, _, k = _of_terms(upstream, working_dtype(inputs[0].device))
         of_sums = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, inputs)
         of_sums = of_sums.expand(len(mixtures), 3)
-        moments = moments_in(state, inputs)
+        moments = moments_in(state, scoring, inputs)
         y, x, mu, stds = inputs
         return self._moments_backward(of_sums, y, x, mu, stds, moments, mixtures, wanted)
 
@@ -202,9 +202,10 @@ def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixtu
     ]
 
 
-def moments_in(state: Tensor, inputs: Inputs) -> Tensor:
+def moments_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
     """(D, 4, S, E) of a state of `jensen`."""
-    return state[HEADER:].view(-1, 4, *inputs[0].shape[1:])
+    count = Sizes.of(scoring, inputs).mixtures
+    return state[HEADER:].view(count, 4, *inputs[0].shape[1:])
 
 
 def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:

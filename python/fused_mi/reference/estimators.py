@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from .._building_blocks import Gradients
 from .._estimators import Estimators, jensen_terms, logsumexp_terms
-from .._mixture import Inputs, Scoring, mixtures_of
+from .._mixture import Inputs, Mixture, Scoring, mixtures_of
 from . import logsumexp as _logsumexp
 from . import moments as _moments
+from . import narrow as _narrow
 from . import pairs as _pairs
 from . import variance as _variance
+from .moments import by_pairs
 
-_estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
+
+class _Moments:
+    """In float32 where that is enough, else in float64: then the state is infinite."""
+
+    @staticmethod
+    def moments(
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        mixtures: Sequence[Mixture],
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (y, x, mu, stds)
+        if state is None or not _narrow.serves(*inputs, mixtures):
+            return _moments.moments(*inputs, mixtures, state)
+        sums = _narrow.moments(*inputs, mixtures, state)
+        if sums is not None:
+            return sums, state
+        sums, state = _moments.moments(*inputs, mixtures, state)
+        return sums, state if by_pairs(state) else state.fill_(math.inf)
+
+    @staticmethod
+    def moments_backward(
+        upstream: Tensor,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        state: Tensor,
+        mixtures: Sequence[Mixture],
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        inputs = (y, x, mu, stds)
+        narrow = _narrow.serves(*inputs, mixtures) and state.isfinite().all()
+        backward = _narrow.moments_backward if narrow else _moments.moments_backward
+        return backward(upstream, *inputs, state, mixtures, wanted)
+
+
+_estimators = Estimators(_variance, _Moments(), _pairs, _logsumexp)
 jensen, jensen_backward = _estimators.jensen, _estimators.jensen_backward
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 

@@ -303,12 +303,17 @@ def moments_backward(
     the gradients are those of the pairs as well. With grad mode on the result is differentiable,
     and holds its whole graph."""
     inputs = (y, x, mu, stds)
-    by_pairs = state is not None and state.device.type == "cpu" and _few(mixtures, y)
-    if by_pairs and state.numel() and state.flatten()[0].isnan():  # type: ignore[union-attr]
+    if by_pairs(state) and _few(mixtures, y):
         of_pairs = upstream[..., None, None] * _met(mixtures, upstream.dtype)
         return pairs.pairs_backward(of_pairs, *inputs, None, mixtures, wanted)
     directions = [_Direction(mixture).gradient for mixture in mixtures]
     return sum_of_gradients(directions, _blocks(y, x), upstream, wanted, *inputs)
+
+
+def by_pairs(state: Tensor | None) -> bool:
+    """Whether the sums of this state are those of the pairs."""
+    given = state is not None and state.device.type == "cpu" and state.numel() > 0
+    return given and bool(state.flatten()[0].isnan())  # type: ignore[union-attr]
 
 
 def _few(mixtures: Sequence[Mixture], y: Tensor) -> bool:
