@@ -10,12 +10,13 @@ STAMP := .venv/installed
 train: $(TRAINING)
 	$(BIN)/fused-mi train $(ARGS)
 
-# Everything once; then, unless ARGS chooses, the public functions again on the Triton kernels, in their interpreter.
+# Everything once; then, unless ARGS chooses, the public functions again in plain torch, and on the Triton kernels in their interpreter.
 test: $(STAMP)
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -n 2
+	FUSED_MI_BACKEND=reference $(BIN)/python -m pytest -m every_backend -n 2
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
 endif
 

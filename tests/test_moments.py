@@ -5,11 +5,14 @@ import itertools
 import pytest
 import torch
 from blocks import moments, pairs
+from cases import mi, mi_inputs
 from fused_mi import use_backend
-from fused_mi._mixture import Mixture
+from fused_mi._estimators import HEADER
+from fused_mi._mixture import Mixture, Scoring
+from fused_mi.reference import estimators
 from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
 
-F64 = torch.float64
+F32, F64 = torch.float32, torch.float64
 
 
 def rows(count, seed, offset=0.0, zero_share=0.3):
@@ -192,3 +195,47 @@ def test_more_positions_and_features_than_one_block_holds():
         terms = ((y[i] - x - mu) ** 2 / (stds**2 + 2e-3)).sum(-1)
         want += (terms * w[0][i] * w[1]).sum() / 2
     assert results[0][0].item() == pytest.approx(want.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        (lambda t: t, True),
+        (lambda t: [t[0], t[1] * 1e-12, *t[2:]], False),  # 1 / v leaves the range
+        (lambda t: [*map(_first, t[:2]), t[2], *map(_first, t[3:])], False),  # the shift is far
+        (lambda t: [t[0], t[1], t[2], *(offset + 5e5 for offset in t[3:])], True),
+    ],
+    ids=["ordinary", "narrow stds", "a far row", "an offset"],
+)
+def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change, known):
+    exact = mi_inputs(b=12, s=5, e=7, dtype=F32, seed=3)
+    exact[2][:, 1] = False
+    exact = change(exact)
+    inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in exact]
+    embeddings = [inputs[i] for i in (4, 3, 0, 1)]
+    scoring = Scoring(exact[2], exact[2], pairing, True, True, 100.0)
+    with use_backend("reference"):
+        _, _, state = estimators.jensen(embeddings, scoring)
+        found = mi(inputs, pairing=pairing)
+        found.backward()
+    if pairing != "leave_one_out":  # always in float64
+        assert state[HEADER:].isfinite().all() == known
+    wide = [t.double() if t.is_floating_point() else t for t in exact]
+    wide = [t.requires_grad_(t.is_floating_point()) for t in wide]
+    eps = torch.finfo(F32).eps / torch.finfo(F64).eps
+    with use_backend("reference"):
+        value = mi(wide, pairing=pairing, safety_factor=100.0 * eps)
+    value.backward()
+    torch.testing.assert_close(found.double(), value, rtol=2e-6, atol=0)
+    for i in (0, 1, 3, 4):
+        size = wide[i].grad.abs().amax()
+        torch.testing.assert_close(inputs[i].grad / size, wide[i].grad / size, rtol=1e-5,
+                                   atol=1e-5, check_dtype=False)  # fmt: skip
+
+
+def _first(values):
+    """The first row of each half on a scale of its own."""
+    values = values.clone()
+    values[:: len(values) // 2] *= 1e4
+    return values
