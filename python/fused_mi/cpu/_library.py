@@ -57,7 +57,7 @@ def warn_of_slowness(reason: str) -> None:
     if platform.system() == "Windows":
         return
     warnings.warn(
-        f"fused_mi: plain torch serves CPU tensors, several times slower than the CPU kernels: "
+        f"fused_mi: plain torch serves CPU tensors, slower than the CPU kernels: "
         f"{reason}. They are built where a C++ compiler and torch's headers are found: "
         "pip install --force-reinstall --no-deps fused-mi (or '.' in its source tree)",
         stacklevel=2,
