@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 kernels-check: $(STAMP)
-	$(BIN)/python benchmarks/kernels_check.py $(ARGS)
+	$(BIN)/python benchmarks/binaries/kernels_check.py $(ARGS)
 
 # From this tree, with the PyTorch and Triton that $(PYTHON) has: nothing is installed or fetched.
 gpu:

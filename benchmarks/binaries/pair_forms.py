@@ -1,6 +1,6 @@
 """Forms that a kernel of all pairs could take in Triton, compared by their machine code.
 
-    python benchmarks/pair_forms.py [--target sm_90]
+    python benchmarks/binaries/pair_forms.py [--target sm_90]
 
 Each is the bare loop of `sum_e (a r - c)^2` over a tile of pairs, without masks or preparation, for
 samples a (N, K) and components r, c (M, K) in float32. See docs/kernels.md.
