@@ -7,10 +7,11 @@ machine itself changed by, as its own copy and GEMM rates between the samples sa
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist, median
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from .records import OK, OURS, Record
 
@@ -40,7 +41,7 @@ def compare(a: Iterable[Record], b: Iterable[Record]) -> list[Comparison]:
     """Ours only, the worst first; several records of one key are pooled."""
     old, new = _pooled(a), _pooled(b)
     common = [key for key in old if key in new]
-    z = NormalDist().inv_cdf(1 - LEVEL / max(1, len(common)))
+    z = float(stats.norm.isf(LEVEL / max(1, len(common))))
     found = [_one(key, old[key], new[key], z) for key in common]
     for keys, other, verdict in ((old, new, "only in A"), (new, old, "only in B")):
         missing = [key for key in keys if key not in other]
@@ -67,8 +68,10 @@ def _one(
 def _error_of_log_median(samples: np.ndarray) -> float:
     if len(samples) < _FEW:  # to resample: as wrong as they disagree
         return float(np.log(samples.max() / samples.min()))
-    draws = np.random.default_rng(0).choice(samples, (_RESAMPLES, len(samples)))
-    return float(np.log(np.median(draws, axis=1)).std())
+    found = stats.bootstrap(
+        (np.log(samples),), np.median, n_resamples=_RESAMPLES, method="percentile", rng=0
+    )
+    return float(found.standard_error)
 
 
 def _drift(a: Sequence[Record], b: Sequence[Record]) -> float:

@@ -13,8 +13,7 @@ from . import records
 from .cases import FROZEN_CLEAN, TRAINING, Case
 from .contestants import backends
 from .measure import Clock
-from .records import REFUSED, Record
-from .suites import record_of
+from .records import REFUSED, Record, record_of
 
 _SECONDS = {"tiny": 1.0, "MiniLM": 15.0}  # per backend
 _LEAST, _MOST = 5, 30

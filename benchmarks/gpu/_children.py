@@ -53,8 +53,8 @@ def python(module: str, *arguments: object) -> list[str]:
 
 
 def emit(row: Row) -> None:
-    """In a child: hand a row to the parent."""
-    print(_MARK + json.dumps(row), flush=True)
+    """In a child: hand a row to the parent, on a line of its own whatever was printed before."""
+    print(f"\n{_MARK}{json.dumps(row)}", flush=True)
 
 
 def run(jobs: Sequence[Job], at_once: int, seconds: float) -> Iterator[tuple[Job, Row] | Ended]:
