@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ALL = ("means", "stds", "clean", "noisy")
 FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
@@ -98,12 +98,13 @@ def _sweeps(batches, positions, features, base) -> Iterator[Case]:
 def _options(shape, dtypes) -> Iterator[Case]:
     """Everything that changes what a pass has to do, on one shape."""
     for estimator in BOTH:
-        changes = [{"masked": share} for share in (0.0, 0.5, 0.9)]
+        changes: list[dict[str, Any]] = [{"masked": share} for share in (0.0, 0.5, 0.9)]
         changes += [{"pairing": pairing} for pairing in ("symmetric", "leave_one_out")]
         changes += [{"dtype": dtype} for dtype in dtypes]
         changes += [{"wanted": wanted} for wanted in (FROZEN_CLEAN, ("noisy",), ())]
         changes += [{"offset": 1e3}]
-        at = Case("options", *shape, estimator)
+        b, s, e = shape
+        at = Case("options", b, s, e, estimator)
         yield from (dataclasses.replace(at, **change) for change in changes)
 
 

@@ -59,10 +59,10 @@ def _one(
     samples = [np.array([s for r in records for s in r.samples]) for records in (before, after)]
     noise = z * math.hypot(*map(_error_of_log_median, samples))
     margin = noise + max(math.log1p(TOLERANCE), _drift(before, after))
-    ms = [float(np.median(s)) for s in samples]
-    change = math.log(ms[1] / ms[0])
+    old, new = (float(np.median(s)) for s in samples)
+    change = math.log(new / old)
     verdict = "slower" if change > margin else "faster" if change < -margin else "same"
-    return Comparison(*key, *ms, math.exp(change), math.exp(margin), verdict)
+    return Comparison(*key, old, new, math.exp(change), math.exp(margin), verdict)
 
 
 def _error_of_log_median(samples: np.ndarray) -> float:

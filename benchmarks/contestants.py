@@ -81,12 +81,12 @@ BOUND = "bound: reads, fresh gradients"
 
 def loss_of(case: Case) -> Callable[..., Tensor]:
     """The public function of a case, summed over the samples."""
-    options = {"estimator": case.estimator, "reduction": "sum"}
+    options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
+
+    pairing: dict[str, Any] = {"pairing": case.pairing}
 
     def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(
-            mu, sigma, mask, x, y, pairing=case.pairing, **options
-        )
+        return fused_mi.mutual_information_sub_batch(mu, sigma, mask, x, y, **options, **pairing)
 
     def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)
@@ -180,7 +180,7 @@ def _bound(case: Case, inputs: Inputs) -> Run:
     gradients = [inputs[_ORDER[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
-        value = sum(t.sum() for t in (reads[-1], *reads))
+        value = torch.stack([t.sum() for t in (reads[-1], *reads)]).sum()
 
         def backward() -> Sequence[Tensor]:
             for t in reads:
@@ -196,7 +196,8 @@ class _Recorder:
     """Stands in for the raw operators of the CPU library and remembers what was called."""
 
     def __init__(self, operators: Any) -> None:
-        self.operators, self.calls = operators, []
+        self.operators = operators
+        self.calls: list[tuple[Any, tuple]] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         operator = getattr(self.operators, name)

@@ -67,7 +67,7 @@ def timed(record: Record, samples: Sequence[float]) -> Record:
     """With everything that follows from its times."""
     middle = median(samples)
     fifths = quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else 4 * [middle]
-    rates: dict[str, float] = {}
+    rates: dict[str, Any] = {}
     if record.bytes and record.kind != "bound":
         rates["gb_per_s"] = record.bytes / middle / 1e6
         if record.copy:

@@ -51,7 +51,7 @@ class Bench:
                 runs[entry.name] = made
         del want
         times, of_yardsticks = measure.interleaved(runs, self.yardsticks, self.clock, self.suite)
-        rates = {
+        rates: dict[str, Any] = {
             name: self.yardsticks[name].amount / records.median(ms) / 1e6
             for name, ms in of_yardsticks.items()
         }

@@ -39,7 +39,7 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
                 rows.append([record.contestant, "", "", record.status, *[""] * 7])
         if rows:
             yield from ("", case, *columns([["", *_COLUMNS], *rows]))
-        yield from _kernels(of_case)
+        yield from _details(of_case)
     yield from _slopes(records)
     for r in records:
         if r.loss_share is not None:
@@ -71,8 +71,12 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
     ]
 
 
-def _kernels(of_case: Sequence[Record]) -> Iterator[str]:
-    for record in of_case:
+def _details(of_case: Sequence[Record]) -> Iterator[str]:
+    for record in summary.whole(of_case):
+        if record.faults:
+            faults, system = record.faults
+            said = f"{faults:,.0f} page faults a pass, {number(system)} ms in the system"
+            yield f"{record.contestant}: {said}"
         for name, us in (record.kernels or {}).items():
             yield f"  {us:9.1f} us  {name[:80]}"
 

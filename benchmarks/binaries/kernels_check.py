@@ -157,7 +157,15 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
     return [*names, *numbers, "; ".join(wrong) or "ok"], not wrong
 
 
-COLUMNS = ("kernel", "target", "inputs", "roles", "registers", "spilled", "128-bit loads")
+COLUMNS: tuple[str, ...] = (
+    "kernel",
+    "target",
+    "inputs",
+    "roles",
+    "registers",
+    "spilled",
+    "128-bit loads",
+)
 COLUMNS += ("stores", "shared", "warps", "verdict")
 LEGEND = """registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and
 altogether; shared bytes of a program; resident warps of an SM or compute unit"""

@@ -102,7 +102,8 @@ def cancellation() -> tuple[float, float]:
     true = (a.double() - c.double()).square().sum()
     direct = (a - c).square().sum()
     expanded = a @ a - 2 * (a @ c) + c @ c
-    return tuple(((found - true) / true).abs().item() for found in (direct, expanded))
+    errors = [((found - true) / true).abs().item() for found in (direct, expanded)]
+    return errors[0], errors[1]
 
 
 def main() -> None:

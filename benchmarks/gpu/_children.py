@@ -61,7 +61,8 @@ def run(jobs: Sequence[Job], at_once: int, seconds: float) -> Iterator[tuple[Job
     """Run `jobs`, `at_once` of them at a time, for no longer than `seconds` in all; yields each row
     as it comes, and how each job ended."""
     deadline = time.monotonic() + seconds
-    waiting, running = list(jobs), []
+    waiting = list(jobs)
+    running: list[_Child] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:

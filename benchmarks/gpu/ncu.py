@@ -107,8 +107,9 @@ def compared(
 
 
 def _finished(name: str, command: Sequence[str], deadline: float) -> tuple[Ended, list[Row]]:
-    *found, ended = run([Job(name, command)], 1, max(deadline - time.monotonic(), 0))
-    return ended, [row for _, row in found]
+    events = list(run([Job(name, command)], 1, max(deadline - time.monotonic(), 0)))
+    (ended,) = (event for event in events if isinstance(event, Ended))
+    return ended, [event[1] for event in events if not isinstance(event, Ended)]
 
 
 def _over(measured: float | None, modelled: float) -> float | None:
