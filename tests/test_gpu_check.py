@@ -172,6 +172,7 @@ def test_each_row_is_saved_at_once(tmp_path, capsys):
         assert file.name == "a.records.jsonl"
         yield {"name": "a", "passed": True}
         assert len(path.read_text().splitlines()) == 1
+        yield {"name": "as small as it should be", "met": False}
         yield {"name": "b", "passed": False, "message": "why"}
 
     def second(seconds, file):
@@ -181,11 +182,17 @@ def test_each_row_is_saved_at_once(tmp_path, capsys):
 
     phases = [__main__.Phase("first", 1, first), __main__.Phase("second", 2, second)]
     rows = __main__.perform(phases, path)
-    assert [row.get("passed") for row in rows] == [True, False, None, None]
+    assert [row.get("passed") for row in rows] == [True, None, False, None, None]
     saved = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(saved) == 4 + 2 and saved[1]["phase"] == "first"
+    assert len(saved) == 5 + 2 and saved[1]["phase"] == "first"
     said = capsys.readouterr().out
-    for part in ("FAILED b: why", "not run: no reason", "MISSED: as fast", "second: done"):
+    for part in (
+        "FAILED b: why",
+        "not run: no reason",
+        "MISSED: as small",
+        "as fast as it should be: withheld",
+        "second: done",
+    ):
         assert part in said
 
 
