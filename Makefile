@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 kernels-check: $(STAMP)
-	$(BIN)/python benchmarks/kernels_check.py $(ARGS)
+	$(BIN)/python benchmarks/binaries/kernels_check.py $(ARGS)
 
 # From this tree, with the PyTorch and Triton that $(PYTHON) has: nothing is installed or fetched.
 gpu:
@@ -43,7 +43,7 @@ $(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 
 # What tests and checks need besides; the package itself is there.
 $(STAMP): $(TRAINING)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'fused-mi[train,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'fused-mi[train,test,dev,bench]'
 	touch $@
 
 # Measured here, against everything else; results are appended to runs/bench.jsonl.

@@ -26,7 +26,7 @@ BLOCK = 5  # calls
 _VIEWS = "alias as_strided detach expand lift_fresh permute result_type select slice split squeeze"
 _VIEWS += " t to transpose unbind unsqueeze view _reshape_alias _unsafe_view reshape narrow"
 _NO_LAUNCH = {f"aten::{name}" for name in f"{_VIEWS} empty empty_like empty_strided".split()}
-_launched = []
+_launched: list[None] = []
 
 
 def rows(rounds):

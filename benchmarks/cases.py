@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ALL = ("means", "stds", "clean", "noisy")
 FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
@@ -98,12 +98,13 @@ def _sweeps(batches, positions, features, base) -> Iterator[Case]:
 def _options(shape, dtypes) -> Iterator[Case]:
     """Everything that changes what a pass has to do, on one shape."""
     for estimator in BOTH:
-        changes = [{"masked": share} for share in (0.0, 0.5, 0.9)]
+        changes: list[dict[str, Any]] = [{"masked": share} for share in (0.0, 0.5, 0.9)]
         changes += [{"pairing": pairing} for pairing in ("symmetric", "leave_one_out")]
         changes += [{"dtype": dtype} for dtype in dtypes]
         changes += [{"wanted": wanted} for wanted in (FROZEN_CLEAN, ("noisy",), ())]
         changes += [{"offset": 1e3}]
-        at = Case("options", *shape, estimator)
+        b, s, e = shape
+        at = Case("options", b, s, e, estimator)
         yield from (dataclasses.replace(at, **change) for change in changes)
 
 
@@ -139,12 +140,18 @@ _FULL = (
     *_options((64, 64, 384), ("bfloat16", "float16", "float64")),
     *_sweeps((256, 1024, 4096, 16384), (4, 16, 64, 256), (64, 256, 1024, 4096), (64, 16, 256)),
 )
-_GPU = (
+_LARGE = ((4096, 16, 768), (65536, 1, 64), (8, 512, 4096))
+_GPU = (  # the most wanted first: time may end before the list
+    *(
+        Case(group, *shape, estimator, dtype=dtype, compiled=dtype == "float32")
+        for dtype in ("float32", "bfloat16")
+        for estimator in BOTH
+        for group, shape in (("BERT", (512, 128, 768)), ("LLM", (64, 512, 4096)))
+    ),
+    Case("LLM", 64, 16, 4096, "logsumexp", compiled=True),
+    *(Case("large", *shape, dtype=d) for shape in _LARGE for d in ("float32", "bfloat16")),
     Case("MiniLM", 512, 128, 384, compiled=True),
     Case("MiniLM", 512, 128, 384, "logsumexp", compiled=True),
-    Case("LLM", 64, 512, 4096, compiled=True),
-    Case("LLM", 64, 512, 4096, dtype="bfloat16", compiled=True),
-    Case("LLM", 64, 512, 4096, "logsumexp"),
     Case("LLM", 8, 512, 4096, "logsumexp", dtype="bfloat16", compiled=True),
     *(Case("representation", 65536, 1, e) for e in (128, 512, 1024)),
     Case("representation", 8192, 1, 128, compiled=True),
@@ -158,9 +165,32 @@ _GPU = (
     *_options((256, 128, 768), ("bfloat16", "float16", "float64")),
     *_sweeps((1024, 4096, 16384), (8, 32, 128, 512), (128, 512, 2048, 8192), (256, 32, 512)),
 )
+_TARGETS = ((128, 64, 768), (16, 512, 2048))
+_CPU = (  # what the targets of the CPU kernels are about
+    *(
+        Case("jensen kernels", *shape, **change)
+        for shape in _TARGETS
+        for change in (
+            {},
+            {"dtype": "bfloat16"},
+            {"masked": 0.5},
+            {"wanted": FROZEN_CLEAN},
+            {"masked": 0.1},
+        )
+    ),
+    Case("page faults", 24, 512, 2048),
+    *(
+        Case("pairs kernels", *shape, "logsumexp")
+        for shape in ((128, 64, 768), (512, 64, 768), (128, 768, 64))
+    ),
+    *(Case("pairs", *shape, "logsumexp", masked=0.1) for shape in ((32, 64, 768), (128, 8, 768))),
+    *(Case("representation", b, 1, 128) for b in (512, 2048)),
+    *(Case("sweep B", 1 << n, 1, 128) for n in range(11, 17)),
+)
 SUITES = {
     "quick": Suite(_QUICK, 0.05, 0.15, 5, 12, 6e7, "tiny"),
     "full": Suite(_FULL, 0.5, 3.0, 7, 60, 1e10, "MiniLM"),
+    "cpu": Suite(_CPU, 0.1, 1.0, 7, 30, 4e9, "tiny"),
     "gpu": Suite(_GPU, 0.3, 1.0, 9, 60, 1e13, "MiniLM"),
 }
 

@@ -7,10 +7,11 @@ machine itself changed by, as its own copy and GEMM rates between the samples sa
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist, median
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from .records import OK, OURS, Record
 
@@ -40,7 +41,7 @@ def compare(a: Iterable[Record], b: Iterable[Record]) -> list[Comparison]:
     """Ours only, the worst first; several records of one key are pooled."""
     old, new = _pooled(a), _pooled(b)
     common = [key for key in old if key in new]
-    z = NormalDist().inv_cdf(1 - LEVEL / max(1, len(common)))
+    z = float(stats.norm.isf(LEVEL / max(1, len(common))))
     found = [_one(key, old[key], new[key], z) for key in common]
     for keys, other, verdict in ((old, new, "only in A"), (new, old, "only in B")):
         missing = [key for key in keys if key not in other]
@@ -58,17 +59,19 @@ def _one(
     samples = [np.array([s for r in records for s in r.samples]) for records in (before, after)]
     noise = z * math.hypot(*map(_error_of_log_median, samples))
     margin = noise + max(math.log1p(TOLERANCE), _drift(before, after))
-    ms = [float(np.median(s)) for s in samples]
-    change = math.log(ms[1] / ms[0])
+    old, new = (float(np.median(s)) for s in samples)
+    change = math.log(new / old)
     verdict = "slower" if change > margin else "faster" if change < -margin else "same"
-    return Comparison(*key, *ms, math.exp(change), math.exp(margin), verdict)
+    return Comparison(*key, old, new, math.exp(change), math.exp(margin), verdict)
 
 
 def _error_of_log_median(samples: np.ndarray) -> float:
     if len(samples) < _FEW:  # to resample: as wrong as they disagree
         return float(np.log(samples.max() / samples.min()))
-    draws = np.random.default_rng(0).choice(samples, (_RESAMPLES, len(samples)))
-    return float(np.log(np.median(draws, axis=1)).std())
+    found = stats.bootstrap(
+        (np.log(samples),), np.median, n_resamples=_RESAMPLES, method="percentile", rng=0
+    )
+    return float(found.standard_error)
 
 
 def _drift(a: Sequence[Record], b: Sequence[Record]) -> float:

@@ -3,8 +3,12 @@
 Each makes a `Run` from inputs (mu, sigma, mask, x, y) or says why it does not serve the case.
 """
 
+import atexit
 import contextlib
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
@@ -14,10 +18,8 @@ import torch
 from torch import Tensor
 
 from .cases import ALL, Case
-from .gpu._loss import large_inputs
-from .gpu._measure import Run
 from .machine import available_memory
-from .measure import Wrong
+from .measure import Run, Wrong
 from .peers import PEERS, Peer
 from .peers._peer import pair_elements
 
@@ -35,8 +37,14 @@ class Contestant(NamedTuple):
 
 def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
     """Random ones; in every row as many positions are active, the first one among them."""
-    dtype = getattr(torch, case.dtype)
-    means, stds, mask, clean, noisy = large_inputs(case.shape, device, dtype, 1.0, seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    options = {"dtype": getattr(torch, case.dtype), "device": device}
+    means, stds, clean, noisy = (torch.empty(case.shape, **options) for _ in range(4))
+    means.normal_(generator=generator).mul_(0.3)
+    stds.uniform_(0.5, 1.5, generator=generator)
+    clean.normal_(generator=generator)
+    noisy.normal_(generator=generator).mul_(stds).add_(means).add_(clean)
+    mask = torch.ones(case.shape[:2], dtype=torch.bool, device=device)
     if case.offset:
         for t in (clean, noisy):
             t[..., ::64] += case.offset
@@ -51,6 +59,8 @@ def of(case: Case, device: str, most_work: float) -> list[Contestant]:
     """All of them, those that cannot run included. The first usable backend is ours."""
     names = backends(device)
     found = [_backend(case, name, most_work) for name in names]
+    if "triton" in names and case.compiled:
+        found.append(_tuned(case))
     if device == "cpu" and "cpu" in names:
         found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
     if case.wanted:
@@ -71,12 +81,12 @@ BOUND = "bound: reads, fresh gradients"
 
 def loss_of(case: Case) -> Callable[..., Tensor]:
     """The public function of a case, summed over the samples."""
-    options = {"estimator": case.estimator, "reduction": "sum"}
+    options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
+
+    pairing: dict[str, Any] = {"pairing": case.pairing}
 
     def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(
-            mu, sigma, mask, x, y, pairing=case.pairing, **options
-        )
+        return fused_mi.mutual_information_sub_batch(mu, sigma, mask, x, y, **options, **pairing)
 
     def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)
@@ -119,6 +129,22 @@ def _backend(case: Case, name: str, most_work: float) -> Contestant:
     return Contestant(name, "backend", make, _too_long(work, most_work))
 
 
+def _tuned(case: Case) -> Contestant:
+    """The Triton kernels with tiles that were measured, in a cache of this process alone."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        variables = {"FUSED_MI_AUTOTUNE": "1", "FUSED_MI_CACHE_DIR": folder}
+        with mock.patch.dict(os.environ, variables), fused_mi.use_backend("triton"):
+            yield
+
+    return Contestant(
+        "triton, tuned tiles", "backend", lambda inputs: run_of(case, loss_of(case), inputs, around)
+    )
+
+
 def _too_long(work: float, most_work: float) -> str | None:
     if work <= most_work:
         return None
@@ -154,7 +180,7 @@ def _bound(case: Case, inputs: Inputs) -> Run:
     gradients = [inputs[_ORDER[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
-        value = sum(t.sum() for t in (reads[-1], *reads))
+        value = torch.stack([t.sum() for t in (reads[-1], *reads)]).sum()
 
         def backward() -> Sequence[Tensor]:
             for t in reads:
@@ -170,7 +196,8 @@ class _Recorder:
     """Stands in for the raw operators of the CPU library and remembers what was called."""
 
     def __init__(self, operators: Any) -> None:
-        self.operators, self.calls = operators, []
+        self.operators = operators
+        self.calls: list[tuple[Any, tuple]] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         operator = getattr(self.operators, name)

@@ -13,8 +13,7 @@ from . import records
 from .cases import FROZEN_CLEAN, TRAINING, Case
 from .contestants import backends
 from .measure import Clock
-from .records import REFUSED, Record
-from .suites import record_of
+from .records import REFUSED, Record, record_of
 
 _SECONDS = {"tiny": 1.0, "MiniLM": 15.0}  # per backend
 _LEAST, _MOST = 5, 30
@@ -81,8 +80,9 @@ def _loss_of_a_step(run: Any) -> Callable[[], object]:
     wanted = [t.detach().requires_grad_() for t in (y, mu, sigma)]
 
     def loss() -> object:
+        y, mu, sigma = wanted
         options = run.config.estimator, run.config.pairing
-        _, per_feature = objective.mutual_information(x, *wanted, batch.noise_mask, *options)
+        _, per_feature = objective.mutual_information(x, y, mu, sigma, batch.noise_mask, *options)
         return torch.autograd.grad(per_feature, wanted)
 
     return loss
@@ -101,10 +101,10 @@ def _tiny(config: Any) -> Any:
     from fused_mi.train import encoder, text, trainer
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128}
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
-    model = transformers.BertModel(transformers.BertConfig(**sizes, **layers))
-    model = encoder.Encoder(model).to(config.device)
+    sizes: dict[str, Any] = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, **layers))
+    model = encoder.Encoder(bert).to(config.device)
     ids = torch.randint(1000, (4 * config.batch_size, config.seq_len))
     passages = text.Passages(ids, torch.ones_like(ids).bool(), torch.ones_like(ids).bool())
     layer = trainer.build_layer(config, model)

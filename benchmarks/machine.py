@@ -12,30 +12,32 @@ from typing import Any, NamedTuple
 import torch
 
 from ._source_tree import ROOT
-from .gpu._measure import Copy
 from .measure import last_level_cache
 
 
 class Yardstick(NamedTuple):
     run: Callable[[], object]
     amount: float  # bytes or operations
-    unit: str  # of amount / 1e9 / s
 
 
 def yardsticks(device: str) -> dict[str, Yardstick]:
-    """A copy much larger than any cache, bytes read and written; a product of float32 matrices."""
-    if device == "cuda":
-        copy = Copy(device)
-        moved, run = copy.bytes, copy.run
-    else:
-        source, target = torch.rand((2, last_level_cache() // 2))
-        moved, run = 2 * source.nbytes, lambda: target.copy_(source)
-    n = 4096 if device == "cuda" else 768
+    """A copy much larger than any cache, bytes read and written; a product of float32 matrices; on
+    a GPU, multiply-adds in registers."""
+    cuda = device == "cuda"
+    source, target = torch.rand(
+        (2, 1 << 28 if cuda else last_level_cache(device) // 2), device=device
+    )
+    n = 4096 if cuda else 768
     a, b, c = torch.rand((3, n, n), device=device)
-    return {
-        "copy": Yardstick(run, moved, "GB/s"),
-        "gemm": Yardstick(lambda: torch.mm(a, b, out=c), 2 * n**3, "GFLOP/s"),
+    found = {
+        "copy": Yardstick(lambda: target.copy_(source), 2 * source.nbytes),
+        "gemm": Yardstick(lambda: torch.mm(a, b, out=c), 2 * n**3),
     }
+    if cuda:
+        from ._fma import peak
+
+        found["fma"] = Yardstick(*peak())
+    return found
 
 
 def describe(device: str, commit: str | None, tree: Path = ROOT) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def describe(device: str, commit: str | None, tree: Path = ROOT) -> dict[str, An
     import fused_mi
 
     now = datetime.datetime.now(datetime.timezone.utc)
-    packages = ("triton", "numpy", "pykeops", "transformers")
+    packages = ("triton", "numpy", "scipy", "pykeops", "transformers")
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),

@@ -9,51 +9,101 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import gpu  # noqa: F401  the package and the helpers of the tests can be imported from now on
 from .cases import Case, Suite
 from .exact import Exact
-from .gpu import _measure
-from .gpu._measure import Run
+
+Run = Callable[[], tuple[Tensor, Callable[[], Sequence[Tensor]]]]
+"""A forward pass; gives its value and the backward pass, which gives the gradients."""
 
 MIB = 1 << 20
 VALUE_TOLERANCE = 100 * torch.finfo(torch.float32).eps  # relative to the magnitude of the terms
 # The weights of logsumexp depend on energies, whose roundings grow with S * E.
 LOGSUMEXP_GRADIENT_TOLERANCE = 1e-3
-_QUANTITIES = {"fwd": "forward", "bwd": "backward", "both": "both", "host": "host"}
+_SLEEP = 8_000_000  # cycles, about 4 ms: as long as the host may take to queue a pass
 
 
 class Wrong(Exception):
     """A contestant computes something else."""
 
 
-class Clock(_measure.Clock):
-    """That of the GPU check, and on a CPU with cold caches too."""
+class Clock:
+    """Times passes with cold caches: of a GPU by its events, of a CPU by the wall."""
 
     def __init__(self, device: str) -> None:
-        super().__init__(device)
-        if not self.cuda:
-            self.cold = torch.zeros((2, last_level_cache() // 4))
+        self.cuda = device == "cuda"
+        cold = last_level_cache(device) * (2 if self.cuda else 1)
+        self.cold = torch.zeros((2, cold // 4), device=device)
+
+    def passes(self, run: Run) -> dict[str, float]:
+        """ms of each mode on the device, and of the `host` to queue both passes."""
+        marks = []
+
+        def forward_and_backward() -> None:
+            marks.append(self._mark())
+            _, backward = run()
+            marks.append(self._mark())
+            backward()
+            marks.append(self._mark())
+
+        host = self._after_a_flush(forward_and_backward)
+        pairs = {"fwd": (0, 1), "bwd": (1, 2), "both": (0, 2)}
+        found = {mode: self._between(marks[i], marks[j]) for mode, (i, j) in pairs.items()}
+        return {**found, "host": host}
+
+    def single(self, function: Callable[[], object]) -> float:
+        """ms on the device."""
+        marks = []
+
+        def marked() -> None:
+            marks.append(self._mark())
+            function()
+            marks.append(self._mark())
+
+        self._after_a_flush(marked)
+        return self._between(*marks)
 
     def _after_a_flush(self, function: Callable[[], None]) -> float:
+        """Run it with cold caches and, on a GPU, with a queue that is never empty; host's ms."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        self.cold[0].add_(1)
+        # Reading evicts what was written: nothing is left to be written back while timing.
+        self.cold[1].sum()
+        if self.cuda:
+            torch.cuda._sleep(_SLEEP)
+        start = time.perf_counter()
+        function()
+        host = (time.perf_counter() - start) * 1e3
+        if self.cuda:
+            torch.cuda.synchronize()
+        return host
+
+    def _mark(self) -> Any:
         if not self.cuda:
-            self.cold[0].add_(1)
-            self.cold[1].sum()
-        return super()._after_a_flush(function)
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) if self.cuda else (end - start) * 1e3
 
 
-def last_level_cache() -> int:
-    """Bytes of the largest cache of a CPU that says so, 32 MiB elsewhere.
+def last_level_cache(device: str) -> int:
+    """Bytes of the largest cache, 32 MiB (of a GPU 64) where nobody says.
 
-    At most 32 MiB for each core: virtual machines report the cache of a whole socket, most of which
-    holds the data of others, and to empty that takes longer than what is timed.
+    Of a CPU at most 32 MiB for each core: virtual machines report the cache of a whole socket, most
+    of which holds the data of others, and to empty that takes longer than what is timed.
     """
+    if device == "cuda":
+        return getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 * MIB
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     found = [path.read_text().strip() for path in sizes]
     units = {"K": 1 << 10, "M": MIB}
@@ -134,7 +184,7 @@ def interleaved(
             if turn >= suite.least and all(s > suite.seconds for s in spent.values()):
                 break
     by_mode = {
-        name: {mode: [t[key] for t in taken] for mode, key in _QUANTITIES.items()}
+        name: {quantity: [t[quantity] for t in taken] for quantity in taken[0]}
         for name, taken in samples.items()
         if name not in dropped
     }
@@ -157,7 +207,7 @@ def _pass(run: Run) -> Sequence[Tensor]:
 
 
 @contextlib.contextmanager
-def _no_collection():
+def _no_collection() -> Iterator[None]:
     """Garbage is collected between measurements, not in one of them."""
     gc.collect()
     gc.disable()
@@ -170,19 +220,48 @@ def _no_collection():
 def extra_memory(run: Run, device: str) -> int | None:
     """Bytes at the peak of both passes beyond what was there and beyond the gradients: what the
     allocator gave out on a GPU, what became resident on Linux; None elsewhere."""
+    gc.collect()
     if device == "cuda":
-        return _measure.extra_memory(run)
-    status = Path("/proc/self/status")
-    try:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed would be taken again, unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _resident(status, "VmRSS")
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         gradients = _pass(run)
-        peak = _resident(status, "VmHWM")
-    except (OSError, AttributeError):
-        return None
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        status = Path("/proc/self/status")
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed would be taken again, unseen
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = _resident(status, "VmRSS")
+            gradients = _pass(run)
+            peak = _resident(status, "VmHWM")
+        except (OSError, AttributeError):
+            return None
     return max(0, peak - before - sum(g.numel() * g.element_size() for g in gradients))
+
+
+def page_faults(run: Run, passes: int = 5) -> tuple[float, float] | None:
+    """Of a pass on a CPU: how many, and ms in the system; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(passes):
+        _pass(run)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    faults, system = after.ru_minflt - before.ru_minflt, after.ru_stime - before.ru_stime
+    return faults / passes, 1e3 * system / passes
+
+
+def by_kernel(run: Run, passes: int = 5) -> dict[str, float]:
+    """us of a pass on a GPU by kernel, the longest first, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(passes):
+            _pass(run)
+        torch.cuda.synchronize()
+    found = {event.key: event.self_device_time_total / passes for event in profile.key_averages()}
+    return dict(sorted(((k, us) for k, us in found.items() if us > 0), key=lambda item: -item[1]))
 
 
 def _resident(status: Path, key: str) -> int:

@@ -3,6 +3,7 @@ every contestant has one colour and one marker in all pictures."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,7 +34,7 @@ _STYLES = {
     "CLUB's pair form": ("#000000", "*"),
 }
 _OTHER = ("#777777", "h")
-_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+_BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 def speedups(records: Sequence[Record]) -> Figure | None:
@@ -286,7 +287,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def _plain_numbers(axis: object) -> None:
+def _plain_numbers(axis: Any) -> None:
     axis.set_major_locator(LogLocator(10, numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())

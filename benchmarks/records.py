@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
+
+from .cases import Case
 
 OK, WRONG, OOM, REFUSED = "ok", "wrong", "OOM", "refused"
 OURS = ("backend", "kernels")  # kinds
@@ -52,6 +53,9 @@ class Record:
     loss_share: float | None = None  # of a training step
     copy: float | None = None  # GB/s, measured between the samples of the case
     gemm: float | None = None  # GFLOP/s, the same
+    fma: float | None = None  # of a GPU: GFLOP/s of multiply-adds in registers
+    faults: tuple[float, float] | None = None  # of a CPU: page faults of a pass, ms in the system
+    kernels: dict[str, float] | None = None  # of a GPU: us of both passes by kernel
     machine: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,9 +65,9 @@ class Record:
 
 def timed(record: Record, samples: Sequence[float]) -> Record:
     """With everything that follows from its times."""
-    ordered = sorted(samples)
-    middle = median(ordered)
-    rates: dict[str, float] = {}
+    middle = median(samples)
+    fifths = quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else 4 * [middle]
+    rates: dict[str, Any] = {}
     if record.bytes and record.kind != "bound":
         rates["gb_per_s"] = record.bytes / middle / 1e6
         if record.copy:
@@ -75,17 +79,31 @@ def timed(record: Record, samples: Sequence[float]) -> Record:
     return dataclasses.replace(
         record,
         median=middle,
-        p20=_quantile(ordered, 0.2),
-        p80=_quantile(ordered, 0.8),
+        p20=fifths[0],
+        p80=fifths[3],
         samples=tuple(round(s, 6) for s in samples),
         **rates,
     )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    at = share * (len(ordered) - 1)
-    low = ordered[math.floor(at)]
-    return low + (ordered[math.ceil(at)] - low) * (at - math.floor(at))
+def record_of(case: Case, contestant: str, kind: str, about: dict[str, Any], **more: Any) -> Record:
+    """Without a mode yet."""
+    return Record(
+        case=case.name,
+        group=case.group,
+        op=case.op,
+        mode="",
+        contestant=contestant,
+        kind=kind,
+        estimator=case.estimator,
+        pairing=case.pairing,
+        shape=case.shape,
+        dtype=case.dtype,
+        masked=1 - case.active / case.S,
+        wanted=case.wanted,
+        machine=about,
+        **more,
+    )
 
 
 def write(records: Iterable[Record], path: Path) -> None:
@@ -115,6 +133,7 @@ def read(*paths: Path) -> list[Record]:
                 values = json.loads(line)
                 for name in ("shape", "wanted", "samples"):
                     values[name] = tuple(values[name])
+                values["faults"] = values.get("faults") and tuple(values["faults"])
                 found.append(Record(**values))
             except (ValueError, TypeError, KeyError) as error:
                 raise BadFile(f"{path}, line {number}: no record: {error}") from None

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from . import contestants, limits, machine, measure, records
+from . import contestants, end_to_end, limits, machine, measure, records
 from .cases import TRAINING, Case, Suite, distinct, trains
 from .contestants import Contestant
 from .exact import exact
-from .gpu._measure import Run, by_kernel
-from .measure import Clock, Wrong
-from .records import OK, OOM, OURS, REFUSED, WRONG, Record
+from .measure import Clock, Run, Wrong, by_kernel
+from .records import OK, OOM, OURS, REFUSED, WRONG, Record, record_of
 
 _COPIES = 8  # of inputs, at most
 
@@ -52,7 +51,7 @@ class Bench:
                 runs[entry.name] = made
         del want
         times, of_yardsticks = measure.interleaved(runs, self.yardsticks, self.clock, self.suite)
-        rates = {
+        rates: dict[str, Any] = {
             name: self.yardsticks[name].amount / records.median(ms) / 1e6
             for name, ms in of_yardsticks.items()
         }
@@ -76,7 +75,7 @@ class Bench:
         # Where memory is overcommitted nothing raises: the process would be killed.
         if 3 * size > 0.8 * machine.available_memory(self.device):
             raise MemoryError
-        enough = math.ceil(4 * measure.last_level_cache() / size)
+        enough = math.ceil(4 * measure.last_level_cache(self.device) / size)
         count = min(_COPIES, max(1, enough))
         return [contestants.inputs_of(case, self.device, seed) for seed in range(count)]
 
@@ -91,9 +90,11 @@ class Bench:
         try:
             first = entry.make(copies[0])
             found = {} if entry.kind == "bound" else measure.errors(case, first, want)
-            extra = None
+            extra = faults = None
             if entry.kind in ("backend", "peer"):
                 extra = measure.extra_memory(first, self.device)
+            if entry.kind == "backend" and self.device == "cpu":
+                faults = measure.page_faults(first)
             runs = [first, *(entry.make(inputs) for inputs in copies[1:])]
         except Wrong as error:
             return self._record(case, entry, WRONG, str(error)), ()
@@ -104,6 +105,7 @@ class Bench:
         record = dataclasses.replace(
             self._record(case, entry, OK, None),
             extra_bytes=extra,
+            faults=faults,
             error=found.get("value"),
             gradient_error=found.get("gradients"),
         )
@@ -114,16 +116,17 @@ class Bench:
         if "triton" not in runs:
             return
         entry = Contestant("triton kernels", "kernels", lambda inputs: runs["triton"][0])
-        record = dataclasses.replace(self._record(case, entry, OK, None), mode="both", **rates)
+        mode = limits.modes(case)[-1]
+        moved, computed = limits.bytes_moved(case)[mode], limits.operations(case)[mode]
+        record = dataclasses.replace(
+            self._record(case, entry, OK, None), mode=mode, bytes=moved, flops=computed, **rates
+        )
         try:
-            us = sum(kernel["us"] for kernel in by_kernel(runs["triton"][0]))
+            us = by_kernel(runs["triton"][0])
         except Exception as error:  # a missing or forbidden profiler must not cost the times
             yield dataclasses.replace(record, status=REFUSED, reason=_said(error))
             return
-        both = {"bytes": limits.bytes_moved(case), "flops": limits.operations(case)}
-        mode = limits.modes(case)[-1]
-        record = dataclasses.replace(record, mode=mode, **{k: v[mode] for k, v in both.items()})
-        yield records.timed(record, [us / 1e3])
+        yield records.timed(dataclasses.replace(record, kernels=us), [sum(us.values()) / 1e3])
 
     def _record(self, case: Case, entry: Contestant, status: str, reason: str | None) -> Record:
         return record_of(case, entry.name, entry.kind, self.about, status=status, reason=reason)
@@ -139,26 +142,6 @@ class Bench:
             yield records.timed(of_mode, times[mode]) if times else of_mode
 
 
-def record_of(case: Case, contestant: str, kind: str, about: dict[str, Any], **more: Any) -> Record:
-    """Without a mode yet."""
-    return Record(
-        case=case.name,
-        group=case.group,
-        op=case.op,
-        mode="",
-        contestant=contestant,
-        kind=kind,
-        estimator=case.estimator,
-        pairing=case.pairing,
-        shape=case.shape,
-        dtype=case.dtype,
-        masked=1 - case.active / case.S,
-        wanted=case.wanted,
-        machine=about,
-        **more,
-    )
-
-
 def _said(error: BaseException) -> str:
     """One line."""
     text = str(error).strip() or traceback.format_exc(limit=-1)
@@ -168,8 +151,7 @@ def _said(error: BaseException) -> str:
 def measured(
     suite: Suite, text: str, device: str, about: dict[str, Any], without_peers: bool = False
 ) -> Iterator[tuple[str, Iterable[Record]]]:
-    """The name and the records of each case, the training step last."""
-    from . import end_to_end
+    """The name and the records of each case; the training step last, not without peers."""
 
     def of(*arguments: Any) -> list[Contestant]:
         found = contestants.of(*arguments)

@@ -1,8 +1,8 @@
 """What tables, plots and reports ask of records; nothing is measured here."""
 
+import math
 from collections.abc import Iterable, Sequence
-
-import numpy as np
+from statistics import linear_regression
 
 from .records import OK, Record
 
@@ -53,8 +53,8 @@ def slopes(
     for key, points in lines.items():
         sizes, ms = zip(*sorted(points.items()), strict=True)
         if len(sizes) > 1:
-            slope = float(np.polyfit(np.log(sizes), np.log(ms), 1)[0])
-            found.append((*key, list(sizes), list(ms), slope))
+            line = linear_regression(list(map(math.log, sizes)), list(map(math.log, ms)))
+            found.append((*key, list(sizes), list(ms), line.slope))
     return found
 
 

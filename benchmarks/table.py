@@ -1,55 +1,53 @@
-"""Records in the terminal."""
+"""Records in the terminal, as plain text: nothing needs to be installed for it."""
 
 from collections import Counter
-from collections.abc import Sequence
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import summary
-from .compare import Comparison
 from .records import OK, REFUSED, Record
 
-_COLUMNS = (
-    "fwd ms",
-    "bwd ms",
-    "both ms",
-    "spread",
-    "GB/s",
-    "% copy",
-    "% GEMM",
-    "MiB",
-    "error",
-    "x",
-)
+if TYPE_CHECKING:
+    from .compare import Comparison
+
+_COLUMNS = ["fwd ms", "bwd ms", "both ms", "spread", "GB/s"]
+_COLUMNS += ["% copy", "% GEMM", "MiB", "error", "x"]
 
 
-def show(records: Sequence[Record], console: Console) -> None:
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Columns as wide as their widest cell, the first ones to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def lines(records: Sequence[Record]) -> Iterator[str]:
     """A section for each case; then the slopes of sweeps, and who could not take part."""
-    console.print("Medians; x: how many times as long as the backend in use.", highlight=False)
-    wide = _wide(console)
+    yield "Medians; x: how many times as long as the backend in use."
     for case, of_case in summary.by_case(records).items():
-        table = Table(title=case, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        table.add_column("", no_wrap=True, min_width=29)
-        for name in _COLUMNS:
-            table.add_column(name, justify="right", no_wrap=True, min_width=6)
         own = summary.ours(of_case)
+        rows = []
         for record in summary.whole(of_case):
             if record.status == OK:
-                table.add_row(record.contestant, *_cells(record, of_case, own))
+                rows.append([record.contestant.ljust(29), *_cells(record, of_case, own)])
             elif record.status != REFUSED:
-                table.add_row(record.contestant, "", "", f"[bold]{record.status}[/bold]")
-        if table.row_count:
-            wide.print(table)
-    _show_slopes(records, console)
-    _show_shares(records, console)
-    _show_failures(records, console)
-
-
-def _wide(console: Console) -> Console:
-    """A terminal that is too narrow must not cut figures: its lines wrap instead."""
-    return Console(file=console.file, width=max(console.width, 120), soft_wrap=True)
+                rows.append([record.contestant, "", "", record.status, *[""] * 7])
+        if rows:
+            yield from ("", case, *columns([["", *_COLUMNS], *rows]))
+        yield from _details(of_case)
+    yield from _slopes(records)
+    for r in records:
+        if r.loss_share is not None:
+            share = f"{r.loss_share:.1%} of {number(r.median)} ms"
+            yield f"{r.case}: with {r.contestant}, the loss takes {share}"
+    for (contestant, status, reason), cases in summary.failures(records).items():
+        count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+        yield f"{contestant}: {status} in {count}: {reason}"
 
 
 def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> list[str]:
@@ -58,7 +56,9 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
         times["both"] = record.median
     ratio = summary.speedup(record, own)
     errors = [e for e in (record.error, record.gradient_error) if e is not None]
-    spread = (record.p80 - record.p20) / record.median if record.median else None
+    spread = None
+    if record.median and record.p20 is not None and record.p80 is not None:
+        spread = (record.p80 - record.p20) / record.median
     return [
         *(number(times.get(mode)) for mode in ("fwd", "bwd", "both")),
         _percent(spread),
@@ -71,48 +71,35 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
     ]
 
 
-def _show_slopes(records: Sequence[Record], console: Console) -> None:
-    found = summary.slopes(records)
-    if not found:
-        return
-    table = Table(title="Growth: ms ~ size ^ slope")
-    for name in ("sweep", "estimator", "contestant", "sizes", "slope"):
-        table.add_column(name, justify="right" if name == "slope" else "left")
-    for group, estimator, contestant, sizes, _, slope in found:
+def _details(of_case: Sequence[Record]) -> Iterator[str]:
+    for record in summary.whole(of_case):
+        if record.faults:
+            faults, system = record.faults
+            said = f"{faults:,.0f} page faults a pass, {number(system)} ms in the system"
+            yield f"{record.contestant}: {said}"
+        for name, us in (record.kernels or {}).items():
+            yield f"  {us:9.1f} us  {name[:80]}"
+
+
+def _slopes(records: Sequence[Record]) -> Iterator[str]:
+    rows = [["sweep", "estimator", "contestant", "sizes", "slope"]]
+    for group, estimator, contestant, sizes, _, slope in summary.slopes(records):
         ends = f"{sizes[0]:g} to {sizes[-1]:g}"
-        table.add_row(
-            group.removeprefix(summary.SWEEP), estimator, contestant, ends, f"{slope:.2f}"
-        )
-    console.print(table)
+        name = group.removeprefix(summary.SWEEP)
+        rows.append([name, estimator, contestant, ends, f"{slope:.2f}"])
+    if len(rows) > 1:
+        yield from ("", "Growth: ms ~ size ^ slope", *columns(rows, left=4))
 
 
-def _show_shares(records: Sequence[Record], console: Console) -> None:
-    for r in records:
-        if r.loss_share is not None:
-            share = f"{r.loss_share:.1%} of {number(r.median)} ms"
-            console.print(f"{r.case}: with {r.contestant}, the loss takes {share}", highlight=False)
-
-
-def _show_failures(records: Sequence[Record], console: Console) -> None:
-    for (contestant, status, reason), cases in summary.failures(records).items():
-        count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-        line = f"{contestant}: {status} in {count}: {reason}"
-        console.print(line, markup=False, highlight=False)
-
-
-def show_comparison(found: Sequence[Comparison], console: Console) -> None:
+def comparison(found: Sequence["Comparison"]) -> Iterator[str]:
     """What changed, and how many did not."""
-    table = Table(title="B / A; within the margin it may be noise")
-    for name in ("case", "mode", "contestant", "A ms", "B ms", "B / A", "margin", "verdict"):
-        numeric = name in ("A ms", "B ms", "B / A", "margin")
-        table.add_column(name, justify="right" if numeric else "left")
+    yield "B / A; within the margin it may be noise"
+    rows = [["case", "mode", "contestant", "verdict", "A ms", "B ms", "B / A", "margin"]]
     for c in found:
-        ratio, margin = (f"{v:.2f}" if v is not None else "" for v in (c.ratio, c.margin))
-        verdict = f"[bold]{c.verdict}[/bold]" if c.regression else c.verdict
-        table.add_row(*c[:3], number(c.a), number(c.b), ratio, margin, verdict)
-    _wide(console).print(table)
-    counts = Counter(c.verdict for c in found)
-    console.print(", ".join(f"{n} {verdict}" for verdict, n in counts.items()), highlight=False)
+        ratios = (f"{v:.2f}" if v is not None else "" for v in (c.ratio, c.margin))
+        rows.append([*c[:3], c.verdict, number(c.a), number(c.b), *ratios])
+    yield from columns(rows, left=4)
+    yield ", ".join(f"{n} {verdict}" for verdict, n in Counter(c.verdict for c in found).items())
 
 
 def number(value: float | None) -> str:

@@ -1,14 +1,15 @@
 """The building blocks of a backend as differentiable functions: of the one that is forced, or that
-serves CPU tensors."""
+serves the device."""
 
 import importlib
 
 import torch
+from cases import DEVICE
 from fused_mi.ops import _backends
 
 
-def _module(name):
-    backend = _backends._choose("jensen", "cpu", _backends.forced()).backend
+def module(name):
+    backend = _backends._choose("jensen", DEVICE.type, _backends.forced()).backend
     return importlib.import_module(f"{_backends._PACKAGES[backend]}.{name}")
 
 
@@ -18,7 +19,7 @@ class _OfMixtures(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name, mixtures, *inputs):
         ctx.name, ctx.mixtures = name, mixtures
-        found = getattr(_module(name), name)(*inputs, mixtures)
+        found = getattr(module(name), name)(*inputs, mixtures)
         result, state = found if isinstance(found, tuple) else (found, None)
         ctx.save_for_backward(*inputs, state)
         return result
@@ -27,7 +28,7 @@ class _OfMixtures(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         *inputs, state = ctx.saved_tensors
-        pull = getattr(_module(ctx.name), f"{ctx.name}_backward")
+        pull = getattr(module(ctx.name), f"{ctx.name}_backward")
         wanted = ctx.needs_input_grad[2:]
         return None, None, *pull(upstream, *inputs, state, ctx.mixtures, wanted)
 
@@ -35,7 +36,7 @@ class _OfMixtures(torch.autograd.Function):
 class _Logsumexp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, energies, own):
-        terms, state = _module("logsumexp").logsumexp(energies, own)
+        terms, state = module("logsumexp").logsumexp(energies, own)
         ctx.own = own
         ctx.save_for_backward(energies, state)
         return terms
@@ -43,7 +44,7 @@ class _Logsumexp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        pull = _module("logsumexp").logsumexp_backward
+        pull = module("logsumexp").logsumexp_backward
         return pull(upstream, *ctx.saved_tensors, ctx.own), None
 
 

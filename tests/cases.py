@@ -1,10 +1,12 @@
 """Inputs that many tests start from, and one way to run a function on them."""
 
 import contextlib
+import os
 
 import fused_mi
 import torch
 
+DEVICE = torch.device(os.environ.get("FUSED_MI_TEST_DEVICE", "cpu"))  # see conftest.py
 MI_ARGUMENTS = (
     "means_tensor",
     "stds_tensor",
@@ -19,9 +21,10 @@ PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 REDUCTIONS = ("sum", "mean")
 
 
-def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.6):
-    """(means, stds, mask, clean, noisy). Position 0 is active in every row, and the smallest stds
-    of both halves lie there, so that replacing values elsewhere never moves the stabiliser."""
+def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.6, device=DEVICE):
+    """(means, stds, mask, clean, noisy), the same numbers on every device. Position 0 is active in
+    every row, and the smallest stds of both halves lie there, so that replacing values elsewhere
+    never moves the stabiliser."""
     gen = torch.Generator().manual_seed(seed)
     shape = (b, s, e)
     clean = torch.randn(shape, generator=gen, dtype=torch.float64) + offset
@@ -32,8 +35,13 @@ def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.
     if s and e:
         mask[:, 0] = True
         stds[:, 0, 0] = 0.4
-    means, stds, clean, noisy = (t.to(dtype) for t in (means, stds, clean, noisy))
-    return [means, stds, mask, clean, noisy]
+    means, stds, clean, noisy = (t.to(device, dtype) for t in (means, stds, clean, noisy))
+    return [means, stds, mask.to(device), clean, noisy]
+
+
+def interpreted():
+    """Whether Triton's interpreter serves these tensors: it takes minutes for what is large."""
+    return DEVICE.type == "cpu" and os.environ.get("FUSED_MI_BACKEND") == "triton"
 
 
 def leaves(inputs, dtype=None):
@@ -72,7 +80,7 @@ def mixtures(pairing, mask, component_mask=None, eps=1e-3):
 
     parts, pairs_of_parts = directions(pairing, len(mask))
     masks = mask, mask if component_mask is None else component_mask
-    both_eps = torch.tensor(eps), torch.tensor(2 * eps)
+    both_eps = (torch.tensor(e, device=mask.device) for e in (eps, 2 * eps))
     return [
         Mixture(*masks, *both_eps, parts[i], parts[j], pairing == "leave_one_out")
         for i, j in pairs_of_parts

@@ -1,13 +1,28 @@
-"""Settings shared by all tests: few threads, reproducible hypothesis runs."""
+"""Settings shared by all tests: the device, few threads, reproducible hypothesis runs.
 
+`--device cuda` (or FUSED_MI_TEST_DEVICE) runs on a GPU what is the same on every device: the tests
+marked `every_backend` and `every_device`. Of those, the ones marked `own_process` get a process
+each, because an illegal access ends the use of the device.
+"""
+
+import importlib.util
 import os
-
-# Before anything imports Triton: without a GPU its kernels run in the interpreter.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE, CHILD = "FUSED_MI_TEST_DEVICE", "FUSED_MI_TEST_CHILD"
+
+if importlib.util.find_spec("fused_mi") is None:  # a tree that nobody installed
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import _source_tree
+
+    _source_tree.use()
 
 hypothesis.settings.register_profile(
     "fused_mi",
@@ -18,6 +33,51 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fused_mi")
+
+
+def pytest_addoption(parser):
+    default = os.environ.get(DEVICE, "cpu")
+    parser.addoption("--device", default=default, help=f"cpu or cuda; default: {DEVICE}, cpu")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device}: there is no GPU that torch can use")
+    os.environ[DEVICE] = device  # for cases.DEVICE, and for processes of their own
+    if device == "cpu":
+        # Before anything imports Triton: its kernels run in the interpreter.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    else:  # else matrix products raise under `use_deterministic_algorithms`
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") == "cpu":
+        return
+    kept, others = [], []
+    for item in items:
+        same = item.get_closest_marker("every_backend") or item.get_closest_marker("every_device")
+        (kept if same else others).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=others)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """On a GPU, a test marked `own_process` is run by a new interpreter, never by a fork."""
+    on_gpu = pyfuncitem.config.getoption("--device") != "cpu"
+    if not on_gpu or CHILD in os.environ or not pyfuncitem.get_closest_marker("own_process"):
+        return None
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    child = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, CHILD: "1"}, capture_output=True, text=True
+    )
+    if child.returncode:
+        pytest.fail(f"exit code {child.returncode}:\n{child.stdout[-8000:]}{child.stderr[-2000:]}")
+    if "1 skipped" in child.stdout:
+        pytest.skip(next(line for line in child.stdout.splitlines() if line.startswith("SKIPPED")))
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def loop_energies(samples, components, skip_diagonal=False):
         for j in range(len(x)):
             if skip_diagonal and i == j:
                 continue
-            active = torch.ones(y.shape[1], dtype=torch.bool)
+            active = torch.ones(y.shape[1], dtype=torch.bool, device=y.device)
             for role, b in ((samples, i), (components, j)):
                 if role.mask is not None:
                     active = active & role.mask[b]
@@ -76,7 +76,7 @@ def loop_energies(samples, components, skip_diagonal=False):
 def pair_weights(samples, components):
     """(N, M, S) bool, broadcastable."""
     n, m, s = len(samples.centre[0]), len(components.centre[0]), samples.centre[0].shape[1]
-    w = torch.ones(n, m, s, dtype=torch.bool)
+    w = torch.ones(n, m, s, dtype=torch.bool, device=samples.centre[0].device)
     if samples.mask is not None:
         w = w & samples.mask[:, None]
     if components.mask is not None:
@@ -99,7 +99,7 @@ def broadcast_energies(samples, components, skip_diagonal=False):
     if samples.stds is not None:
         k = total((samples.stds**2 + samples.eps).log()[:, None] + LOG_2PI)
     if skip_diagonal:
-        keep = ~torch.eye(len(q), dtype=torch.bool)
+        keep = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
         q, g, k = (t[keep].view(len(q), -1) for t in (q, g, k))
     return Energies(q, g, k)
 

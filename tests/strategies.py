@@ -1,7 +1,7 @@
 """What hypothesis draws: small batches with any mask, offset and spread, and the options."""
 
 import torch
-from cases import ESTIMATORS, MASK, PAIRINGS, REDUCTIONS
+from cases import DEVICE, ESTIMATORS, MASK, PAIRINGS, REDUCTIONS
 from hypothesis import strategies as st
 
 OFFSETS = (0.0, -3.0, 1e3, 5e5)
@@ -23,7 +23,7 @@ def mi_batches(draw, dtype=torch.float64, offsets=OFFSETS, even=True):
     noisy = clean + means + stds * normal()
     bits = draw(st.lists(st.booleans(), min_size=b * s, max_size=b * s))
     inputs = [means, stds, torch.tensor(bits).view(b, s), clean, noisy]
-    return [t if i == MASK else t.to(dtype) for i, t in enumerate(inputs)]
+    return [t.to(DEVICE, t.dtype if i == MASK else dtype) for i, t in enumerate(inputs)]
 
 
 def options(pairings=PAIRINGS, estimators=ESTIMATORS):

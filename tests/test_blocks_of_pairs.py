@@ -3,7 +3,7 @@
 import fused_mi
 import pytest
 import torch
-from cases import PAIRINGS
+from cases import DEVICE, PAIRINGS
 from fused_mi import _estimators
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +19,7 @@ def batch(spoiled):
     mask[3, 1] = True  # no partner shares it
     if spoiled:
         mu[3, 1] = y[3, 1] = torch.nan
-    return (mu, sigma.abs() + 0.5, x, y), mask
+    return [t.to(DEVICE) for t in (mu, sigma.abs() + 0.5, x, y)], mask.to(DEVICE)
 
 
 def evaluate(inputs, mask, **options):

@@ -5,7 +5,7 @@ import math
 import fused_mi
 import pytest
 import torch
-from cases import ESTIMATORS, REDUCTIONS, gradients, leaves, mi_inputs
+from cases import DEVICE, ESTIMATORS, REDUCTIONS, gradients, leaves, mi_inputs
 from oracle import (
     ASSIGNMENT,
     ENTROPY,
@@ -140,9 +140,9 @@ def test_equal_components_are_one_gaussian():
 def test_the_assignment_entry_is_the_information_about_the_component():
     """Far apart: log M nats, and the entropy is log M above that of one component."""
     m, s, e = 4, 1, 2
-    clean = 1e3 * torch.arange(m, dtype=torch.float64)[:, None, None].expand(m, s, e).contiguous()
-    stds = torch.ones(m, s, e, dtype=torch.float64)
-    mask = torch.ones(m, s, dtype=torch.bool)
+    stds = torch.ones(m, s, e, dtype=torch.float64, device=DEVICE)
+    clean = 1e3 * torch.arange(m, device=DEVICE)[:, None, None] * stds
+    mask = torch.ones(m, s, dtype=torch.bool, device=DEVICE)
     losses = {}
     value = fused_mi.gaussian_mixture_entropy(
         clean, clean, torch.zeros_like(clean), stds, mask, losses, 0.0, estimator="logsumexp"

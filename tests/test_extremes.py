@@ -6,6 +6,7 @@ import fused_mi
 import pytest
 import torch
 from cases import (
+    DEVICE,
     ESTIMATORS,
     FLOATING,
     MASK,
@@ -128,7 +129,7 @@ def test_duplicate_rows_share_one_gradient(estimator):
 def test_one_dominant_component_takes_all_responsibility():
     inputs = mi_inputs(b=6, seed=9)
     inputs[MASK][:] = True
-    inputs[4][:3] = inputs[3][5] + inputs[0][5] + 1e-3 * torch.randn(3, 4, 3, dtype=torch.float64)
+    inputs[4][:3] = inputs[3][5] + inputs[0][5] + 1e-3 * torch.randn_like(inputs[4][:3])
     inputs[1][5] = 1e-3
     inputs[1][3:5] = 1.0
     options = {"estimator": "logsumexp"}
@@ -144,7 +145,7 @@ def test_upstream_gradient(estimator, upstream):
     inputs[MASK][:, 1] = False
     value = mi(inputs, estimator=estimator)
     plain = gradients(value, inputs, retain_graph=True)
-    scaled = gradients(value, inputs, grad_outputs=torch.tensor(upstream))
+    scaled = gradients(value, inputs, grad_outputs=torch.full_like(value, upstream))
     for a, b in zip(plain, scaled, strict=True):
         if upstream == upstream:
             assert torch.allclose(b, a * upstream, rtol=1e-5, atol=1e-6)
@@ -162,7 +163,7 @@ def test_upstream_gradient_of_a_matrix(kind):
         "nan": torch.full((4, 4), torch.nan, dtype=torch.float64),
         "zero": torch.zeros(4, 4, dtype=torch.float64),
         "transposed": torch.arange(16, dtype=torch.float64).view(4, 4).t(),
-    }[kind]
+    }[kind].to(DEVICE)
     (ours,) = torch.autograd.grad(q, noisy, upstream)
     diff = noisy[:, None] - (clean + means)[None]
     want = torch.where(

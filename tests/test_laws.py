@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from cases import FLOATING, MASK, mi, same_bits, value_and_gradients
 from hypothesis import assume, given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from oracle import TOTAL, accumulation_dtype
 from rules import assert_rule10, scales
 from strategies import mi_batches, options
+
+pytestmark = pytest.mark.every_device
 
 
 def scale_of(inputs, chosen):

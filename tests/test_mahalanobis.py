@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import DEVICE
 from fused_mi import pairwise_square_mahalanobis_distance, square_mahalanobis_distance
 from oracle import eps_of
 
@@ -21,6 +22,7 @@ SHAPES = {
     "outer of one": ((1, 1), (1, 2), (1, 2), (1, 1)),
     "three": ((2, 1, 3), (2, 4, 1), (4, 1), (3,)),
 }
+pytestmark = pytest.mark.every_device
 every_pattern = pytest.mark.parametrize("pattern", SHAPES.values(), ids=SHAPES.keys())
 
 
@@ -31,7 +33,8 @@ def make(pattern, dtype=torch.float64, seed=0):
     )
     mask = torch.rand(*pattern[3], S, generator=gen) < 0.6
     mask[..., 0] = True
-    return x.to(dtype), y.to(dtype), (stds.abs() + 0.3).to(dtype), mask
+    tensors = (t.to(DEVICE, dtype) for t in (x, y, stds.abs() + 0.3))
+    return *tensors, mask.to(DEVICE)
 
 
 def naive(x, y, stds, mask, eps, dtype):
@@ -41,8 +44,8 @@ def naive(x, y, stds, mask, eps, dtype):
 
 def used_stds_mask(stds, mask, lead):
     """Positions of stds that an active position of the broadcast uses, by enumeration."""
-    index = torch.arange(stds[..., 0].numel()).view(stds.shape[:-1]).expand(*lead, S)
-    used = torch.zeros(stds[..., 0].numel(), dtype=torch.bool)
+    index = torch.arange(stds[..., 0].numel(), device=DEVICE).view(stds.shape[:-1]).expand(*lead, S)
+    used = torch.zeros(stds[..., 0].numel(), dtype=torch.bool, device=DEVICE)
     used[index[mask.expand(*lead, S)]] = True
     return used.view(stds.shape[:-1])
 
@@ -60,7 +63,7 @@ def test_value_and_gradients(pattern, dtype):
             q = square_mahalanobis_distance(*fresh, mask)
         else:
             q = naive(*fresh, mask, eps, wide)
-        upstream = torch.linspace(-1, 2, max(q.numel(), 1)).view(q.shape).to(wide)
+        upstream = torch.linspace(-1, 2, max(q.numel(), 1)).view(q.shape).to(DEVICE, wide)
         results[name] = [q, *torch.autograd.grad(q, fresh, upstream)]
     assert results["ours"][0].shape == lead
     assert results["ours"][0].dtype == dtype
@@ -142,4 +145,4 @@ def test_empty():
     x, y, stds, mask = make(SHAPES["rows"])
     assert square_mahalanobis_distance(x[:0], y[:0], stds[:0], mask[:0]).shape == (0,)
     empty = square_mahalanobis_distance(x[..., :0], y[..., :0], stds[..., :0], mask)
-    assert torch.equal(empty, torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(empty, torch.zeros(5, dtype=torch.float64, device=DEVICE))

@@ -6,6 +6,7 @@ import fused_mi
 import pytest
 import torch
 from cases import (
+    DEVICE,
     ESTIMATORS,
     FLOATING,
     MASK,
@@ -180,7 +181,8 @@ def test_disjoint_pairs(estimator):
     """Each sample shares positions with some components only; the other pairs have no energy."""
     inputs = mi_inputs(b=6, s=4, seed=7)
     inputs[MASK] = torch.tensor(
-        [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]]
+        [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]],
+        device=DEVICE,
     )
     options = {"estimator": estimator}
     assert_rule10(lambda t: mi(t, **options), inputs, options)

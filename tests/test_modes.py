@@ -6,6 +6,7 @@ import fused_mi
 import pytest
 import torch
 from cases import (
+    DEVICE,
     ESTIMATORS,
     FLOATING,
     MASK,
@@ -19,6 +20,8 @@ from cases import (
 )
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.every_device
+
 every_mode = pytest.mark.parametrize(
     "options",
     [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],
@@ -30,7 +33,9 @@ def tiny(options, dtype=torch.float64):
     b = 3 if options.get("pairing") == "leave_one_out" else 4
     e = 1 if options.get("pairing") == "symmetric" else 2
     inputs = mi_inputs(b=b, s=2, e=e, dtype=dtype, seed=1)
-    inputs[1][:, 0, 0] += 0.1 * torch.arange(b)  # no ties: the stabiliser is a constant to autograd
+    inputs[1][:, 0, 0] += 0.1 * torch.arange(
+        b, device=DEVICE
+    )  # no ties: the stabiliser is a constant to autograd
     return inputs
 
 
@@ -118,7 +123,7 @@ def test_no_grad_inference_mode_and_detect_anomaly_keep_the_value(options):
 def test_autocast_changes_nothing(options, amp):
     inputs = mi_inputs(dtype=torch.float32, seed=2)
     plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
-    with torch.autocast("cpu", amp):
+    with torch.autocast(DEVICE.type, amp):
         value, grads = value_and_gradients(lambda t: mi(t, **options), inputs)
     assert same_bits(value, plain)
     assert all(same_bits(a, b) for a, b in zip(grads, plain_grads, strict=True))
@@ -136,6 +141,18 @@ def test_retain_graph_and_repeats_are_bit_equal(options):
     for a, b, c in zip(first, second, third, strict=True):
         assert same_bits(a, b)
         assert same_bits(a, c)
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_hundred_runs_are_bit_equal(options, dtype):
+    """At a size that takes several programs and threads."""
+    inputs = mi_inputs(*(64, 33, 200) if DEVICE.type == "cuda" else (20, 9, 50), dtype=dtype)
+    value, grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+    for _ in range(100 if DEVICE.type == "cuda" else 5):
+        again, again_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+        assert same_bits(again, value)
+        assert all(same_bits(a, b) for a, b in zip(again_grads, grads, strict=True))
 
 
 @every_mode
@@ -191,7 +208,7 @@ def test_hidden_values_stay_hidden_from_second_derivatives(options):
 def test_a_grad_scaler_multiplies_by_a_power_of_two_exactly(options):
     inputs = leaves(mi_inputs(dtype=torch.float32, seed=8))
     plain = gradients(mi(inputs, **options), inputs)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**16)
     scaler.scale(mi(inputs, **options)).backward()
     for index, grad in zip(FLOATING, plain, strict=True):
         assert torch.equal(inputs[index].grad / 2**16, grad)

@@ -199,17 +199,18 @@ def test_mixed_scales(dtype, exponents, estimator, pairing):
     assert_exact(features, estimator, pairing, 100.0)
 
 
-MIXED = [(8, -8, 0, 3), (-8, 8, 3, 0), (4, 0, -2, 1), (6, -6, 6, -6)]
+MIXED: list[tuple[int, ...]] = [(8, -8, 0, 3), (-8, 8, 3, 0), (4, 0, -2, 1), (6, -6, 6, -6)]
 MIXED += [(2, 0, 1, -1), (0, 0, 5, 5), (5, 5, 0, 0), (1, 0, 0, 1, 0, 1), (-3, 0, 3, 0, -3, 3)]
 
 
 @dtype
+@estimator
 @pairing
 @pytest.mark.parametrize("exponents", MIXED)
-def test_rows_of_other_scales_within_the_range(dtype, pairing, exponents):
-    """Where means of Jensen's moments are relative to a row of another scale, which takes the
-    digits of all others, and where one row is nearly all of a sum that it is taken from."""
-    assert_exact(like([[10.0**k] * 2 for k in exponents], dtype, 1.0), "jensen", pairing, 100.0)
+def test_rows_of_other_scales_within_the_range(dtype, estimator, pairing, exponents):
+    """Where a first row of another scale would take the digits of all others, and where one row is
+    nearly all of a sum that it is taken from."""
+    assert_exact(like([[10.0**k] * 2 for k in exponents], dtype, 1.0), estimator, pairing, 100.0)
 
 
 @pairing

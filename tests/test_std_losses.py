@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from cases import DEVICE
 from fused_mi import gaussian_entropy_log_loss, masked_negative_log_mean
 
+pytestmark = pytest.mark.every_device
 both = pytest.mark.parametrize("function", [gaussian_entropy_log_loss, masked_negative_log_mean])
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -14,7 +16,7 @@ def stds_and_mask(dtype=torch.float64, shape=(4, 5, 3), mask_dims=2, seed=0):
     gen = torch.Generator().manual_seed(seed)
     stds = (0.1 + torch.rand(shape, generator=gen, dtype=torch.float64)).to(dtype)
     mask = torch.rand(shape[:mask_dims], generator=gen) < 0.6
-    return stds, mask
+    return stds.to(DEVICE), mask.to(DEVICE)
 
 
 def formula(function, values, eps):
@@ -63,7 +65,7 @@ def test_nothing_active_is_zero_with_a_live_graph(function):
 
 @both
 def test_an_empty_tensor_is_zero(function):
-    stds = torch.zeros(0, 3, 2, requires_grad=True)
+    stds = torch.zeros(0, 3, 2, requires_grad=True, device=DEVICE)
     value = function(stds)
     value.backward()
     assert value.item() == 0
@@ -97,14 +99,14 @@ def test_mask_dtypes(function, kind):
 @both
 def test_half_types_accumulate_in_float32(function):
     """The sum of 200000 stds exceeds the range of float16; the mean does not."""
-    stds = torch.full((200_000,), 2.0, dtype=torch.float16)
+    stds = torch.full((200_000,), 2.0, dtype=torch.float16, device=DEVICE)
     want = formula(function, stds.double(), torch.finfo(torch.float16).eps).item()
     assert function(stds).item() == pytest.approx(want, rel=2e-3)
 
 
 @both
 def test_zero_stds_are_finite(function):
-    stds = torch.zeros(2, 3, requires_grad=True)
+    stds = torch.zeros(2, 3, requires_grad=True, device=DEVICE)
     value = function(stds)
     (grad,) = torch.autograd.grad(value, stds)
     want = formula(function, torch.zeros(6).double(), torch.finfo(torch.float32).eps)

@@ -28,13 +28,22 @@ def sliced(t):
 
 
 def with_offset(t):
-    storage = torch.empty(t.numel() + 7, dtype=t.dtype)
+    storage = torch.empty(t.numel() + 7, dtype=t.dtype, device=t.device)
     storage.fill_(torch.nan if t.is_floating_point() else 1)
     storage[5 : 5 + t.numel()] = t.flatten()
     return storage[5 : 5 + t.numel()].view(t.shape)
 
 
-LAYOUTS = [transposed, reversed_dims, sliced, with_offset]
+def inside(t):
+    """In the middle of a larger tensor: no start is aligned to 16 bytes."""
+    middle = tuple(slice(1, 1 + size) for size in t.shape)
+    filling = torch.nan if t.is_floating_point() else 1
+    storage = torch.full([size + 2 for size in t.shape], filling, dtype=t.dtype, device=t.device)
+    storage[middle] = t
+    return storage[middle]
+
+
+LAYOUTS = [transposed, reversed_dims, sliced, with_offset, inside]
 
 
 def gradients_of_views(inputs, layout, options):
@@ -55,6 +64,15 @@ def test_layouts(options, layout):
     torch.testing.assert_close(ours[0], plain[0], rtol=1e-6, atol=1e-6)
     for a, b in zip(ours[1], plain[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+@every_mode
+def test_layouts_of_every_input(options, layout, dtype):
+    """Masks too; by the rule for contiguous ones."""
+    inputs = mi_inputs(e=6, dtype=dtype, seed=6)
+    assert_rule10(lambda t: mi([layout(v) for v in t], **options), inputs, options)
 
 
 @every_mode

@@ -1,14 +1,18 @@
-"""Check the project on a GPU: values, timings, traffic and memory accesses.
+"""Check the project on a GPU: tests, benchmarks, traffic and memory accesses.
 
     make gpu [COMMIT=abc123] [OUT=folder] [ONLY=phase]
 
-Takes no longer than nine minutes, needs PyTorch and Triton, and writes one JSON file, after each
-row anew. Exit code 1 where a value is wrong or the sanitizer found an error. Without a GPU it says
-so and writes nothing.
+Takes no longer than nine minutes, needs PyTorch, Triton and pytest, no network, and writes each
+result at once: one JSON line for each row, and the records of the benchmarks in a file beside it.
+Exit code 1 where something is wrong, 2 where there is no GPU.
 """
 
 import argparse
+import json
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,46 +21,76 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks import machine
 from benchmarks._source_tree import ROOT
 
-from . import _report, correctness, ncu, pairs_timings, sanitizer, timings
+from . import ncu, sanitizer, suite, tests
 from ._children import Row
 
 
 class Phase(NamedTuple):
-    """`rows(report, seconds)` yields what it finds, for no longer than `seconds`."""
+    """`rows(seconds, records)` yields what it finds, for no longer than `seconds`; `records` is the
+    file of the benchmarks."""
 
     name: str
     seconds: float
-    rows: Callable[[_report.Document, float], Iterator[Row]]
+    rows: Callable[[float, Path], Iterator[Row]]
 
 
-PHASES = (
-    Phase("correctness", 170, lambda report, seconds: correctness.rows(seconds)),
-    Phase("timings", 160, lambda report, s: timings.rows(s, green=not _report.failed(report))),
-    Phase("pairs", 70, lambda report, s: pairs_timings.rows(s, green=not _report.failed(report))),
-    Phase("ncu", 50, lambda report, seconds: ncu.rows(seconds)),
-    Phase("sanitizer", 80, lambda report, seconds: sanitizer.rows(seconds)),
+PHASES = (  # the most wanted first
+    Phase("tests", 220, lambda seconds, records: tests.rows(seconds)),
+    Phase("alone", 60, lambda seconds, records: suite.rows(seconds, records, alone=True)),
+    Phase("suite", 130, suite.rows),
+    Phase("ncu", 50, lambda seconds, records: ncu.rows(seconds)),
+    Phase("sanitizer", 70, lambda seconds, records: sanitizer.rows(seconds)),
 )
+_SMI = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
 
 
-def perform(phases: Sequence[Phase], report: _report.Document, path: Path) -> None:
-    """Run the phases in their order and save each row; time that one leaves goes to the next."""
+def perform(phases: Sequence[Phase], path: Path) -> list[Row]:
+    """Run the phases in their order and append each row; time that one leaves goes to the next."""
+    found: list[Row] = []
     start, end = time.monotonic(), 0.0
     for phase in phases:
-        began = time.monotonic()
         end += phase.seconds
-        found: dict = {"smi_before": _report.smi(), "rows": [], "seconds": 0.0}
-        report["phases"][phase.name] = found
-        for row in phase.rows(report, end - (began - start)):
-            found["rows"].append(row)
-            found["seconds"] = round(time.monotonic() - began, 1)
-            _report.save(report, path)
-            print(f"{phase.name}: {row['name']}", flush=True)
-        found["seconds"] = round(time.monotonic() - began, 1)
-        found["smi_after"] = _report.smi()
-        report["seconds"] = round(time.monotonic() - start, 1)
-        _report.save(report, path)
+        before = smi()
+        for row in phase.rows(end - (time.monotonic() - start), path.with_suffix(".records.jsonl")):
+            if "met" in row and any(r.get("passed") is False for r in found):
+                row = {"name": row["name"], "message": "withheld: a check failed"}
+            found.append({"phase": phase.name, **row})
+            append(found[-1], path)
+            show(found[-1])
+        took = round(time.monotonic() - start)
+        append({"phase": phase.name, "smi": [before, smi()], "until": took}, path)
+        print(f"{phase.name}: done after {took} s in all", flush=True)
+    return found
+
+
+def append(row: Row, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def show(row: Row) -> None:
+    """In the terminal: whatever is not simply right."""
+    if "met" in row:
+        print(f"{row['phase']}: {'met' if row['met'] else 'MISSED'}: {row['name']}")
+    elif row.get("passed") is not True:
+        said = "FAILED " if row.get("passed") is False else ""
+        print(f"{row['phase']}: {said}{row['name']}: {row.get('message', row)}", flush=True)
+
+
+def smi(fields: str = _SMI) -> str | None:
+    """What nvidia-smi says of the first device, None where it is missing or fails."""
+    command = [shutil.which("nvidia-smi") or "", "--id=0", f"--query-gpu={fields}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def main() -> int:
@@ -69,14 +103,23 @@ def main() -> int:
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", and this torch is built without CUDA"
         print(f"There is no GPU that torch can use{built}: nothing is checked, nothing is written.")
-        return 0
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: with its children
-    report = _report.document(arguments.commit)
-    path = _report.path_of(report, arguments.out)
-    chosen = [phase for phase in PHASES if phase.name in (arguments.only or names)]
-    perform(chosen, report, path)
-    print(f"\n{_report.summary(report)}\n\nwritten to {path}")
-    return 1 if _report.failed(report) else 0
+    about = machine.describe("cuda", arguments.commit)
+    about["properties"], about["driver"] = (
+        str(torch.cuda.get_device_properties(0)),
+        smi("driver_version"),
+    )
+    said = f"gpu {about['device']} {about['started'].split('+')[0]} {about['commit']}".lower()
+    path = arguments.out.resolve() / (re.sub(r"[^\w.]+", "-", said) + ".jsonl")
+    append(about, path)
+    found = perform([p for p in PHASES if p.name in (arguments.only or names)], path)
+    failed = [row for row in found if row.get("passed") is False]
+    counts = [sum(row.get("passed") is verdict for row in found) for verdict in (True, False)]
+    print(f"{counts[0]} passed, {counts[1]} failed; written to {path}")
+    for row in failed:
+        print(f"FAILED {row['phase']}: {row['name']}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -53,15 +53,16 @@ def python(module: str, *arguments: object) -> list[str]:
 
 
 def emit(row: Row) -> None:
-    """In a child: hand a row to the parent."""
-    print(_MARK + json.dumps(row), flush=True)
+    """In a child: hand a row to the parent, on a line of its own whatever was printed before."""
+    print(f"\n{_MARK}{json.dumps(row)}", flush=True)
 
 
 def run(jobs: Sequence[Job], at_once: int, seconds: float) -> Iterator[tuple[Job, Row] | Ended]:
     """Run `jobs`, `at_once` of them at a time, for no longer than `seconds` in all; yields each row
     as it comes, and how each job ended."""
     deadline = time.monotonic() + seconds
-    waiting, running = list(jobs), []
+    waiting = list(jobs)
+    running: list[_Child] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:

@@ -1,4 +1,4 @@
-"""Phase "ncu": bytes that each kernel moves to and from memory, by Nsight Compute, for one forward
+"""Bytes that each kernel moves to and from memory, by Nsight Compute, for one forward
 and one backward pass."""
 
 import csv
@@ -10,9 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.cases import Case
+from benchmarks.limits import bytes_moved
+
 from ._children import Ended, Job, Row, python, run
-from ._loss import Shape
-from .timings import FLOOR, TARGETS
+
+Shape = tuple[int, int, int]
+SHAPES: tuple[Shape, ...] = ((64, 512, 4096), (512, 128, 768))
 
 METRICS = {
     "read": "dram__bytes_read.sum",
@@ -25,14 +29,14 @@ _DENIED = "ERR_NVGPUCTRPERM"
 
 
 def rows(seconds: float) -> Iterator[Row]:
-    """One row for each target shape, in float32."""
+    """One row for each shape, in float32."""
     program = shutil.which("ncu")
     if program is None:
         yield {"name": "ncu", "message": "not run: there is no ncu on PATH"}
         return
     start = time.monotonic()
-    for n, shape in enumerate(TARGETS, 1):
-        yield _row(program, shape, start + seconds * n / len(TARGETS))
+    for n, shape in enumerate(SHAPES, 1):
+        yield _row(program, shape, start + seconds * n / len(SHAPES))
 
 
 def _row(program: str, shape: Shape, deadline: float) -> Row:
@@ -84,7 +88,7 @@ def compared(
 ) -> Row:
     """Sums beside the floor of the traffic, and beside the model where there is one."""
     read, written = (sum(kernel[key] or 0 for kernel in kernels) for key in ("read", "written"))
-    floor = FLOOR["both"] * (shape[0] // 2 * shape[1] * shape[2] * 4)
+    floor = bytes_moved(Case("ncu", *shape))["both"]
     row = {"read": read, "written": written, "floor_bytes": floor}
     row["over_floor"] = (read + written) / floor
     if not model:
@@ -103,8 +107,9 @@ def compared(
 
 
 def _finished(name: str, command: Sequence[str], deadline: float) -> tuple[Ended, list[Row]]:
-    *found, ended = run([Job(name, command)], 1, max(deadline - time.monotonic(), 0))
-    return ended, [row for _, row in found]
+    events = list(run([Job(name, command)], 1, max(deadline - time.monotonic(), 0)))
+    (ended,) = (event for event in events if isinstance(event, Ended))
+    return ended, [event[1] for event in events if not isinstance(event, Ended)]
 
 
 def _over(measured: float | None, modelled: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Phase "sanitizer": compute-sanitizer on small shapes, every pairing."""
+"""compute-sanitizer on small shapes, every pairing."""
 
 import re
 import shutil

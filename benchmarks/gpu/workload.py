@@ -4,45 +4,53 @@ import argparse
 from collections.abc import Iterator
 
 import torch
-from cases import PAIRINGS
+from fused_mi import use_backend
 from fused_mi.triton_kernels import _traffic
 from fused_mi.triton_kernels._launch import Launch, recorded
 
+from benchmarks.cases import BOTH, Case
+from benchmarks.contestants import inputs_of, loss_of, run_of
+
 from ._children import Row, emit
-from ._loss import Shape, evaluate, large_inputs, small_inputs
 from .sanitizer import DONE
+
+Shape = tuple[int, int, int]
+
+
+def evaluate(case: Case, device: str) -> None:
+    """One forward and one backward pass."""
+    run = run_of(case, loss_of(case), inputs_of(case, device), lambda: use_backend("triton"))
+    run()[1]()
 
 
 def profiled(shape: Shape) -> None:
     """One forward and one backward pass while a profiler records; compiled before."""
-    inputs = large_inputs(shape, "cuda", torch.float32, density=1.0)
-    evaluate(inputs)
+    case = Case("profiled", *shape)
+    run = run_of(case, loss_of(case), inputs_of(case, "cuda"), lambda: use_backend("triton"))
+    run()[1]()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
-    evaluate(inputs)
+    run()[1]()
     torch.cuda.synchronize()
     torch.cuda.profiler.stop()
 
 
 def small(device: str) -> None:
-    """Every pairing, once with and once without masks combined, on shapes of odd sizes."""
-    for dtype in (torch.float32, torch.bfloat16):
+    """Every estimator, pairing and use of masks, on shapes of odd sizes."""
+    for dtype in ("float32", "bfloat16"):
         for shape in ((6, 4, 3), (6, 3, 129), (40, 2, 130)):
-            for pairing in PAIRINGS:
-                for combine in (True, False):
-                    inputs = small_inputs(shape, device, (dtype,) * 4)
-                    evaluate(inputs, pairing=pairing, combine=combine)
-                    if combine:
-                        evaluate(inputs, pairing=pairing, estimator="logsumexp")
+            for estimator in BOTH:
+                for pairing in ("sub_batch", "symmetric", "leave_one_out"):
+                    evaluate(Case("small", *shape, estimator, pairing, dtype, 0.4), device)
+                evaluate(Case("small", *shape, estimator, dtype=dtype, op="entropy"), device)
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def launches(shape: Shape, device: str) -> list[Launch]:
     """The launches of one forward and one backward pass, none of them executed."""
-    inputs = large_inputs(shape, device, torch.float32, density=1.0)
     with recorded() as found:
-        evaluate(inputs)
+        evaluate(Case("launches", *shape), device)
     return found
 
 

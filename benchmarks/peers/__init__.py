@@ -1,6 +1,6 @@
 """What one would use without this package: each peer in a file of its own, all behind `Peer`."""
 
-from . import club, compiled, distributions, eager_linear, eager_pairs, gemm, keops
+from . import club, compiled, distributions, eager_lean, eager_linear, eager_pairs, gemm, keops
 from ._peer import Peer
 from .eager_linear import linear
 from .eager_pairs import pairs
@@ -10,6 +10,7 @@ PEERS: tuple[Peer, ...] = (
     compiled.of(eager_pairs.PEER),
     eager_linear.PEER,
     compiled.of(eager_linear.PEER),
+    eager_lean.PEER,
     gemm.PEER,
     keops.PEER,
     distributions.PEER,

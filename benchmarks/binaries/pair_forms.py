@@ -1,6 +1,6 @@
 """Forms that a kernel of all pairs could take in Triton, compared by their machine code.
 
-    python benchmarks/pair_forms.py [--target sm_90]
+    python benchmarks/binaries/pair_forms.py [--target sm_90]
 
 Each is the bare loop of `sum_e (a r - c)^2` over a tile of pairs, without masks or preparation, for
 samples a (N, K) and components r, c (M, K) in float32. See docs/kernels.md.
@@ -102,7 +102,8 @@ def cancellation() -> tuple[float, float]:
     true = (a.double() - c.double()).square().sum()
     direct = (a - c).square().sum()
     expanded = a @ a - 2 * (a @ c) + c @ c
-    return tuple(((found - true) / true).abs().item() for found in (direct, expanded))
+    errors = [((found - true) / true).abs().item() for found in (direct, expanded)]
+    return errors[0], errors[1]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The Triton kernels, compiled for GPUs that need not be there: registers, spills, wide accesses.
 
-    python benchmarks/kernels_check.py [--target sm_90 ...] [--only pairs] [--processes N]
+    python benchmarks/binaries/kernels_check.py [--target sm_90 ...] [--only pairs] [--processes N]
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100; and those of the pairs, see `_pairs_check`. Exit code 1 where a
@@ -156,7 +156,15 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
     return [*names, *numbers, "; ".join(wrong) or "ok"], not wrong
 
 
-COLUMNS = ("kernel", "target", "inputs", "roles", "registers", "spilled", "128-bit loads")
+COLUMNS: tuple[str, ...] = (
+    "kernel",
+    "target",
+    "inputs",
+    "roles",
+    "registers",
+    "spilled",
+    "128-bit loads",
+)
 COLUMNS += ("stores", "shared", "warps", "verdict")
 LEGEND = """registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and
 altogether; shared bytes of a program; resident warps of an SM or compute unit"""

@@ -105,7 +105,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
         kernel.metadata.shared,
         kernel.metadata.num_warps,
         Counter(access for access in accesses if access),
-        Counter(accesses[i] for i in set().union(*loops) if accesses[i]),
+        Counter(a for i in set().union(*loops) if (a := accesses[i])),
         inner,
     )
 

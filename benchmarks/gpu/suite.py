@@ -1,0 +1,84 @@
+"""The benchmarks on the GPU: the records of `python -m benchmarks run --suite gpu`, and targets."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import limits
+from benchmarks.cases import Case
+from benchmarks.records import OK, OURS, WRONG, BadFile, Record, read
+
+from ._children import Ended, Job, Row, run
+
+BERT, LLM = (512, 128, 768), (64, 512, 4096)
+_RESERVE = 20  # seconds that the last case may take once its time is up
+Target = tuple[str, tuple[int, int, int], str, str]
+
+
+def rows(seconds: float, out: Path, alone: bool = False) -> Iterator[Row]:
+    """Records go to the file, each case at once; here the table, targets and what is wrong."""
+    options = ["--suite", "gpu", "--device", "cuda", "--out", str(out)]
+    options += ["--seconds", str(max(seconds - _RESERVE, 1)), *["--without-peers"] * alone]
+    command = [sys.executable, "-m", "benchmarks", "run", *options]
+    before = len(_read(out))
+    for event in run([Job("suite", command, {"FUSED_MI_AUTOTUNE": "0"})], 1, seconds):
+        if not isinstance(event, Ended):
+            continue
+        found = _read(out)[before:]
+        wrong = [r for r in found if r.status == WRONG and r.kind in OURS and r.mode != "fwd"]
+        for r in wrong:
+            yield {"name": f"{r.case}: {r.contestant}", "passed": False, "message": r.reason}
+        yield {"name": "table", "message": event.stdout, "records": len(found)}
+        if event.returncode is None:
+            said = event.stderr.splitlines()
+            yield {"name": "cut off", "message": f"out of time at {said[-1] if said else 'start'}"}
+        elif event.returncode and not wrong:
+            message = f"exit code {event.returncode}: {event.tail}"
+            yield {"name": "suite", "passed": False, "message": message}
+        yield from ({"name": name, "met": met} for name, met in targets(found))
+
+
+def _read(path: Path) -> list[Record]:
+    try:
+        return read(path)
+    except BadFile:
+        return []
+
+
+def targets(records: Sequence[Record]) -> Iterator[tuple[str, bool]]:
+    """What the GPU kernels are meant to reach in float32, where it was measured."""
+
+    def found(shape: tuple[int, int, int], estimator: str, contestant: str) -> Record | None:
+        chosen = (shape, estimator, "sub_batch", "float32", contestant, OK)
+        for r in records:
+            key = (r.shape, r.estimator, r.pairing, r.dtype, r.contestant, r.status)
+            if key == chosen and r.mode == "both" and r.masked == 0 and len(r.wanted) == 4:
+                return r
+        return None
+
+    for shape, estimator, most in (
+        (LLM, "jensen", 1.25),
+        (BERT, "jensen", 1.25),
+        (LLM, "logsumexp", 1.4),
+    ):
+        own = found(shape, estimator, "triton")
+        if own and own.of_copy:
+            over = 1 / own.of_copy
+            yield f"{estimator} {shape}: within {most} x the floor ({over:.2f})", over <= most
+    for shape, peer, least in (
+        (LLM, "linear form, compiled", 1.5),
+        (BERT, "linear form, compiled", 1.5),
+        (BERT, "pair formula, compiled", 50.0),
+    ):
+        own, other = found(shape, "jensen", "triton"), found(shape, "jensen", peer)
+        if own and other and own.median and other.median:
+            faster = other.median / own.median
+            yield f"{shape}: {least} x as fast as {peer} ({faster:.2f})", faster >= least
+    kernels = found(BERT, "logsumexp", "triton kernels")
+    us = [
+        t for name, t in ((kernels and kernels.kernels) or {}).items() if "distances_kernel" in name
+    ]
+    if kernels and kernels.fma and us:
+        case = Case("target", *BERT, "logsumexp")
+        share = limits.operations(case)["fwd"] / (max(us) * 1e3) / kernels.fma
+        yield f"energies {BERT}: at 40% of the multiply-adds ({share:.0%})", share >= 0.4

@@ -1,0 +1,58 @@
+"""The tests of the project on the GPU: every result at once, and the names of those cut off."""
+
+import importlib.util
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from ._children import Ended, Job, Row, run
+
+# The most wanted first: what only a GPU shows, then values, gradients and modes.
+FILES = (
+    "gpu large sizes mutual_information masks extremes strides modes entropy terms "
+    "blocks_of_pairs mahalanobis std_losses laws"
+)
+_PROCESSES = 8
+
+
+def files() -> list[str]:
+    return [f"tests/test_{name}.py" for name in FILES.split()]
+
+
+def command(options: Sequence[str] = ("--device", "cuda")) -> list[str]:
+    """Of pytest; with several processes where xdist is installed."""
+    found = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "benchmarks.gpu.log",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    if importlib.util.find_spec("xdist"):
+        # A worker that dies takes one test along: the others go to a new one.
+        found += ["-n", str(min(_PROCESSES, max(2, (os.cpu_count() or 2) // 2)))]
+    return [*found, *options, *files()]
+
+
+def rows(seconds: float, run_by: Sequence[str] | None = None) -> Iterator[Row]:
+    """A row for each test, and one for those of each file that never ran."""
+    waiting: list[str] = []
+    environment = {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
+    for event in run([Job("tests", run_by or command(), environment)], 1, seconds):
+        if not isinstance(event, Ended):
+            row = event[1]
+            if "collected" in row:
+                waiting = row["collected"]
+            else:
+                waiting = [name for name in waiting if name != row["name"]]
+                yield row
+            continue
+        for function, count in Counter(name.split("[")[0] for name in waiting).items():
+            yield {"name": function, "passed": None, "message": f"{count} never ran: out of time"}
+        if event.returncode not in (0, 1, None):  # 1: tests failed, which have rows of their own
+            message = f"exit code {event.returncode}: {event.tail}"
+            yield {"name": "pytest", "passed": False, "message": message}
