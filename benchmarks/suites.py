@@ -151,7 +151,7 @@ def _said(error: BaseException) -> str:
 def measured(
     suite: Suite, text: str, device: str, about: dict[str, Any], without_peers: bool = False
 ) -> Iterator[tuple[str, Iterable[Record]]]:
-    """The name and the records of each case; the training step last, not without peers."""
+    """The name and the records of each case, the training step last."""
 
     def of(*arguments: Any) -> list[Contestant]:
         found = contestants.of(*arguments)

@@ -80,7 +80,7 @@ def mixtures(pairing, mask, component_mask=None, eps=1e-3):
 
     parts, pairs_of_parts = directions(pairing, len(mask))
     masks = mask, mask if component_mask is None else component_mask
-    both_eps = (torch.tensor(e, device=mask.device) for e in (eps, 2 * eps))
+    both_eps = [torch.tensor(e, device=mask.device) for e in (eps, 2 * eps)]
     return [
         Mixture(*masks, *both_eps, parts[i], parts[j], pairing == "leave_one_out")
         for i, j in pairs_of_parts

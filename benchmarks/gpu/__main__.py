@@ -49,8 +49,8 @@ _SMI = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit
 
 def perform(phases: Sequence[Phase], path: Path) -> list[Row]:
     """Run the phases in their order and append each row; time that one leaves goes to the next."""
-    found: list[Row] = []
     start, end = time.monotonic(), 0.0
+    found: list[Row] = []
     for phase in phases:
         end += phase.seconds
         before = smi()
