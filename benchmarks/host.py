@@ -120,8 +120,43 @@ def shapes(part, threads, rounds):
     else:
         for estimator in ("jensen", "logsumexp"):
             torch.compiler.reset()
-            yield rows(f"over eager: {estimator}", (32, 4, 128), estimator, "eager", 1)
-        yield rows("least, over eager: jensen", (32, 4, 128), "jensen", "sums", None)
+            yield rows(f"alone, over eager: {estimator}", (32, 4, 128), estimator, "eager", None)
+        yield rows("sums alone, over eager: jensen", (32, 4, 128), "jensen", "sums", None)
+        for estimator in ("jensen", "logsumexp"):
+            for shape in ((32, 4, 128), (1024, 1, 128)):
+                torch.compiler.reset()
+                yield step(part, shape, estimator, rounds)
+
+
+def step(part, shape, estimator, rounds):
+    """A compiled noise layer and its loss: the loss in the same graph, over the loss after it."""
+    import torch
+    from fused_mi import mutual_information_sub_batch as loss
+
+    from . import contestants
+    from .cases import Case
+
+    case = Case("host", *shape, estimator)
+    mu, sigma, mask, x, noise = contestants.inputs_of(case, "cpu")
+    leaves = [t.detach().requires_grad_() for t in (mu, sigma, x)]
+
+    def layer(mu, raw, x):
+        sigma = torch.nn.functional.softplus(raw)
+        return sigma, x + mu + sigma * noise
+
+    def both(mu, raw, x, layer=layer):
+        sigma, y = layer(mu, raw, x)
+        return loss(mu, sigma, mask, x, y, estimator=estimator) + y.square().mean()
+
+    inside, compiled = torch.compile(both, fullgraph=True), torch.compile(layer, fullgraph=True)
+
+    def run(function, **options):
+        return torch.autograd.grad(function(*leaves, **options), leaves)
+
+    for ours, other in zip(run(inside), run(both), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
+    pair = lambda: run(inside), lambda: run(both, layer=compiled)
+    return compare(part, f"step, over loss outside: {estimator} {shape}", pair, 1, rounds)
 
 
 def host(part, threads, rounds):
