@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from fused_mi.reference.variance import Role, stabiliser_factor
+from fused_mi._mixture import Role
+from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
 from ._configs import features_tile, splits

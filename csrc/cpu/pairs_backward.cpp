@@ -53,7 +53,8 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
       ? pull<true, true>(work, w, r, call.N, vectors)
       : wanted.samples ? pull<true, false>(work, w, r, call.N, vectors)
                        : pull<false, true>(work, w, r, call.N, vectors);
-  return packer.range.regular() && !packer.far(work.sizes) && (finite || in.wide || !call.finite_upstream);
+  return packer.range.regular() && !packer.far(work.sizes) &&
+      (finite || in.wide || !call.finite_upstream);
 }
 
 // One row of a gradient; `value(v)` is its vector v.

@@ -8,16 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture, Rows
+from ._mixture import Mixture, Role
 
 Gradients = list[Tensor | None]
+"""Of the inputs; None where none is wanted."""
 
 
 class Variance(Protocol):
     def variance(
         self,
         stds: Tensor,
-        roles: Sequence[tuple[Tensor, Rows]],
+        roles: Sequence[Role],
         dtype: torch.dtype,
         safety_factor: float,
     ) -> list[Tensor]: ...

@@ -14,6 +14,9 @@ from ._types import Pairing
 Rows = tuple[int, int]
 """A range of rows, start and stop."""
 
+Role = tuple[Tensor, Rows]
+"""A mask (rows, S), and which rows of it."""
+
 
 class Mixture(NamedTuple):
     """The constants of a mixture: N samples scored against M components, each a range of rows of

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _estimators
+from .._building_blocks import Gradients
 from .._estimators import HEADER, Upstream
 from .._mixture import Inputs, Scoring
 from ..reference import estimators as reference
@@ -26,7 +27,6 @@ _PAIRINGS = {  # as the library has them
     "leave_one_out": 3,
 }
 _by_blocks = _estimators.Estimators(_variance, _moments, _pairs, _logsumexp)
-Gradients = list[Tensor | None]
 
 
 class _Estimator:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference.variance import Role, stabiliser_factor
+from .._mixture import Role
+from ..reference.variance import stabiliser_factor
 from ._arguments import with_rows
 from ._library import operators, path
 

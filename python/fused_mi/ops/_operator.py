@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._batched import element_by_element, is_batched
+from .._building_blocks import Gradients
 from ._backends import choose
 from ._library import define, differentiate, refuse_tangents
-
-Gradients = list[Tensor | None]
-"""Of the inputs; None where none is wanted."""
 
 _DENSE = frozenset((Tensor, torch.nn.Parameter))
 _is_compiling = torch.compiler.is_compiling

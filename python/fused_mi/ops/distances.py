@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .._building_blocks import Gradients
 from .._mixture import Mixture
 from .._precision import working_dtype
 from ..reference import pairs as plain
-from ._operator import Gradients, Quantity, operator
+from ._operator import Quantity, operator
 
 
 class _Constants(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .._building_blocks import Gradients
 from .._estimators import TERMS, jensen_state, logsumexp_state
 from .._mixture import Inputs, Scoring
 from .._precision import accumulation_dtype
 from ..reference import estimators as plain
-from ._operator import Gradients, Quantity, operator
+from ._operator import Quantity, operator
 
 Estimate = Callable[[Inputs, Scoring, bool], Any]
 """`(inputs, scoring, first_only)` -> the loss (), and unless `first_only` its terms in the order of

@@ -64,10 +64,11 @@ class _Direction:
 
     def _variances(self, stds: Tensor, role: _Role, here: Tensor, eps: Tensor) -> Tensor:
         v = stds[role.rows].to(F32).square().add_(eps)
-        v = role.fill(v, here, 1.0)
+        return role.fill(v, here, 1.0)
+
+    def _look_at(self, v: Tensor) -> None:
         least, largest = torch.aminmax(v)
         self.known &= _VARIANCES[0] < least.item() and largest.item() < _VARIANCES[1]
-        return v
 
     def _logs(self, v: Tensor, count: Tensor | int) -> Tensor:
         """`sum (log v + log 2 pi)` of each position (b, 1), where `count` rows contribute."""
@@ -85,6 +86,7 @@ class _Direction:
         m2_y = self.samples.fill(of_y.sub_(mean_y).square_(), here_i, 0.0).sum(0)
 
         v = self._variances(stds, self.components, here_l, self.mixture.component_eps)
+        self._look_at(v)
         log_l = self._logs(v, m)
         weights = self.components.fill(v.reciprocal_(), here_l, 0.0)
         weight = weights.sum(0)
@@ -107,6 +109,7 @@ class _Direction:
         g, k = (n * log_l).sum(dtype=torch.float64), torch.zeros_like(q)
         if self.mixture.sample_eps is not None:
             own = self._variances(stds, self.samples, here_i, self.mixture.sample_eps)
+            self._look_at(own)
             k = (m * self._logs(own, n)).sum(dtype=torch.float64)
         return [torch.stack((q, g, k)) / 2, torch.stack((mean_y, m2_y, mean_c, weight))]
 
@@ -192,14 +195,13 @@ def moments_backward(
     """Those of `reference.moments.moments_backward`, from a state that `moments` has filled."""
     inputs = (y, x, mu, stds)
     directions = [_Direction(mixture) for mixture in mixtures]
-    first = directions[0]
-    roles = first.samples, first.components, first.components, first.components
-    # Each row of y, x and mu has one role in one of the mixtures, of stds it may have two.
-    found = [
-        role.empty(t) if needed and len(mixtures) == 1 else torch.empty_like(t) if needed else None
-        for role, t, needed in zip(roles, inputs, wanted, strict=True)
-    ]
-    if wanted[3]:
+    found: list[Tensor | None] = [None] * 4
+    roles = directions[0].samples, directions[0].components, directions[0].components
+    for i, role in enumerate(roles):
+        if wanted[i]:  # each row has this role in one of the mixtures
+            several = len(mixtures) > 1
+            found[i] = torch.empty_like(inputs[i]) if several else role.empty(inputs[i])
+    if wanted[3]:  # a row may have both roles
         found[3] = torch.zeros(stds.shape, dtype=F32)
     for block in _blocks(y, x):
         at = (..., block[0], block[1])
@@ -211,9 +213,9 @@ def moments_backward(
                 [t[at] for t in inputs],
                 [None if t is None else t[at] for t in found],
             )
-    return [
-        None if total is None else total.to(t.dtype) for total, t in zip(found, inputs, strict=True)
-    ]
+    if found[3] is not None:
+        found[3] = found[3].to(stds.dtype)
+    return found
 
 
 def _blocks(y: Tensor, x: Tensor) -> list[Block]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._mixture import Rows
+from .._mixture import Role
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -49,10 +49,6 @@ def stabiliser(
     most = torch.finfo(dtype).max
     eps = min(factor, most) * min_positive_variance(stds, mask, dtype)
     return eps.clamp(smallest, most)
-
-
-Role = tuple[Tensor, Rows]
-"""A mask (rows, S), and which rows of it."""
 
 
 def variance(
