@@ -11,6 +11,7 @@ from torch import Tensor
 from .._building_blocks import Gradients
 from .._estimators import Estimators, jensen_terms, logsumexp_terms
 from .._mixture import Inputs, Mixture, Scoring, mixtures_of
+from . import expanded as _expanded
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import narrow as _narrow
@@ -58,7 +59,40 @@ class _Moments:
         return backward(upstream, *inputs, state, mixtures, wanted)
 
 
-_estimators = Estimators(_variance, _Moments(), _pairs, _logsumexp)
+class _Pairs:
+    """By matrix products where float64 has the digits for it, on a CPU."""
+
+    @staticmethod
+    def pairs(
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor | None,
+        stds: Tensor,
+        mixtures: Sequence[Mixture],
+        energies: Tensor | None = None,
+    ) -> Tensor:
+        assert mu is not None
+        forward = _expanded.pairs if _expanded.serves(y, x, mu, stds) else _pairs.pairs
+        return forward(y, x, mu, stds, mixtures, energies)
+
+    @staticmethod
+    def pairs_backward(
+        upstream: Tensor,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor | None,
+        stds: Tensor,
+        state: None,
+        mixtures: Sequence[Mixture],
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        assert mu is not None
+        serves = _expanded.serves(y, x, mu, stds)
+        backward = _expanded.pairs_backward if serves else _pairs.pairs_backward
+        return backward(upstream, y, x, mu, stds, None, mixtures, wanted)
+
+
+_estimators = Estimators(_variance, _Moments(), _Pairs(), _logsumexp)
 jensen, jensen_backward = _estimators.jensen, _estimators.jensen_backward
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 

@@ -27,7 +27,7 @@ class _Roles(NamedTuple):
     own_root: Tensor | None  # (N, b, e)
 
 
-class _Direction:
+class Direction:
     """Energies of the pairs of one mixture and their gradient, for a block of (y, x, mu, stds)."""
 
     def __init__(self, mixture: Mixture) -> None:
@@ -114,7 +114,7 @@ class _Direction:
 
 def energies(mixture: Mixture, y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor) -> Tensor:
     """q, g and k of every pair of one mixture (3, N, M), differentiable; without blocks."""
-    return torch.stack(_Direction(mixture).energies(WHOLE, y, x, mu, stds))
+    return torch.stack(Direction(mixture).energies(WHOLE, y, x, mu, stds))
 
 
 def pairs(
@@ -136,7 +136,7 @@ def pairs(
         shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
         energies = torch.empty(shape, dtype=working_dtype(y.device), device=y.device)
     for of_mixture, mixture in zip(energies, mixtures, strict=True):
-        found = sum_over_blocks(_Direction(mixture).energies, cut, y, x, mu, stds)
+        found = sum_over_blocks(Direction(mixture).energies, cut, y, x, mu, stds)
         for to, matrix in zip(of_mixture, found, strict=True):
             to.copy_(matrix)
     return energies
@@ -155,7 +155,7 @@ def pairs_backward(
     """Gradients of y, x, mu and stds, None where `wanted` is false, given `upstream` (D, 3, N, M).
 
     With grad mode on the result is differentiable, and holds its whole graph."""
-    directions = [_Direction(mixture).gradient for mixture in mixtures]
+    directions = [Direction(mixture).gradient for mixture in mixtures]
     cut = _blocks(mixtures[0], y)
     return sum_of_gradients(directions, cut, upstream, wanted, y, x, mu, stds)
 
