@@ -17,6 +17,7 @@ from .ops._backends import VARIABLE, backends, forced
 COMPILERS = ("c++", "nvcc", "hipcc", "ninja")
 ENVIRONMENT = (
     VARIABLE,
+    "FUSED_MI_CAREFUL",
     "FUSED_MI_CPU",
     "FUSED_MI_HUGE_PAGES",
     "FUSED_MI_AUTOTUNE",

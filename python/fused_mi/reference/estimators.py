@@ -9,19 +9,27 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Gradients
+from .._environment import Variable
 from .._estimators import Estimators, jensen_terms, logsumexp_terms
 from .._mixture import Inputs, Mixture, Scoring, mixtures_of
 from . import expanded as _expanded
+from . import lean as _lean
 from . import logsumexp as _logsumexp
 from . import moments as _moments
-from . import narrow as _narrow
 from . import pairs as _pairs
 from . import variance as _variance
 from .moments import by_pairs
 
+CAREFUL = Variable("FUSED_MI_CAREFUL")
+"""Set to 1: what is as exact as plain torch can be, at several times the time. An oracle."""
+
+
+def _careful() -> bool:
+    return CAREFUL.get() == "1"
+
 
 class _Moments:
-    """In float32 where that is enough, else in float64: then the state is infinite."""
+    """With few operations in T where that is enough, else with care: then the state is infinite."""
 
     @staticmethod
     def moments(
@@ -33,9 +41,9 @@ class _Moments:
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         inputs = (y, x, mu, stds)
-        if state is None or not _narrow.serves(*inputs, mixtures):
+        if state is None or _careful() or not _lean.serves(y, x, mixtures):
             return _moments.moments(*inputs, mixtures, state)
-        sums = _narrow.moments(*inputs, mixtures, state)
+        sums = _lean.moments(*inputs, mixtures, state)
         if sums is not None:
             return sums, state
         sums, state = _moments.moments(*inputs, mixtures, state)
@@ -54,8 +62,8 @@ class _Moments:
     ) -> Gradients:
         inputs = (y, x, mu, stds)
         # A mark fills the whole state.
-        narrow = _narrow.serves(*inputs, mixtures) and state.flatten()[0].isfinite()
-        backward = _narrow.moments_backward if narrow else _moments.moments_backward
+        lean = not _careful() and _lean.serves(y, x, mixtures) and state.flatten()[0].isfinite()
+        backward = _lean.moments_backward if lean else _moments.moments_backward
         return backward(upstream, *inputs, state, mixtures, wanted)
 
 
@@ -72,7 +80,8 @@ class _Pairs:
         energies: Tensor | None = None,
     ) -> Tensor:
         assert mu is not None
-        forward = _expanded.pairs if _expanded.serves(y, x, mu, stds) else _pairs.pairs
+        serves = not _careful() and _expanded.serves(y, x, mu, stds, mixtures)
+        forward = _expanded.pairs if serves else _pairs.pairs
         return forward(y, x, mu, stds, mixtures, energies)
 
     @staticmethod
@@ -87,7 +96,7 @@ class _Pairs:
         wanted: Sequence[bool],
     ) -> Gradients:
         assert mu is not None
-        serves = _expanded.serves(y, x, mu, stds)
+        serves = not _careful() and _expanded.serves(y, x, mu, stds, mixtures)
         backward = _expanded.pairs_backward if serves else _pairs.pairs_backward
         return backward(upstream, y, x, mu, stds, None, mixtures, wanted)
 

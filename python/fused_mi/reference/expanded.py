@@ -1,5 +1,5 @@
-"""Energies of all pairs by matrix products, (y - c)^2 expanded: what plain torch does on a CPU, where
-float64 has the digits for it. `reference.pairs` has the mathematics, and serves where it has not.
+"""Energies of all pairs by matrix products, (y - c)^2 expanded: what plain torch does on a CPU
+where float64 has the digits for it. `reference.pairs` has the mathematics, and serves elsewhere.
 
 Everything is taken relative to one row of the components: an offset would cost all digits.
 """
@@ -14,104 +14,90 @@ from torch import Tensor
 
 from .._mixture import Mixture
 from . import pairs as _pairs
-from .rows import heaviest_row, in_rows
-from .streaming import Block, blocks, sum_of_gradients
+from .rows import RowsOfRole, in_rows
+from .streaming import Block, blocks, sum_of_gradients, sum_over_blocks
 from .variance import LOG_2PI, stabilised_root
 
 F64 = torch.float64
 
 
-class _Allowed(NamedTuple):
-    """How much larger than their difference the squares in a pair may be."""
-
-    of_difference: float  # times the difference
-    of_features: float  # plus this times the features, each of which has logs of about 1
-
-    @classmethod
-    def by(cls, *inputs: Tensor | None) -> _Allowed:
-        """The rounding of the squares stays far below that of one term in the inputs' dtype, in
-        float64 at about that."""
-        wide = any(t is not None and t.dtype == F64 for t in inputs)
-        return cls(8.0, 4.0) if wide else cls(2.0**16, 2.0**14)
+# How large y^2 / v and c^2 / v may be in a column: float64 rounds them to 2^-24 standard deviations
+# squared, and to 2^-42 where inputs are float64 themselves.
+_LARGEST = {False: 2.0**28, True: 2.0**10}
 
 
 class _Roles(NamedTuple):
-    """What value and gradient of one block share, as matrices over its K elements."""
+    """What value and gradient of one block share; matrices over its K elements."""
 
+    here_i: Tensor  # (N, b) bool
+    here_l: Tensor  # (M, b) bool
+    v: Tensor  # (M, b, e): 1 where not active
     y: Tensor  # (N, K): relative to the shift, 0 where not active
-    c: Tensor  # (M, K)
+    c: Tensor  # (M, K): the same
     precision: Tensor  # (M, K): 1 / v, 0 where not active
     weighted: Tensor  # (M, K): c / v
-    here_i: Tensor  # (N, b): 1 where active, else 0
-    here_l: Tensor  # (M, b)
+    weight_i: Tensor  # (N, b): 1 where active, else 0
+    weight_l: Tensor  # (M, b)
 
 
 class _Direction:
     """Energies of the pairs of one mixture and their gradient, for a block of (y, x, mu, stds)."""
 
-    def __init__(self, mixture: Mixture, allowed: _Allowed) -> None:
-        self.mixture, self.allowed = mixture, allowed
-        self.masks = mixture.contributing()
-        self.everywhere = [bool(mask.all()) for mask in self.masks]
-        self.sample_rows = slice(*mixture.sample_rows)
-        self.component_rows = slice(*mixture.component_rows)
+    def __init__(self, mixture: Mixture, largest: float) -> None:
+        self.mixture, self.largest = mixture, largest
+        of_samples, of_components = mixture.contributing()
+        self.samples = RowsOfRole(of_samples, mixture.sample_rows, F64)
+        self.components = RowsOfRole(of_components, mixture.component_rows, F64)
         self.exactly = _pairs.Direction(mixture)
 
-    def _select(self, role: int, block: Block, values: Tensor, other: float = 0.0) -> Tensor:
-        """`values` (rows, b, e) of a role, in place, and `other` where it is not active."""
-        if self.everywhere[role]:
-            return values
-        return values.masked_fill_(~self.masks[role][:, block[0], None], other)
-
-    def _variances(self, role: int, block: Block, stds: Tensor, eps: Tensor) -> Tensor:
-        rows = (self.sample_rows, self.component_rows)[role]
+    def _variances(self, role: RowsOfRole, here: Tensor, stds: Tensor, eps: Tensor) -> Tensor:
         if stds.dtype == F64:
-            found = stabilised_root(stds[rows], self.masks[role][:, block[0]], eps, F64).square()
+            v = stabilised_root(stds[role.rows], here, eps, F64).square_()
         else:
-            found = stds[rows].to(F64).square_().add_(eps)
-        return self._select(role, block, found, 1.0)
+            v = stds[role.rows].to(F64).square_().add_(eps)
+        return role.fill(v, here, 1.0)
 
-    def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, v: Tensor) -> _Roles:
-        samples, components = y[self.sample_rows], x[self.component_rows]
-        here_i, here_l = (mask[:, block[0]] for mask in self.masks)
-        shift = heaviest_row(components, v, here_l).to(F64)
-        of_y = self._select(0, block, samples - shift)
-        of_c = (components - shift).add_(mu[self.component_rows])
-        of_c = self._select(1, block, of_c)
-        precision = self._select(1, block, v.reciprocal())
+    def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> _Roles:
+        (here_i, _), (here_l, _) = self.samples.at(block[0]), self.components.at(block[0])
+        samples, components = y[self.samples.rows], x[self.components.rows]
+        shift = self.components.first(components, here_l).to(F64)
+        of_y = self.samples.fill(samples - shift, here_i, 0.0)
+        of_c = (components - shift).add_(mu[self.components.rows])
+        of_c = self.components.fill(of_c, here_l, 0.0)
+        v = self._variances(self.components, here_l, stds, self.mixture.component_eps)
+        precision = self.components.fill(v.reciprocal(), here_l, 0.0)
         return _Roles(
-            *(t.flatten(1) for t in (of_y, of_c, precision, of_c * precision)),
+            here_i,
+            here_l,
+            v,
+            of_y.flatten(1),
+            of_c.flatten(1),
+            precision.flatten(1),
+            (of_c * precision).flatten(1),
             here_i.to(F64),
             here_l.to(F64),
         )
 
-    def _distances(self, r: _Roles, squares: Tensor) -> Tensor | None:
-        """2 q (N, M), given y^2; None where the squares are too large for it."""
-        M, b = r.here_l.shape
-        of_c = (r.weighted * r.c).view(M, b, -1).sum(-1)
-        sizes = (squares @ r.precision.T).addmm_(r.here_i, of_c.T)
-        found = torch.addmm(sizes, r.y, r.weighted.T, alpha=-2)
-        most = found.mul(self.allowed.of_difference).add_(self.allowed.of_features * r.y.shape[1])
-        enough = sizes <= most
-        if self.mixture.exclude_diagonal:
-            enough.fill_diagonal_(True)
-        return found.clamp_(min=0) if enough.all() else None
+    def _enough(self, r: _Roles) -> bool:
+        """Whether no square of this block is too large beside what may be left of it."""
+        sizes = torch.maximum(r.y.abs().amax(0), r.c.abs().amax(0)).square_()
+        return sizes.mul_(r.precision.amax(0)).amax().item() <= self.largest
 
     def energies(
         self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
     ) -> tuple[Tensor, ...]:
-        m = self.mixture
-        v = self._variances(1, block, stds, m.component_eps)
-        r = self._roles(block, y, x, mu, v)
-        q = self._distances(r, r.y.square())
-        if q is None:
+        m, r = self.mixture, self._roles(block, y, x, mu, stds)
+        if not self._enough(r):
             return self.exactly.energies(block, y, x, mu, stds)
-        g = r.here_i @ _log_determinant_terms(v, r.here_l).T
+        of_c = (r.weighted * r.c).view_as(r.v).sum(-1)
+        q = (r.y.square() @ r.precision.T).addmm_(r.weight_i, of_c.T)
+        q = q.addmm_(r.y, r.weighted.T, alpha=-2).clamp_(min=0).div_(2)
+        g = r.weight_i @ _log_determinant_terms(r.v, r.weight_l).T
         k = torch.zeros_like(g)
         if m.sample_eps is not None:
-            own = self._variances(0, block, stds, m.sample_eps)
-            k = _log_determinant_terms(own, r.here_i) @ r.here_l.T
-        return q.div_(2), g, k
+            own = self._variances(self.samples, r.here_i, stds, m.sample_eps)
+            k = _log_determinant_terms(own, r.weight_i) @ r.weight_l.T
+        return q, g, k
 
     def gradient(
         self,
@@ -123,54 +109,63 @@ class _Direction:
         mu: Tensor,
         stds: Tensor,
     ) -> Sequence[Tensor | None]:
-        m = self.mixture
+        m, r = self.mixture, self._roles(block, y, x, mu, stds)
         of_q, of_g, of_k = upstream
-        v = self._variances(1, block, stds, m.component_eps)
-        r = self._roles(block, y, x, mu, v)
-        squares = r.y.square()
-        if self._distances(r, squares) is None:
+        if not self._enough(r):
             return self.exactly.gradient(block, upstream, wanted, y, x, mu, stds)
         result: list[Tensor | None] = [None] * 4
-        shape = *r.here_l.shape, -1
         if wanted[0]:
             d_y = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
-            d_y = self._select(0, block, d_y.view(*r.here_i.shape, -1))
-            result[0] = in_rows(d_y, self.sample_rows, y)
+            d_y = self.samples.fill(d_y.view(*r.here_i.shape, -1), r.here_i, 0.0)
+            result[0] = in_rows(d_y, self.samples.rows, y)
         if any(wanted[1:]):
-            # Of each component the sums over samples: of the upstream, and times y - c.
-            count = (of_q.T @ r.here_i)[..., None]
-            of_y, c = (of_q.T @ r.y).view(shape), r.c.view(shape)
-            precision = r.precision.view(shape)
+            # Of each component the sums over samples: of the upstream, and times y.
+            count = (of_q.T @ r.weight_i)[..., None]
+            of_y = (of_q.T @ r.y).view_as(r.v)
+            c, precision = r.c.view_as(r.v), r.precision.view_as(r.v)
         if wanted[1] or wanted[2]:
             d_c = (count * c).sub_(of_y).mul_(precision)
-            result[1] = in_rows(d_c, self.component_rows, x) if wanted[1] else None
-            result[2] = in_rows(d_c, self.component_rows, mu) if wanted[2] else None
+            result[1] = in_rows(d_c, self.components.rows, x) if wanted[1] else None
+            result[2] = in_rows(d_c, self.components.rows, mu) if wanted[2] else None
         if wanted[3]:
-            of_squares = (of_q.T @ squares).view(shape)
+            of_squares = (of_q.T @ r.y.square()).view_as(r.v)
             of_squares = of_squares.add_(of_y.mul_(-2).addcmul_(count, c).mul_(c)).mul_(precision)
-            of_logs = (of_g.T @ r.here_i)[..., None]
-            sigma = self._select(1, block, stds[self.component_rows].to(F64, copy=True))
-            d_stds = (of_logs - of_squares).mul_(precision).mul_(sigma)
-            total = in_rows(d_stds, self.component_rows, stds)
+            of_logs = (of_g.T @ r.weight_i)[..., None]
+            d_stds = (of_logs - of_squares).mul_(precision).mul_(stds[self.components.rows])
+            d_stds = self.components.fill(d_stds, r.here_l, 0.0)
+            total = in_rows(d_stds, self.components.rows, stds)
             if m.sample_eps is not None:
-                own = self._variances(0, block, stds, m.sample_eps)
-                sigma = self._select(0, block, stds[self.sample_rows].to(F64, copy=True))
-                d_own = (of_k @ r.here_l)[..., None] * sigma.div_(own)
-                total = total + in_rows(d_own, self.sample_rows, stds)
+                own = self._variances(self.samples, r.here_i, stds, m.sample_eps)
+                of_logs = (of_k @ r.weight_l)[..., None]
+                d_own = own.reciprocal_().mul_(stds[self.samples.rows]).mul_(of_logs)
+                d_own = self.samples.fill(d_own, r.here_i, 0.0)
+                total = total + in_rows(d_own, self.samples.rows, stds)
             result[3] = total
         return result
 
 
 def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:
     """`1/2 sum_e (log v + log 2 pi)` (rows, b) of v (rows, b, e), 1 where `here` (rows, b) is 0."""
-    features = v.shape[-1]
-    logs = v.log().sum(-1)
-    return logs.add_(here, alpha=features * LOG_2PI).div_(2)
+    return v.log().sum(-1).add_(here, alpha=v.shape[-1] * LOG_2PI).div_(2)
 
 
-def serves(*inputs: Tensor) -> bool:
-    """Whether float64 may have the digits, and where asking is cheap."""
-    return inputs[0].device.type == "cpu" and all(t.numel() > 0 for t in inputs)
+def serves(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]) -> bool:
+    """Whether float64 may have the digits and the range, and where asking is cheap."""
+    if y.device.type != "cpu" or not y.numel() or not x.numel():
+        return False
+    return stds.dtype != F64 or all(_in_range(stds, mixture) for mixture in mixtures)
+
+
+def _in_range(stds: Tensor, m: Mixture) -> bool:
+    """Whether float64 has the variances of both roles, and their products with squares."""
+    rows, eps = (m.sample_rows, m.component_rows), (m.sample_eps, m.component_eps)
+    for here, of_role, of_eps in zip(m.contributing(), rows, eps, strict=True):
+        if of_eps is not None:
+            v = torch.where(here[..., None], stds[slice(*of_role)], 1).square_().add_(of_eps)
+            least, largest = torch.aminmax(v)
+            if not (least.item() > 2.0**-500 and largest.item() < 2.0**500):
+                return False
+    return True
 
 
 def pairs(
@@ -182,18 +177,14 @@ def pairs(
     energies: Tensor | None = None,
 ) -> Tensor:
     """See `reference.pairs.pairs`."""
-    allowed, cut = _Allowed.by(y, x, mu, stds), _blocks(mixtures[0], y)
+    largest, cut = _largest(y, x, mu, stds), _blocks(mixtures[0], y)
     if energies is None:
         energies = y.new_empty(
             (len(mixtures), 3, mixtures[0].samples, mixtures[0].components), dtype=F64
         )
-    energies.zero_()
-    for to, mixture in zip(energies, mixtures, strict=True):
-        direction = _Direction(mixture, allowed)
-        for block in cut:
-            slices = (t[..., block[0], block[1]] for t in (y, x, mu, stds))
-            for total, part in zip(to, direction.energies(block, *slices), strict=True):
-                total += part
+    for of_mixture, mixture in zip(energies, mixtures, strict=True):
+        found = sum_over_blocks(_Direction(mixture, largest).energies, cut, y, x, mu, stds)
+        torch.stack(found, out=of_mixture)
     return energies
 
 
@@ -211,9 +202,13 @@ def pairs_backward(
     inputs = (y, x, mu, stds)
     if torch.is_grad_enabled() or not upstream.isfinite().all():
         return _pairs.pairs_backward(upstream, *inputs, None, mixtures, wanted)
-    allowed = _Allowed.by(*inputs)
-    gradients = [_Direction(mixture, allowed).gradient for mixture in mixtures]
+    largest = _largest(*inputs)
+    gradients = [_Direction(mixture, largest).gradient for mixture in mixtures]
     return sum_of_gradients(gradients, _blocks(mixtures[0], y), upstream, wanted, *inputs)
+
+
+def _largest(*inputs: Tensor) -> float:
+    return _LARGEST[any(t.dtype == F64 for t in inputs)]
 
 
 def _blocks(mixture: Mixture, y: Tensor) -> list[Block]:

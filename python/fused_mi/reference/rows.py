@@ -44,3 +44,32 @@ def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
         return values
     start, stop, _ = rows.indices(like.shape[0])
     return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))
+
+
+class RowsOfRole:
+    """Rows of one role: whether all their positions contribute, and where."""
+
+    def __init__(self, mask: Tensor, rows: tuple[int, int], dtype: torch.dtype) -> None:
+        self.mask, self.rows, self.dtype = mask, slice(*rows), dtype
+        self.everywhere = bool(mask.all())
+
+    def at(self, positions: slice) -> tuple[Tensor, Tensor | int]:
+        """The mask (rows, b), and how many rows it has at each position, (b, 1) or the same."""
+        here = self.mask[:, positions]
+        return here, len(here) if self.everywhere else here.sum(0, dtype=self.dtype)[:, None]
+
+    def first(self, values: Tensor, here: Tensor) -> Tensor:
+        """The first contributing row of `values` (rows, b, e)."""
+        return values[0] if self.everywhere else first_active_row(values, here)
+
+    def empty(self, like: Tensor) -> Tensor:
+        """Memory of a gradient: 0 in all rows but those of the role."""
+        found = torch.empty(like.shape, dtype=like.dtype)
+        start, stop, _ = self.rows.indices(len(like))
+        found[:start] = 0
+        found[stop:] = 0
+        return found
+
+    def fill(self, values: Tensor, here: Tensor, other: float) -> Tensor:
+        """`values` (rows, b, e), in place, and `other` where they do not contribute."""
+        return values if self.everywhere else values.masked_fill_(~here[..., None], other)

@@ -1,8 +1,8 @@
-"""The moments in float32, where that is enough: what plain torch does for float32 and half types on
-a CPU, twice as fast as in float64. `reference.moments` has the mathematics.
+"""The moments in T, where that is enough: what plain torch does on a CPU, with as few operations as
+it can be written in. `reference.moments` has the mathematics.
 
 Deviations are from the first contributing row, as in the fused kernels, so that the state serves
-the gradients. What float32 has no room or no digits for is noticed, and left to float64.
+the gradients. What T has no room or no digits for is noticed, and left to `reference.moments`.
 """
 
 from __future__ import annotations
@@ -13,62 +13,36 @@ import torch
 from torch import Tensor
 
 from .._mixture import Mixture
-from .rows import first_active_row
+from .rows import RowsOfRole
 from .streaming import Block, blocks
 from .variance import LOG_2PI
 
-F32 = torch.float32
-_LARGEST = 2.0**80  # of sums, so that the parts of gradients stay in range
-_VARIANCES = 2.0**-62, 2.0**62
+# Bounds of variances and of sums, so that the parts of gradients stay in range.
+_RANGES = {
+    torch.float32: (2.0**-62, 2.0**62, 2.0**80),
+    torch.float64: (2.0**-300, 2.0**300, 2.0**600),
+}
 _FARTHEST = 16.0  # root mean squares from the shift; see `Moments.shift`
-
-
-class _Role:
-    """Rows of one role: whether all their positions contribute, and where."""
-
-    def __init__(self, mask: Tensor, rows: tuple[int, int]) -> None:
-        self.mask, self.rows = mask, slice(*rows)
-        self.everywhere = bool(mask.all())
-
-    def at(self, block: Block) -> tuple[Tensor, Tensor | int]:
-        """The mask (rows, b), and how many rows it has at each position, (b, 1) or the same."""
-        here = self.mask[:, block[0]]
-        return here, len(here) if self.everywhere else here.sum(0)[:, None].to(F32)
-
-    def first(self, values: Tensor, here: Tensor) -> Tensor:
-        """The first contributing row of `values` (rows, b, e)."""
-        return values[0] if self.everywhere else first_active_row(values, here)
-
-    def empty(self, like: Tensor) -> Tensor:
-        """Memory of a gradient: 0 in all rows but those of the role."""
-        found = torch.empty(like.shape, dtype=like.dtype)
-        start, stop, _ = self.rows.indices(len(like))
-        found[:start] = 0
-        found[stop:] = 0
-        return found
-
-    def fill(self, values: Tensor, here: Tensor, other: float) -> Tensor:
-        """`values` (rows, b, e), in place, and `other` where they do not contribute."""
-        return values if self.everywhere else values.masked_fill_(~here[..., None], other)
 
 
 class _Direction:
     """Moments, sums and gradients of one mixture, block by block."""
 
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: Mixture, dtype: torch.dtype) -> None:
+        self.mixture, self.dtype = mixture, dtype
+        self.least, self.largest, self.most = _RANGES[dtype]
         of_samples, of_components = mixture.contributing()
-        self.samples = _Role(of_samples, mixture.sample_rows)
-        self.components = _Role(of_components, mixture.component_rows)
-        self.known = True  # so far; False: not in float32
+        self.samples = RowsOfRole(of_samples, mixture.sample_rows, dtype)
+        self.components = RowsOfRole(of_components, mixture.component_rows, dtype)
+        self.known = True  # so far; False: not in T
 
-    def _variances(self, stds: Tensor, role: _Role, here: Tensor, eps: Tensor) -> Tensor:
-        v = stds[role.rows].to(F32).square().add_(eps)
+    def _variances(self, stds: Tensor, role: RowsOfRole, here: Tensor, eps: Tensor) -> Tensor:
+        v = stds[role.rows].to(self.dtype).square().add_(eps)
         return role.fill(v, here, 1.0)
 
     def _look_at(self, v: Tensor) -> None:
         least, largest = torch.aminmax(v)
-        self.known &= _VARIANCES[0] < least.item() and largest.item() < _VARIANCES[1]
+        self.known &= self.least < least.item() and largest.item() < self.largest
 
     def _logs(self, v: Tensor, count: Tensor | int) -> Tensor:
         """`sum (log v + log 2 pi)` of each position (b, 1), where `count` rows contribute."""
@@ -76,8 +50,11 @@ class _Direction:
 
     def sums(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> list[Tensor]:
         """Of q, g and k in float64, and the state (4, b, e)."""
-        (here_i, n), (here_l, m) = self.samples.at(block), self.components.at(block)
-        samples, components = y[self.samples.rows].to(F32), x[self.components.rows].to(F32)
+        (here_i, n), (here_l, m) = self.samples.at(block[0]), self.components.at(block[0])
+        samples, components = (
+            y[self.samples.rows].to(self.dtype),
+            x[self.components.rows].to(self.dtype),
+        )
         y_shift = self.samples.first(samples, here_i)
         x_shift = self.components.first(components, here_l)
 
@@ -104,7 +81,7 @@ class _Direction:
         size = weight * centre.square() + m2_c + m
         far = weight * mean_c.square() > _FARTHEST**2 * size
         q = q.sum(dtype=torch.float64)
-        self.known &= not far.any().item() and q.item() <= _LARGEST
+        self.known &= not far.any().item() and q.item() <= self.most
 
         g, k = (n * log_l).sum(dtype=torch.float64), torch.zeros_like(q)
         if self.mixture.sample_eps is not None:
@@ -125,9 +102,12 @@ class _Direction:
         y, x, mu, stds = inputs
         d_y, d_x, d_mu, d_stds = into
         of_q, of_g, of_k = upstream
-        (here_i, n), (here_l, m) = self.samples.at(block), self.components.at(block)
+        (here_i, n), (here_l, m) = self.samples.at(block[0]), self.components.at(block[0])
         mean_y, m2_y, mean_c, weight = state
-        samples, components = y[self.samples.rows].to(F32), x[self.components.rows].to(F32)
+        samples, components = (
+            y[self.samples.rows].to(self.dtype),
+            x[self.components.rows].to(self.dtype),
+        )
         if d_y is not None:
             x_shift = self.components.first(components, here_l)
             pull = (samples - x_shift).sub_(mean_c).mul_(of_q * weight)
@@ -154,11 +134,10 @@ class _Direction:
             d_stds[self.samples.rows] += self.samples.fill(pull, here_i, 0.0)
 
 
-def serves(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]) -> bool:
-    """Whether float32 may be enough: not for a difference of sums, and where asking is cheap."""
-    narrow = all(t.dtype != torch.float64 for t in (y, x, mu, stds))
+def serves(y: Tensor, x: Tensor, mixtures: Sequence[Mixture]) -> bool:
+    """Whether T may be enough: not for a difference of sums, and where asking is cheap."""
     some = y.numel() > 0 and x.numel() > 0
-    return narrow and some and y.device.type == "cpu" and not mixtures[0].exclude_diagonal
+    return some and y.device.type == "cpu" and not mixtures[0].exclude_diagonal
 
 
 def moments(
@@ -169,9 +148,9 @@ def moments(
     mixtures: Sequence[Mixture],
     state: Tensor,
 ) -> Tensor | None:
-    """The sums (D, 3) of `reference.moments.moments`, and `state` filled; None: not in float32."""
+    """The sums (D, 3) of `reference.moments.moments`, and `state` filled; None: not in T."""
     total = torch.zeros((len(mixtures), 3), dtype=torch.float64)
-    directions = [_Direction(mixture) for mixture in mixtures]
+    directions = [_Direction(mixture, state.dtype) for mixture in mixtures]
     for block in _blocks(y, x):
         slices = [t[..., block[0], block[1]] for t in (y, x, mu, stds)]
         for d, direction in enumerate(directions):
@@ -194,7 +173,7 @@ def moments_backward(
 ) -> list[Tensor | None]:
     """Those of `reference.moments.moments_backward`, from a state that `moments` has filled."""
     inputs = (y, x, mu, stds)
-    directions = [_Direction(mixture) for mixture in mixtures]
+    directions = [_Direction(mixture, state.dtype) for mixture in mixtures]
     found: list[Tensor | None] = [None] * 4
     roles = directions[0].samples, directions[0].components, directions[0].components
     for i, role in enumerate(roles):
@@ -202,7 +181,7 @@ def moments_backward(
             several = len(mixtures) > 1
             found[i] = torch.empty_like(inputs[i]) if several else role.empty(inputs[i])
     if wanted[3]:  # a row may have both roles
-        found[3] = torch.zeros(stds.shape, dtype=F32)
+        found[3] = torch.zeros(stds.shape, dtype=state.dtype)
     for block in _blocks(y, x):
         at = (..., block[0], block[1])
         for direction, of_sums, of_roles in zip(directions, upstream.tolist(), state, strict=True):
