@@ -212,5 +212,6 @@ def _largest(*inputs: Tensor) -> float:
 
 
 def _blocks(mixture: Mixture, y: Tensor) -> list[Block]:
-    rows = mixture.samples + mixture.components
-    return blocks(rows, y.shape[1], y.shape[2], y.device, min_features=256)
+    # Some eight temporaries at a time: small ones stay in the caches.
+    rows = 4 * (mixture.samples + mixture.components)
+    return blocks(rows, y.shape[1], y.shape[2], y.device, min_features=128)
