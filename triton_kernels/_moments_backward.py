@@ -16,10 +16,10 @@ from ._tiles import load, partners, position, store_rows, variance_terms, weight
     ],
 )
 def gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # () of the mixture in which these rows are components
     sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
@@ -34,18 +34,6 @@ def gradient_kernel(
     d_x,
     d_mu,
     d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
     rows_per_split,
@@ -88,7 +76,7 @@ def gradient_kernel(
         eps_l = tl.load(component_eps).to(ACC)
     if PULL_Y or DIAGONAL:
         first = partner_row + tl.load(sample_counts + 3 * S + s)
-        x_shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
+        x_shift = load(x, first, s, e, some_i, ACC)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
@@ -99,7 +87,7 @@ def gradient_kernel(
         upstream_k = tl.load(sample_upstream + 2).to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
         first = partner_row + tl.load(component_counts + 2 * S + s)
-        y_shift = load(y, first, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
+        y_shift = load(y, first, s, e, some_l, ACC)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
         delta_y = tl.load(state, mask=some_l, other=0.0)
@@ -130,15 +118,15 @@ def gradient_kernel(
             use = use_l
             if PULL_OWN:
                 use = use | use_i
-            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+            sigma = load(stds, row, s, e, use, ACC)
             sigma = tl.where(use, sigma, 1.0)
         if PULL_Y or DIAGONAL:
-            value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
+            value = load(y, row, s, e, use_i, ACC)
             from_x_shift = value - x_shift
         if PULL_C or PULL_STDS or DIAGONAL:
             precision, _ = variance_terms(sigma, eps_l)
-            value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC)
-            offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
+            value = load(x, row, s, e, use_l, ACC)
+            offset = load(mu, row, s, e, use_l, ACC)
             from_y_shift = (value - y_shift) + offset
         if DIAGONAL:
             own = from_x_shift - ((value - x_shift) + offset)

@@ -57,28 +57,16 @@ def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
     do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def sums_of_pairs_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     state,  # (4, S, E)
     partial_sums,  # (programs, 3) float64: of q, g, k, times 2, in the lost columns
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
@@ -111,27 +99,23 @@ def sums_of_pairs_kernel(
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = sample_start + index
             here = _active(sample_active, index, s, S, end) & lost
-            sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+            sample = load(y, row, s, e, here, ACC)
             count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
             for partner in range(0, M, PARTNERS):
                 other = partner + tl.arange(0, PARTNERS)[None, :, None]
                 at = component_start + other
                 there = _active(component_active, other, s, S, M) & lost
                 use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
-                offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
-                sigma = load(
-                    stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                )
+                centre = load(x, at, s, e, there, ACC)
+                offset = load(mu, at, s, e, there, ACC)
+                sigma = load(stds, at, s, e, there, ACC)
                 root, log_terms = root_terms(sigma, tl.load(component_eps).to(ACC))
                 z = ((sample - centre) - offset) / root
                 q += tl.where(use, z * z, 0.0)
                 g += tl.where(use, log_terms, 0.0)
                 count += use.to(ACC)
             if OWN_STDS:
-                sigma = load(
-                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                )
+                sigma = load(stds, row, s, e, here, ACC)
                 _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
                 k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)
         column = _next(all_lost, columns, column + FEATURES, right)
@@ -171,18 +155,6 @@ def gradient_of_pairs_kernel(
     d_x,
     d_mu,
     d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
     rows_per_split,
@@ -224,7 +196,7 @@ def gradient_of_pairs_kernel(
             gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
                 here = _active(sample_active, index, s, S, end) & lost
-                own_y = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+                own_y = load(y, row, s, e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
                 least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
@@ -233,9 +205,7 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_sigma = load(
-                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                    )
+                    their_sigma = load(stds, at, s, e, there, ACC)
                     least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
                 of_unit = tl.min(least, 1, keep_dims=True)
                 unit = _root(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
@@ -246,13 +216,9 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_x = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
-                    their_mu = load(
-                        mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC
-                    )
-                    their_sigma = load(
-                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                    )
+                    their_x = load(x, at, s, e, there, ACC)
+                    their_mu = load(mu, at, s, e, there, ACC)
+                    their_sigma = load(stds, at, s, e, there, ACC)
                     ratio = unit / _root(their_sigma, eps_l)
                     term = ((own_y - their_x) - their_mu) * ratio * ratio
                     pull += tl.where(use, term, 0.0)
@@ -261,20 +227,16 @@ def gradient_of_pairs_kernel(
                 of_all = weighted(tl.load(sample_upstream), of_all) / unit
                 gradient_y = tl.where(here, of_all, 0.0)
                 if OWN_STDS:
-                    sigma = load(
-                        stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                    )
+                    sigma = load(stds, row, s, e, here, ACC)
                     root = _root(sigma, tl.load(sample_eps).to(ACC))
                     upstream_k = tl.load(sample_upstream + 2)
                     of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
                     gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
                 here = _active(component_active, index, s, S, end) & lost
-                own_x = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
-                own_mu = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, here, ACC)
-                sigma = load(
-                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                )
+                own_x = load(x, row, s, e, here, ACC)
+                own_mu = load(mu, row, s, e, here, ACC)
+                sigma = load(stds, row, s, e, here, ACC)
                 root = _root(sigma, tl.load(component_eps).to(ACC))
                 large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
                 distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
@@ -285,7 +247,7 @@ def gradient_of_pairs_kernel(
                     at = partner_start + other
                     there = _active(sample_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_y = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
+                    their_y = load(y, at, s, e, there, ACC)
                     distance = (their_y - own_x) - own_mu
                     z = distance / root
                     distances += tl.where(use, distance, 0.0)

@@ -21,15 +21,6 @@ def _component(
     row,
     s,
     e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     use,
     origin,
     eps,
@@ -39,10 +30,10 @@ def _component(
 ):
     """r = 1 / sqrt(v), and c r of components, 0 where not `use`; where CAREFUL sqrt(v), infinite
     where not `use`, and c."""
-    centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - origin
+    centre = load(x, row, s, e, use, ACC) - origin
     if HAS_MU:
-        centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
-    sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        centre += load(mu, row, s, e, use, ACC)
+    sigma = load(stds, row, s, e, use, ACC)
     sigma = tl.where(use, sigma, 1.0)
     root = inverse_root(sigma, eps, CAREFUL)
     if CAREFUL:
@@ -93,10 +84,10 @@ def _roots_beyond(least, largest):
     do_not_specialize_on_alignment=["component_eps"],
 )
 def samples_gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E), or None
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided, or None
+    stds,  # (rows, S, E) strided
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
@@ -104,18 +95,6 @@ def samples_gradient_kernel(
     irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
     pull,  # (PADDED M, PADDED N) ACC: upstream gradient of q, 0 outside
     d_y,  # (rows, S, E), written
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
@@ -147,7 +126,7 @@ def samples_gradient_kernel(
         origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
         use = here_n[:, None] & (e < E)
         row = sample_start + n[:, None]
-        sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
+        sample = load(y, row, s, e, use, ACC)
         sample = tl.where(use, sample - origin, 0.0)
         at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
         least, largest = (
@@ -164,15 +143,6 @@ def samples_gradient_kernel(
                 component_start + m[:, None],
                 s,
                 e,
-                x_stride_row,
-                x_stride_s,
-                x_stride_e,
-                mu_stride_row,
-                mu_stride_s,
-                mu_stride_e,
-                stds_stride_row,
-                stds_stride_s,
-                stds_stride_e,
                 here_m[:, None] & (e < E),
                 origin,
                 eps,
@@ -199,10 +169,10 @@ def samples_gradient_kernel(
     do_not_specialize_on_alignment=["component_eps", "own_eps"],
 )
 def components_gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E), or None
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided, or None
+    stds,  # (rows, S, E) strided
     component_eps,  # ()
     own_eps,  # () of the mixture in which these rows are samples
     sample_active,  # (N, S) uint8
@@ -216,18 +186,6 @@ def components_gradient_kernel(
     d_x,  # (rows, S, E), written
     d_mu,
     d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
@@ -272,27 +230,7 @@ def components_gradient_kernel(
             origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
             use = here_m[:, None] & (e < E)
             root, centre, found = _component(
-                x,
-                mu,
-                stds,
-                row,
-                s,
-                e,
-                x_stride_row,
-                x_stride_s,
-                x_stride_e,
-                mu_stride_row,
-                mu_stride_s,
-                mu_stride_e,
-                stds_stride_row,
-                stds_stride_s,
-                stds_stride_e,
-                use,
-                origin,
-                eps,
-                HAS_MU,
-                CAREFUL,
-                ACC,
+                x, mu, stds, row, s, e, use, origin, eps, HAS_MU, CAREFUL, ACC
             )
             if not CAREFUL:
                 tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
@@ -303,7 +241,7 @@ def components_gradient_kernel(
                 here_n = tl.load(sample_active + n.to(tl.int64) * S + s, mask=n < N, other=0) != 0
                 use_n = here_n[:, None] & (e < E)
                 at_n = sample_start + n[:, None]
-                sample = load(y, at_n, s, e, y_stride_row, y_stride_s, y_stride_e, use_n, ACC)
+                sample = load(y, at_n, s, e, use_n, ACC)
                 sample = tl.where(use_n, sample - origin, 0.0)
                 of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
                 z = _standardised(sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL)
@@ -327,7 +265,7 @@ def components_gradient_kernel(
             here = here | here_own
         # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
         use = here[:, None] & (e < E)
-        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        sigma = load(stds, row, s, e, use, ACC)
         sigma = tl.where(use, sigma, 1.0)
         if COMPONENTS:
             logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]

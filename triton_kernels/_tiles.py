@@ -13,17 +13,24 @@ def cast(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def corner(tensor, row, s, e, stride_row, stride_s, stride_e):
-    """Pointers to a tile of `tensor` (rows, S, E) at (row, s, e), in 64 bits."""
-    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
-    return tensor + offset + e.to(tl.int64) * stride_e
+def corner(tensor, row, s, e):
+    """Pointers to a tile of a `strided` tensor (rows, S, E) at (row, s, e), in 64 bits."""
+    offset = row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    return tensor[0] + offset + e.to(tl.int64) * tensor[3]
 
 
 @triton.jit
-def load(tensor, row, s, e, stride_row, stride_s, stride_e, mask, ACC: tl.constexpr):
-    """Tile of `tensor` (rows, S, E) at (row, s, e) in ACC; where not `mask`, 0 and no traffic."""
-    at = corner(tensor, row, s, e, stride_row, stride_s, stride_e)
+def load(tensor, row, s, e, mask, ACC: tl.constexpr):
+    """Tile of a `strided` tensor (rows, S, E) in ACC; where not `mask`, 0 and no traffic."""
+    at = corner(tensor, row, s, e)
     return cast(tl.load(at, mask=mask, other=0.0), ACC)
+
+
+@triton.jit
+def load_mask(tensor, row, s, mask):
+    """Of a `strided` mask (rows, S), whether it is active at (row, s); False where not `mask`."""
+    at = tensor[0] + row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    return tl.load(at, mask=mask, other=0) != 0
 
 
 @triton.jit

@@ -54,7 +54,7 @@ def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
     Args:
         active: see `expected` and `counted`.
     """
-    arguments = _named(launch)
+    arguments = launch.named()
     read, written, flops = _KERNELS[launch.kernel.__name__](launch.programs, arguments, active)
 
     def in_bytes(elements: dict[str, float]) -> dict[str, float]:
@@ -79,7 +79,7 @@ def total(
 
 def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
-    a = _named(launch)
+    a = launch.named()
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.expected(a, density)
     rows = a.get("rows", 0)
@@ -92,7 +92,7 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
 
 def counted(launch: Launch) -> Active | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
-    a = _named(launch)
+    a = launch.named()
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.counted(a)
     if "mask" in a:
@@ -288,12 +288,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "gradient_of_pairs_kernel": _gradient_of_pairs,
     **_pairs_traffic.KERNELS,
 }
-
-
-def _named(launch: Launch) -> dict[str, Any]:
-    """The arguments of a launch and its constants by name, without those that are None."""
-    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.meta
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, Tile, candidates, finish_tile, lost_tile, splits
-from ._launch import accumulator, launch, strides
+from ._launch import accumulator, launch, strided
 from ._moments_backward import gradient_kernel
 from ._moments_finish import finish_kernel, reduce_kernel
 from ._moments_forward import accumulate_kernel
@@ -91,13 +91,12 @@ def _accumulate(
         launch(
             accumulate_kernel,
             tiles * S * count,
-            *inputs,
+            *map(strided, inputs),
             *_roles(mixtures, where, this),
             of_samples,
             of_components,
             own,
             split_samples,
-            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -112,12 +111,7 @@ def _accumulate(
 
 
 def _finish(
-    inputs: Inputs,
-    mixture: Mixture,
-    where: Positions,
-    parts: _Parts,
-    sums: Tensor,
-    state: Tensor,
+    inputs: Inputs, mixture: Mixture, where: Positions, parts: _Parts, sums: Tensor, state: Tensor
 ) -> None:
     y, x, *_ = inputs
     _, S, E = y.shape
@@ -134,8 +128,8 @@ def _finish(
     launch(
         finish_kernel,
         programs[0],
-        y,
-        x,
+        strided(y),
+        strided(x),
         where.counts,
         parts.samples,
         parts.components,
@@ -143,7 +137,6 @@ def _finish(
         parts.split_samples,
         state,
         of_moments,
-        *strides(y, x),
         m.sample_rows[0],
         m.component_rows[0],
         sample_splits,
@@ -158,14 +151,13 @@ def _finish(
     launch(
         sums_of_pairs_kernel,
         programs[1],
-        *inputs,
+        *map(strided, inputs),
         m.sample_eps,
         m.component_eps,
         where.sample_active,
         where.component_active,
         state,
         of_pairs,
-        *strides(*inputs),
         m.sample_rows[0],
         m.component_rows[0],
         m.samples,
@@ -225,12 +217,11 @@ def _gradients(
         launch(
             gradient_kernel,
             tiles * S * count,
-            *inputs,
+            *map(strided, inputs),
             *_roles(mixtures, where, this),
             *_of_roles(state, this),
             *_of_roles(upstream, this),
             *plan.tensors,
-            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -268,7 +259,7 @@ def _gradients_of_pairs(
         launch(
             gradient_of_pairs_kernel,
             tiles * S * count,
-            *inputs,
+            *map(strided, inputs),
             sample_eps,
             component_eps,
             None if i is None else mixtures[i].component_eps,
@@ -279,7 +270,6 @@ def _gradients_of_pairs(
             state[j] if j is not None and j != d else None,
             *_of_roles(upstream, this),
             *plan.tensors,
-            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,

@@ -20,7 +20,7 @@ from ._configs import (
     pairs_splits,
     pairs_tile,
 )
-from ._launch import accumulator, launch, strides
+from ._launch import accumulator, launch, strided
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
@@ -77,14 +77,13 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
         launch(
             distances_kernel,
             tiles_n * tiles_m * splits,
-            *inputs,
+            *map(strided, inputs),
             mixture.component_eps,
             where.sample_active,
             where.component_active,
             shift,
             where.irregular,
             parts,
-            *strides(*inputs),
             mixture.sample_rows[0],
             mixture.component_rows[0],
             N,
@@ -125,12 +124,11 @@ def _log_determinants(
     launch(
         log_determinants_kernel,
         (stop - start) * S,
-        stds,
+        strided(stds),
         eps,
         active,
         logs,
         irregular,
-        *stds.stride(),
         start,
         stop - start,
         S,
@@ -173,12 +171,7 @@ def pairs_backward(
 
 
 def _samples_gradient(
-    inputs: Inputs,
-    mixture: Mixture,
-    where: Positions,
-    shift: Tensor,
-    upstream: Tensor,
-    d_y: Tensor,
+    inputs: Inputs, mixture: Mixture, where: Positions, shift: Tensor, upstream: Tensor, d_y: Tensor
 ) -> None:
     y, _, mu, _ = inputs
     _, S, E = y.shape
@@ -190,7 +183,7 @@ def _samples_gradient(
         launch(
             samples_gradient_kernel,
             tiles_n * tiles_e * S,
-            *inputs,
+            *map(strided, inputs),
             mixture.component_eps,
             where.sample_active,
             where.component_active,
@@ -198,7 +191,6 @@ def _samples_gradient(
             where.irregular,
             pull,
             d_y,
-            *strides(*inputs),
             mixture.sample_rows[0],
             mixture.component_rows[0],
             N,
@@ -243,7 +235,7 @@ def _components_gradient(
         launch(
             components_gradient_kernel,
             tiles_m * tiles_e * S,
-            *inputs,
+            *map(strided, inputs),
             None if j is None else mixtures[j].component_eps,
             mixtures[i].sample_eps if own and i is not None else None,
             None if j is None else where[j].sample_active,
@@ -255,7 +247,6 @@ def _components_gradient(
             of_logs,
             of_own,
             *gradients[1:],
-            *strides(*inputs),
             0 if j is None else mixtures[j].sample_rows[0],
             start,
             0 if j is None else mixtures[j].samples,
