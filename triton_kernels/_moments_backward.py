@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._tiles import load, partners, position, store_rows, variance_terms, weighted
+from ._tiles import contributing, load, partners, position, store_rows, variance_terms, weighted
 
 
 @triton.jit(
@@ -24,41 +24,37 @@ def gradient_kernel(
     component_eps,  # () of the mixture in which these rows are components
     sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
     component_active,  # (rows, S) uint8, of the one in which they are components
-    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
-    component_counts,
     sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
     component_state,
     sample_upstream,  # (3,) float64, of the same mixtures: gradients of the sums of q, g and k
     component_upstream,
-    d_y,  # (rows, S, E), written
+    d_y,  # (rows, S, E), written; None where there is nothing to write
     d_x,
     d_mu,
     d_stds,
     start,
     rows,
-    rows_per_split,
     partner_start,  # first row of the other role, whose first contributing row is the shift
     S,
     E,
+    rows_per_split,
     tiles,
+    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
+    component_counts,
     SAMPLES: tl.constexpr,
     OWN_STDS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
-    D_Y: tl.constexpr,
-    D_X: tl.constexpr,
-    D_MU: tl.constexpr,
-    D_STDS: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
     """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
     the columns that `gradient_of_pairs_kernel` writes."""
-    PULL_Y: tl.constexpr = SAMPLES and D_Y
-    PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and D_STDS
-    PULL_C: tl.constexpr = COMPONENTS and (D_X or D_MU)
-    PULL_STDS: tl.constexpr = COMPONENTS and D_STDS
+    PULL_Y: tl.constexpr = SAMPLES and d_y is not None
+    PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and d_stds is not None
+    PULL_C: tl.constexpr = COMPONENTS and (d_x is not None or d_mu is not None)
+    PULL_STDS: tl.constexpr = COMPONENTS and d_stds is not None
     DIAGONAL: tl.constexpr = EXCLUDE_DIAGONAL and (PULL_Y or PULL_C or PULL_STDS)
 
     tile, s, split = position(tiles, S)
@@ -101,13 +97,12 @@ def gradient_kernel(
         index = begin + tl.arange(0, ROWS)[:, None]
         row = start + index
         inside = (index < end) & inside_e
-        at = index.to(tl.int64) * S + s
         here_i = tl.zeros((ROWS, 1), tl.int1)
         here_l = tl.zeros((ROWS, 1), tl.int1)
         if SAMPLES:
-            here_i = tl.load(sample_active + at, mask=index < end, other=0) != 0
+            here_i = contributing(sample_active, index, s, S, end)
         if COMPONENTS:
-            here_l = tl.load(component_active + at, mask=index < end, other=0) != 0
+            here_l = contributing(component_active, index, s, S, end)
         use_i = here_i & inside_e
         use_l = here_l & inside_e
         gradient_y = tl.zeros((ROWS, FEATURES), ACC)
@@ -161,11 +156,11 @@ def gradient_kernel(
                 # A sigma of 0 must not meet an overflow.
                 gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
 
-        if D_Y:
+        if d_y is not None:
             store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-        if D_X:
+        if d_x is not None:
             store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-        if D_MU:
+        if d_mu is not None:
             store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-        if D_STDS:
+        if d_stds is not None:
             store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

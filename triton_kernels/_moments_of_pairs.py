@@ -8,7 +8,7 @@ ones among them it takes in tiles of ROWS x PARTNERS x FEATURES.
 import triton
 import triton.language as tl
 
-from ._tiles import load, position, root_terms, store_rows, weighted
+from ._tiles import contributing, load, position, root_terms, store_rows, weighted
 
 
 @triton.jit
@@ -29,12 +29,6 @@ def _lost(state, other_state, s, e, E):
 def _next(lost, e, column, end):
     """The first column that is lost, from `column` on."""
     return tl.min(tl.where(lost & (e >= column), e, end), 0)
-
-
-@triton.jit
-def _active(flags, index, s, S, end):
-    """Which rows contribute, of `flags` (rows, S)."""
-    return tl.load(flags + (index.to(tl.int64) * S + s), mask=index < end, other=0) != 0
 
 
 @triton.jit
@@ -98,13 +92,13 @@ def sums_of_pairs_kernel(
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = sample_start + index
-            here = _active(sample_active, index, s, S, end) & lost
+            here = contributing(sample_active, index, s, S, end) & lost
             sample = load(y, row, s, e, here, ACC)
             count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
             for partner in range(0, M, PARTNERS):
                 other = partner + tl.arange(0, PARTNERS)[None, :, None]
                 at = component_start + other
-                there = _active(component_active, other, s, S, M) & lost
+                there = contributing(component_active, other, s, S, M) & lost
                 use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                 centre = load(x, at, s, e, there, ACC)
                 offset = load(mu, at, s, e, there, ACC)
@@ -136,19 +130,16 @@ def sums_of_pairs_kernel(
     ],
 )
 def gradient_of_pairs_kernel(
-    y,  # arguments up to `rows_per_split`: see gradient_kernel
+    y,  # arguments up to `tiles`: see gradient_kernel
     x,
     mu,
     stds,
     sample_eps,
     component_eps,
-    partner_eps,  # () of the components that these rows meet as samples
     sample_active,
     component_active,
-    component_partners,  # (partners, S) uint8: which rows they meet as samples
-    sample_partners,  # (partners, S) uint8: which rows they meet as components
-    state,  # (4, S, E) of the mixtures of `gradient_kernel`: of any one role of these rows
-    other_state,  # and of the other role, where it is another one
+    sample_state,
+    component_state,
     sample_upstream,
     component_upstream,
     d_y,
@@ -157,20 +148,19 @@ def gradient_of_pairs_kernel(
     d_stds,
     start,
     rows,
-    rows_per_split,
     partner_start,
-    partners,
     S,
     E,
+    rows_per_split,
     tiles,
+    partners,
+    partner_eps,  # () of the components that these rows meet as samples
+    component_partners,  # (partners, S) uint8: which rows they meet as samples
+    sample_partners,  # (partners, S) uint8: which rows they meet as components
     SAMPLES: tl.constexpr,
     OWN_STDS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
-    D_Y: tl.constexpr,
-    D_X: tl.constexpr,
-    D_MU: tl.constexpr,
-    D_STDS: tl.constexpr,
     ROWS: tl.constexpr,
     PARTNERS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -182,11 +172,12 @@ def gradient_of_pairs_kernel(
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, rows)
     left, right = tile * LOOK, min((tile + 1) * LOOK, E)
     columns = left + tl.arange(0, LOOK)
-    all_lost = _lost(state, other_state, s, columns, E)
+    other_state = None if EXCLUDE_DIAGONAL else component_state  # there it is the same
+    all_lost = _lost(sample_state, other_state, s, columns, E)
     column = _next(all_lost, columns, left, right)
     while column < right:
         e = column + tl.arange(0, FEATURES)[None, None, :]
-        lost = _lost(state, other_state, s, e, right)
+        lost = _lost(sample_state, other_state, s, e, right)
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = start + index
@@ -195,7 +186,7 @@ def gradient_of_pairs_kernel(
             gradient_c = tl.zeros((ROWS, 1, FEATURES), ACC)
             gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
-                here = _active(sample_active, index, s, S, end) & lost
+                here = contributing(sample_active, index, s, S, end) & lost
                 own_y = load(y, row, s, e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
@@ -203,7 +194,7 @@ def gradient_of_pairs_kernel(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(component_partners, other, s, S, partners) & lost
+                    there = contributing(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_sigma = load(stds, at, s, e, there, ACC)
                     least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
@@ -214,7 +205,7 @@ def gradient_of_pairs_kernel(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(component_partners, other, s, S, partners) & lost
+                    there = contributing(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_x = load(x, at, s, e, there, ACC)
                     their_mu = load(mu, at, s, e, there, ACC)
@@ -233,7 +224,7 @@ def gradient_of_pairs_kernel(
                     of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
                     gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
-                here = _active(component_active, index, s, S, end) & lost
+                here = contributing(component_active, index, s, S, end) & lost
                 own_x = load(x, row, s, e, here, ACC)
                 own_mu = load(mu, row, s, e, here, ACC)
                 sigma = load(stds, row, s, e, here, ACC)
@@ -245,7 +236,7 @@ def gradient_of_pairs_kernel(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(sample_partners, other, s, S, partners) & lost
+                    there = contributing(sample_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_y = load(y, at, s, e, there, ACC)
                     distance = (their_y - own_x) - own_mu
@@ -261,12 +252,12 @@ def gradient_of_pairs_kernel(
                 of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
                 of_all = sigma / root * of_all / small
                 gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
-            if D_Y:
+            if d_y is not None:
                 store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-            if D_X:
+            if d_x is not None:
                 store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-            if D_MU:
+            if d_mu is not None:
                 store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-            if D_STDS:
+            if d_stds is not None:
                 store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
         column = _next(all_lost, columns, column + FEATURES, right)

@@ -96,18 +96,17 @@ def distances_kernel(
     component_active,  # (M, S) uint8
     shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where a sum is infinite; where CAREFUL, 0: nothing to do
-    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     sample_start,
     component_start,
     N,
     M,
     S,
     E,
+    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     tiles_n,
     tiles_m,
     chunks_per_position,
     chunks_per_split,
-    HAS_MU: tl.constexpr,
     EVEN: tl.constexpr,  # FEATURES divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
@@ -119,6 +118,7 @@ def distances_kernel(
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
+    HAS_MU: tl.constexpr = mu is not None
     program = tl.program_id(0)
     tile_n, tile_m = program % tiles_n, (program // tiles_n) % tiles_m
     split = program // tiles_n // tiles_m

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._configs import features_tile
 from ._launch import accumulator, launch, strided
-from ._tiles import load, position
+from ._tiles import contributing, load, position
 
 
 @triton.jit(do_not_specialize=["start", "rows", "S"])
@@ -38,8 +38,7 @@ def shift_kernel(
     found = tl.zeros((ROWS, FEATURES), tl.int32)
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
-        at = index.to(tl.int64) * S + s
-        use = (tl.load(active + at, mask=index < rows, other=0) != 0) & (e < E)
+        use = contributing(active, index, s, S, rows) & (e < E)
         row = start + index
         sigma = load(stds, row, s, e, use, ACC)
         sigma = tl.abs(sigma)

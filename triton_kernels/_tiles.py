@@ -34,6 +34,12 @@ def load_mask(tensor, row, s, mask):
 
 
 @triton.jit
+def contributing(flags, row, s, S, end):
+    """Whether rows before `end` contribute at s, of `flags` (rows, S)."""
+    return tl.load(flags + (row.to(tl.int64) * S + s), mask=row < end, other=0) != 0
+
+
+@triton.jit
 def store_rows(tensor, index, s, e, S, E, value, mask):
     """Into a contiguous `tensor` (rows, S, E)."""
     offset = (index.to(tl.int64) * S + s) * E

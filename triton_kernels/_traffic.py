@@ -216,7 +216,8 @@ def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Element
 def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     """The same, without the zeros."""
     look = programs // a["tiles"] * a["E"]
-    return {name: look for name in ("state", "other_state") if name in a}, {}, 0
+    names = ("sample_state",) if a["EXCLUDE_DIAGONAL"] else ("sample_state", "component_state")
+    return {name: look for name in names if name in a}, {}, 0
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -240,10 +241,10 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     flags = a["tiles"] * a["rows"] * a["S"]
     shifts = splits * active.positions * E  # and the same for each part of a state
     samples, components = active.samples * E, active.components * E
-    pull_y = a["SAMPLES"] and a["D_Y"]
-    pull_own = a["SAMPLES"] and a["OWN_STDS"] and a["D_STDS"]
-    pull_c = a["COMPONENTS"] and (a["D_X"] or a["D_MU"])
-    pull_stds = a["COMPONENTS"] and a["D_STDS"]
+    pull_y = a["SAMPLES"] and "d_y" in a
+    pull_own = a["SAMPLES"] and a["OWN_STDS"] and "d_stds" in a
+    pull_c = a["COMPONENTS"] and ("d_x" in a or "d_mu" in a)
+    pull_stds = a["COMPONENTS"] and "d_stds" in a
     of_components = pull_c or pull_stds
     diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
     read: dict[str, float] = {}
@@ -267,8 +268,8 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read = _sum(read, {"y": shifts, "x": components, "mu": components})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
-    wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
-    written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
+    size = a["rows"] * a["S"] * E
+    written = {name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a}
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
     flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
