@@ -156,11 +156,7 @@ def gradient_kernel(
                 # A sigma of 0 must not meet an overflow.
                 gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
 
-        if d_y is not None:
-            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-        if d_x is not None:
-            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-        if d_mu is not None:
-            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-        if d_stds is not None:
-            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+        store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

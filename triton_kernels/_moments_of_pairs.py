@@ -252,12 +252,8 @@ def gradient_of_pairs_kernel(
                 of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
                 of_all = sigma / root * of_all / small
                 gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
-            if d_y is not None:
-                store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-            if d_x is not None:
-                store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-            if d_mu is not None:
-                store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-            if d_stds is not None:
-                store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
         column = _next(all_lost, columns, column + FEATURES, right)

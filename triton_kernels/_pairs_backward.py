@@ -218,10 +218,8 @@ def components_gradient_kernel(
                     of_squares += tl.sum(terms * z, 0)
                 at += SUMMED * pull[1]
             gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
-    if d_x is not None:
-        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-    if d_mu is not None:
-        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+    store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+    store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
     if d_stds is not None:
         gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
         if own_eps is not None:

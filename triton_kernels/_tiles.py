@@ -41,9 +41,10 @@ def contributing(flags, row, s, S, end):
 
 @triton.jit
 def store_rows(tensor, index, s, e, S, E, value, mask):
-    """Into a contiguous `tensor` (rows, S, E)."""
-    offset = (index.to(tl.int64) * S + s) * E
-    tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
+    """Into a contiguous `tensor` (rows, S, E), unless it is None."""
+    if tensor is not None:
+        offset = (index.to(tl.int64) * S + s) * E
+        tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
 
 
 @triton.jit
