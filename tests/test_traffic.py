@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from cases import PAIRINGS, mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
-from fused_mi.triton_kernels._launch import launch, recorded
+from fused_mi.triton_kernels._launch import Launch, launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
@@ -77,14 +77,10 @@ def run(launches):
     """Execute recorded launches; each with the accesses that it made."""
     found = []
     for this in launches:
-        with touched(*this.arguments) as counts:
+        with touched(*this.named().values()) as counts:
             launch(this.kernel, this.programs, *this.arguments, **this.meta)
         found.append((this, counts))
     return found
-
-
-def named(this):
-    return dict(zip(this.kernel.arg_names, this.arguments, strict=False)) | this.meta
 
 
 def accesses(found, tensor, kind):
@@ -92,7 +88,7 @@ def accesses(found, tensor, kind):
     each = [
         getattr(counts, kind)(tensor)
         for this, counts in found
-        if any(argument is tensor for argument in this.arguments)
+        if any(argument is tensor for argument in this.named().values())
     ]
     return torch.stack(each).sum(0)
 
@@ -101,7 +97,7 @@ def assert_modelled(launches):
     """The model says to the byte what every launch loads from and stores to every tensor."""
     for this, counts in run(launches):
         model = traffic(this, counted(this))
-        tensors = {name: t for name, t in named(this).items() if isinstance(t, torch.Tensor)}
+        tensors = {name: t for name, t in this.named().items() if isinstance(t, torch.Tensor)}
         for of_model, of_kernel in ((model.read, counts.loads), (model.written, counts.stores)):
             expected_bytes = collections.Counter()  # one tensor may be in several arguments
             for name, size in of_model.items():
@@ -145,7 +141,7 @@ def assert_read_once(launches, inputs, mixtures):
 def test_model_of_forward_and_backward(pairing, features, own):
     inputs, mixtures = case(pairing, features, own=own)
     forward, backward, _ = record(inputs, mixtures)
-    splits = [named(this).get("sample_splits", 1) for this in forward]
+    splits = [this.named().get("sample_splits", 1) for this in forward]
     assert max(splits) == (2 if features > 128 else 1)
     assert_modelled(forward)
     assert_modelled(backward)
@@ -236,7 +232,7 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     inputs = [t.to("meta") for t in inputs]
     forward, backward, _ = record(inputs, mixtures)
     shifts = 0
-    for a in map(named, (*forward, *backward)):
+    for a in map(Launch.named, (*forward, *backward)):
         if "ROWS" in a and "SAMPLES" in a and "LOOK" not in a:
             splits = -(-a["rows"] // a["rows_per_split"])
             shifts += splits * a["S"] * a["E"] * 4 * (a["SAMPLES"] + a["COMPONENTS"])

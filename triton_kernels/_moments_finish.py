@@ -42,8 +42,8 @@ def _far(weight, delta, mean, m2, MOST: tl.constexpr):
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def finish_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
     counts,  # (4, S) int32, see Positions
     sample_parts,  # (sample_splits, 3, S, E) ACC
     component_parts,  # (component_splits, 4, S, E) ACC
@@ -51,12 +51,6 @@ def finish_kernel(
     split_samples,  # (sample_splits, S) int32
     state,  # (4, S, E) ACC: delta, m2 of samples; delta, weight of components; NaN where lost
     partial_sums,  # (programs, 3) float64: of q, g, k, times 2, without lost columns
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
     sample_start,
     component_start,
     sample_splits,
@@ -106,8 +100,8 @@ def finish_kernel(
     some = inside & (samples > 0) & (components > 0)
     y_row = sample_start + tl.load(counts + 2 * S + s)
     x_row = component_start + tl.load(counts + 3 * S + s)
-    y_shift = load(y, y_row, s, e, y_stride_row, y_stride_s, y_stride_e, some, tl.float64)
-    x_shift = load(x, x_row, s, e, x_stride_row, x_stride_s, x_stride_e, some, tl.float64)
+    y_shift = load(y, y_row, s, e, some, tl.float64)
+    x_shift = load(x, x_row, s, e, some, tl.float64)
     distance = (y_shift - x_shift) + (mean_y - mean_c)
     q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
     lost = _far(n, mean_y, y_shift + mean_y, m2_y, MOST)
@@ -152,10 +146,7 @@ def finish_kernel(
     tl.store(sums + 2, tl.sum(tl.where(some, k, 0.0), 0))
 
 
-@triton.jit(
-    do_not_specialize=["programs"],
-    do_not_specialize_on_alignment=["sums"],
-)
+@triton.jit(do_not_specialize=["programs"], do_not_specialize_on_alignment=["sums"])
 def reduce_kernel(
     partial_sums,  # (programs, 3) float64
     sums,  # (3,) float64

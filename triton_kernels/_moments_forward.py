@@ -37,10 +37,10 @@ def farther(a, b):
     do_not_specialize_on_alignment=["sample_eps", "component_eps"],
 )
 def accumulate_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # ()
     sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
@@ -51,18 +51,6 @@ def accumulate_kernel(
     component_parts,  # (splits, 4, S, E) ACC: the same, with the weight after m2
     own_parts,  # (splits, 3, S, E) ACC: q of the pairs (i, i), least log-term, farthest y - shift
     split_samples,  # (splits, S) int32: contributing samples
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
     rows_per_split,
@@ -85,15 +73,7 @@ def accumulate_kernel(
         samples = tl.load(sample_counts + s)
         partners_of_samples = tl.load(sample_counts + S + s)
         y_shift = load(
-            y,
-            first_row + tl.load(sample_counts + 2 * S + s),
-            s,
-            e,
-            y_stride_row,
-            y_stride_s,
-            y_stride_e,
-            (samples > 0) & (e < E),
-            ACC,
+            y, first_row + tl.load(sample_counts + 2 * S + s), s, e, (samples > 0) & (e < E), ACC
         )
         n = tl.zeros((ROWS, 1), ACC)
         mean_y = tl.zeros((ROWS, FEATURES), ACC)
@@ -107,9 +87,6 @@ def accumulate_kernel(
             first_row + tl.load(component_counts + 3 * S + s),
             s,
             e,
-            x_stride_row,
-            x_stride_s,
-            x_stride_e,
             (components > 0) & (e < E),
             ACC,
         )
@@ -142,21 +119,11 @@ def accumulate_kernel(
         if OWN_STDS:
             with_stds = with_stds | here_i
         if OWN_STDS or COMPONENTS:
-            sigma = load(
-                stds,
-                row,
-                s,
-                e,
-                stds_stride_row,
-                stds_stride_s,
-                stds_stride_e,
-                with_stds & (e < E),
-                ACC,
-            )
+            sigma = load(stds, row, s, e, with_stds & (e < E), ACC)
             sigma = tl.where(with_stds & (e < E), sigma, 1.0)
         if SAMPLES:
             use_i = here_i & (e < E)
-            value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
+            value = load(y, row, s, e, use_i, ACC)
             deviation_y = tl.where(use_i, value - y_shift, 0.0)
             n += here_i.to(ACC)
             step = deviation_y - mean_y
@@ -169,8 +136,8 @@ def accumulate_kernel(
                 log_i += tl.where(use_i, others * log_terms, 0.0)
         if COMPONENTS:
             use_l = here_l & (e < E)
-            centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC) - x_shift
-            centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
+            centre = load(x, row, s, e, use_l, ACC) - x_shift
+            centre += load(mu, row, s, e, use_l, ACC)
             deviation_c = tl.where(use_l, centre, 0.0)
             precision, log_terms = variance_terms(sigma, eps_l)
             largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))

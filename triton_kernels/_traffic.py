@@ -54,7 +54,7 @@ def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
     Args:
         active: see `expected` and `counted`.
     """
-    arguments = _named(launch)
+    arguments = launch.named()
     read, written, flops = _KERNELS[launch.kernel.__name__](launch.programs, arguments, active)
 
     def in_bytes(elements: dict[str, float]) -> dict[str, float]:
@@ -79,7 +79,7 @@ def total(
 
 def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
-    a = _named(launch)
+    a = launch.named()
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.expected(a, density)
     rows = a.get("rows", 0)
@@ -92,7 +92,7 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
 
 def counted(launch: Launch) -> Active | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
-    a = _named(launch)
+    a = launch.named()
     if launch.kernel.__name__ in _pairs_traffic.KERNELS:
         return _pairs_traffic.counted(a)
     if "mask" in a:
@@ -216,7 +216,8 @@ def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Element
 def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     """The same, without the zeros."""
     look = programs // a["tiles"] * a["E"]
-    return {name: look for name in ("state", "other_state") if name in a}, {}, 0
+    names = ("sample_state",) if a["EXCLUDE_DIAGONAL"] else ("sample_state", "component_state")
+    return {name: look for name in names if name in a}, {}, 0
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -240,10 +241,10 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     flags = a["tiles"] * a["rows"] * a["S"]
     shifts = splits * active.positions * E  # and the same for each part of a state
     samples, components = active.samples * E, active.components * E
-    pull_y = a["SAMPLES"] and a["D_Y"]
-    pull_own = a["SAMPLES"] and a["OWN_STDS"] and a["D_STDS"]
-    pull_c = a["COMPONENTS"] and (a["D_X"] or a["D_MU"])
-    pull_stds = a["COMPONENTS"] and a["D_STDS"]
+    pull_y = a["SAMPLES"] and "d_y" in a
+    pull_own = a["SAMPLES"] and a["OWN_STDS"] and "d_stds" in a
+    pull_c = a["COMPONENTS"] and ("d_x" in a or "d_mu" in a)
+    pull_stds = a["COMPONENTS"] and "d_stds" in a
     of_components = pull_c or pull_stds
     diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
     read: dict[str, float] = {}
@@ -267,8 +268,8 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read = _sum(read, {"y": shifts, "x": components, "mu": components})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
-    wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
-    written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
+    size = a["rows"] * a["S"] * E
+    written = {name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a}
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
     flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
@@ -288,12 +289,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "gradient_of_pairs_kernel": _gradient_of_pairs,
     **_pairs_traffic.KERNELS,
 }
-
-
-def _named(launch: Launch) -> dict[str, Any]:
-    """The arguments of a launch and its constants by name, without those that are None."""
-    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.meta
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, Tile, candidates, finish_tile, lost_tile, splits
-from ._launch import accumulator, launch, strides
+from ._launch import accumulator, launch, strided
 from ._moments_backward import gradient_kernel
 from ._moments_finish import finish_kernel, reduce_kernel
 from ._moments_forward import accumulate_kernel
@@ -80,10 +80,8 @@ def _accumulate(
         count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
         of_samples = split_samples = own = of_components = None
         if this.as_samples is not None:
-            of_samples, split_samples = (
-                empty((count, 3, S, E)),
-                empty((count, S), dtype=torch.int32),
-            )
+            of_samples = empty((count, 3, S, E))
+            split_samples = empty((count, S), dtype=torch.int32)
             own = empty((count, 3, S, E)) if exclude_diagonal else None
             samples[this.as_samples] = of_samples, split_samples, own
         if this.as_components is not None:
@@ -91,13 +89,12 @@ def _accumulate(
         launch(
             accumulate_kernel,
             tiles * S * count,
-            *inputs,
+            *map(strided, inputs),
             *_roles(mixtures, where, this),
             of_samples,
             of_components,
             own,
             split_samples,
-            *strides(*inputs),
             start,
             stop - start,
             rows_per_split,
@@ -112,12 +109,7 @@ def _accumulate(
 
 
 def _finish(
-    inputs: Inputs,
-    mixture: Mixture,
-    where: Positions,
-    parts: _Parts,
-    sums: Tensor,
-    state: Tensor,
+    inputs: Inputs, mixture: Mixture, where: Positions, parts: _Parts, sums: Tensor, state: Tensor
 ) -> None:
     y, x, *_ = inputs
     _, S, E = y.shape
@@ -134,8 +126,8 @@ def _finish(
     launch(
         finish_kernel,
         programs[0],
-        y,
-        x,
+        strided(y),
+        strided(x),
         where.counts,
         parts.samples,
         parts.components,
@@ -143,7 +135,6 @@ def _finish(
         parts.split_samples,
         state,
         of_moments,
-        *strides(y, x),
         m.sample_rows[0],
         m.component_rows[0],
         sample_splits,
@@ -158,14 +149,13 @@ def _finish(
     launch(
         sums_of_pairs_kernel,
         programs[1],
-        *inputs,
+        *map(strided, inputs),
         m.sample_eps,
         m.component_eps,
         where.sample_active,
         where.component_active,
         state,
         of_pairs,
-        *strides(*inputs),
         m.sample_rows[0],
         m.component_rows[0],
         m.samples,
@@ -197,12 +187,10 @@ def moments_backward(
     if not plan.passes:
         return plan.tensors
     where = [positions(m) for m in mixtures]
-    arguments = (upstream.contiguous(), inputs, state, mixtures, where, plan)
-    run = functools.partial(_gradients, *arguments)
+    run = functools.partial(_gradients, upstream.contiguous(), inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
-    _gradients_of_pairs(*arguments)
     return plan.tensors
 
 
@@ -216,81 +204,54 @@ def _gradients(
     tile: Tile,
 ) -> None:
     _, S, E = inputs[0].shape
-    tiles = triton.cdiv(E, tile.FEATURES)
-    for this, write in plan.passes:
-        if not any(write):
-            continue
-        start, stop = this.rows
-        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
-        launch(
-            gradient_kernel,
-            tiles * S * count,
-            *inputs,
-            *_roles(mixtures, where, this),
-            *_of_roles(state, this),
-            *_of_roles(upstream, this),
-            *plan.tensors,
-            *strides(*inputs),
-            start,
-            stop - start,
-            rows_per_split,
-            _partners(mixtures, this)[0],
-            S,
-            E,
-            tiles,
-            **_flags(mixtures, this),
-            **_wanted(write),
-            ACC=accumulator(state.dtype),
-            **tile._asdict(),
-        )
-
-
-def _gradients_of_pairs(
-    upstream: Tensor,
-    inputs: Inputs,
-    state: Tensor,
-    mixtures: Sequence[Mixture],
-    where: Sequence[Positions],
-    plan: Gradients,
-) -> None:
-    _, S, E = inputs[0].shape
-    tile = lost_tile(E)
-    tiles = triton.cdiv(E, tile.LOOK)
+    lost = lost_tile(E)
+    tiles, lost_tiles = triton.cdiv(E, tile.FEATURES), triton.cdiv(E, lost.LOOK)
     for this, write in plan.passes:
         if not any(write):
             continue
         i, j = this.as_samples, this.as_components
-        d = j if i is None else i
         start, stop = this.rows
         first, last = _partners(mixtures, this)
-        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, inputs[0].device)
-        sample_eps, component_eps, *active, _, _ = _roles(mixtures, where, this)
-        launch(
-            gradient_of_pairs_kernel,
-            tiles * S * count,
-            *inputs,
-            sample_eps,
-            component_eps,
-            None if i is None else mixtures[i].component_eps,
-            *active,
-            None if i is None else where[i].component_active,
-            None if j is None else where[j].sample_active,
-            state[d],
-            state[j] if j is not None and j != d else None,
+        *roles, of_samples, of_components = _roles(mixtures, where, this)
+        common = (
+            *map(strided, inputs),
+            *roles,
+            *_of_roles(state, this),
             *_of_roles(upstream, this),
-            *plan.tensors,
-            *strides(*inputs),
+            *(tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)),
             start,
             stop - start,
-            rows_per_split,
             first,
-            last - first,
             S,
             E,
+        )
+        flags = _flags(mixtures, this)
+        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, upstream.device)
+        launch(
+            gradient_kernel,
+            tiles * S * count,
+            *common,
+            rows_per_split,
             tiles,
-            **_flags(mixtures, this),
-            **_wanted(write),
+            of_samples,
+            of_components,
+            **flags,
+            ACC=accumulator(state.dtype),
             **tile._asdict(),
+        )
+        count, rows_per_split = splits(stop - start, lost_tiles * S, lost.ROWS, upstream.device)
+        launch(
+            gradient_of_pairs_kernel,
+            lost_tiles * S * count,
+            *common,
+            rows_per_split,
+            lost_tiles,
+            last - first,
+            None if i is None else mixtures[i].component_eps,
+            None if i is None else where[i].component_active,
+            None if j is None else where[j].sample_active,
+            **flags,
+            **lost._asdict(),
         )
 
 
@@ -303,10 +264,6 @@ def _partners(mixtures: Sequence[Mixture], this: Pass) -> Rows:
 def _of_roles(tensor: Tensor, this: Pass) -> list[Tensor | None]:
     """Of a tensor (mixtures, ...) the parts of both roles, None where a pass lacks the role."""
     return [None if d is None else tensor[d] for d in (this.as_samples, this.as_components)]
-
-
-def _wanted(write: Sequence[bool]) -> dict[str, bool]:
-    return dict(zip(("D_Y", "D_X", "D_MU", "D_STDS"), write, strict=True))
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:

@@ -35,11 +35,11 @@ class Specialisation(NamedTuple):
     data: str  # JSON, for `preload`
 
     def constants(self) -> dict[str, Any]:
-        """Arguments that are part of the code, by name."""
+        """Arguments that are part of the code, by name; not those inside of a tuple."""
         data = json.loads(self.data)
         names = list(data["signature"])
-        keys = (names[key[0]] for key in data["constant_keys"])
-        return dict(zip(keys, data["constant_vals"], strict=True))
+        found = zip(data["constant_keys"], data["constant_vals"], strict=True)
+        return {names[key[0]]: value for key, value in found if len(key) == 1}
 
 
 class Binary(NamedTuple):

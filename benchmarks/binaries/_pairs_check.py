@@ -97,7 +97,7 @@ def rows(targets: list[str]) -> list[tuple[str, Row]]:
 def useful(row: Row, binary: Binary) -> float | None:
     """Of all instructions of the inner loop, the share that the formula needs."""
     constants, per_pair = row[0].constants(), KERNELS[row[0].kernel]
-    if not binary.inner or not per_pair or constants.get("COMPONENTS") is False:
+    if not binary.inner or not per_pair or "component_eps" in constants:
         return None
     rows = ("SAMPLES", "COMPONENTS") if row[0].kernel == "distances_kernel" else ("ROWS", "SUMMED")
     elements = constants["FEATURES"] / (32 * binary.warps)
