@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from cases import PAIRINGS, mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
-from fused_mi.triton_kernels._launch import Launch, launch, recorded
+from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
@@ -16,6 +16,7 @@ from interpreter_traffic import touched
 
 ALL = (True,) * 4
 NAMES = ("y", "x", "mu", "stds")
+ACCUMULATE = ("accumulate_kernel", "leave_one_out_kernel")
 pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 
 
@@ -50,6 +51,7 @@ def features(request, monkeypatch):
     """Features of an embedding; and programs enough to split the batch for the larger number."""
     count, programs = request.param
     monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     return count
 
 
@@ -120,16 +122,14 @@ def roles(shape, mixtures):
     return result
 
 
-def assert_read_once(launches, inputs, mixtures):
-    """Every element of a contributing position once, the others never; and the shifts of y and x
-    once more for each program that needs them."""
+def assert_read_once(launches, inputs, mixtures, of_mu):
+    """Every element of a contributing position once, the others never; and the shifts of y and x,
+    and `of_mu`, once more for each program that needs them."""
     found = run(launches)
     samples, components, shift_y, shift_x = roles(inputs[0].shape, mixtures)
     contributing = (samples, components, components, samples | components)
-    nothing = torch.zeros_like(samples)
-    for name, tensor, here, shift in zip(
-        NAMES, inputs, contributing, (shift_y, shift_x, nothing, nothing), strict=True
-    ):
+    shifts = (shift_y, shift_x, shift_x & of_mu, torch.zeros_like(samples))
+    for name, tensor, here, shift in zip(NAMES, inputs, contributing, shifts, strict=True):
         loads = accesses(found, tensor, "loads")
         assert (loads[~here] == 0).all(), name
         assert (loads[here & ~shift] == 1).all(), name
@@ -141,7 +141,7 @@ def assert_read_once(launches, inputs, mixtures):
 def test_model_of_forward_and_backward(pairing, features, own):
     inputs, mixtures = case(pairing, features, own=own)
     forward, backward, _ = record(inputs, mixtures)
-    splits = [this.named().get("sample_splits", 1) for this in forward]
+    splits = [this.named().get("splits", 1) for this in forward]
     assert max(splits) == (2 if features > 128 else 1)
     assert_modelled(forward)
     assert_modelled(backward)
@@ -185,7 +185,7 @@ def test_variance_reads_each_active_element_once(features, of_roles):
 def test_forward_reads_each_active_element_once(pairing, features):
     inputs, mixtures = case(pairing, features)
     forward, _, _ = record(inputs, mixtures)
-    assert_read_once(forward, inputs, mixtures)
+    assert_read_once(forward, inputs, mixtures, pairing != "leave_one_out")
 
 
 @pairing
@@ -193,7 +193,7 @@ def test_backward_reads_once_and_writes_each_gradient_once(pairing, features):
     inputs, mixtures = case(pairing, features)
     forward, backward, gradients = record(inputs, mixtures)
     run(forward)
-    assert_read_once(backward, inputs, mixtures)
+    assert_read_once(backward, inputs, mixtures, False)
     found = run(backward)
     for name, gradient in zip(NAMES, gradients, strict=True):
         assert (accesses(found, gradient, "stores") == 1).all(), name  # zeros too
@@ -231,12 +231,17 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     inputs, mixtures = case(pairing, features)
     inputs = [t.to("meta") for t in inputs]
     forward, backward, _ = record(inputs, mixtures)
+    accumulate = next(la for la in forward if la.kernel.__name__ in ACCUMULATE)
     shifts = 0
-    for a in map(Launch.named, (*forward, *backward)):
-        if "ROWS" in a and "SAMPLES" in a and "LOOK" not in a:
-            splits = -(-a["rows"] // a["rows_per_split"])
-            shifts += splits * a["S"] * a["E"] * 4 * (a["SAMPLES"] + a["COMPONENTS"])
-    accumulate = total(forward, expected)["accumulate_kernel"]
+    for this in (accumulate, *backward):
+        a = this.named()
+        if this is accumulate:
+            planes = 2 if pairing == "leave_one_out" else 3 * len(mixtures)
+        else:
+            planes = "LOOK" not in a and a.get("SAMPLES", 0) + a.get("COMPONENTS", 0)
+        if planes:
+            shifts += planes * this.programs // a["tiles"] * a["E"] * 4
+    accumulate = total([accumulate], expected)[accumulate.kernel.__name__]
     gradient = total(backward, expected)["gradient_kernel"]
     least = floor(*inputs, mixtures, ALL)
     read = sum(part.read[name] for part in (accumulate, gradient) for name in NAMES)

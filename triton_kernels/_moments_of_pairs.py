@@ -60,7 +60,9 @@ def sums_of_pairs_kernel(
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     state,  # (4, S, E)
-    partial_sums,  # (programs, 3) float64: of q, g, k, times 2, in the lost columns
+    # (programs, 3) float64, times 2, in the lost columns: of q; of g and k where EXCLUDE_DIAGONAL,
+    # else 0, as the logs of all columns are in other parts
+    partial_sums,
     sample_start,
     component_start,
     N,
@@ -106,9 +108,10 @@ def sums_of_pairs_kernel(
                 root, log_terms = root_terms(sigma, tl.load(component_eps).to(ACC))
                 z = ((sample - centre) - offset) / root
                 q += tl.where(use, z * z, 0.0)
-                g += tl.where(use, log_terms, 0.0)
-                count += use.to(ACC)
-            if OWN_STDS:
+                if EXCLUDE_DIAGONAL:
+                    g += tl.where(use, log_terms, 0.0)
+                    count += use.to(ACC)
+            if OWN_STDS and EXCLUDE_DIAGONAL:
                 sigma = load(stds, row, s, e, here, ACC)
                 _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
                 k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _pairs_traffic
+from . import _forward_traffic, _pairs_traffic
+from ._forward_traffic import ActiveRoles
 from ._launch import Launch
 from ._pairs_traffic import ActivePairs
 
@@ -41,14 +42,12 @@ class Traffic(NamedTuple):
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
-# Operations per element, as in the source. v = sigma^2 + eps takes 2, its log terms 2 and their
-# largest 1, 1 / v 1, and sigma / v times a pull 2.
-_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 2 + 3 + 2, 3 + 2 + 3 + 1 + 10, 8
+# Operations per element, as in the source. v = sigma^2 + eps takes 2, 1 / v 1, and sigma / v times
+# a pull 2.
 _PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
-_MERGE = 12  # of one part
 
 
-def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
+def traffic(launch: Launch, active: Active | ActiveRoles | ActivePairs) -> Traffic:
     """Of one launch.
 
     Args:
@@ -64,7 +63,7 @@ def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
 
 
 def total(
-    launches: Iterable[Launch], count: Callable[[Launch], Active | ActivePairs]
+    launches: Iterable[Launch], count: Callable[[Launch], Active | ActiveRoles | ActivePairs]
 ) -> dict[str, Traffic]:
     """Of all launches, by kernel: record forward, backward or both, see `_launch.recorded`."""
     found: dict[str, Traffic] = {}
@@ -77,11 +76,12 @@ def total(
     return found
 
 
-def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
+def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     a = launch.named()
-    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
-        return _pairs_traffic.expected(a, density)
+    for part in (_forward_traffic, _pairs_traffic):
+        if launch.kernel.__name__ in part.KERNELS:
+            return part.expected(a, density)
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
@@ -90,18 +90,17 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
 
 
-def counted(launch: Launch) -> Active | ActivePairs:
+def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
     a = launch.named()
-    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
-        return _pairs_traffic.counted(a)
+    for part in (_forward_traffic, _pairs_traffic):
+        if launch.kernel.__name__ in part.KERNELS:
+            return part.counted(a)
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
             active += a["other_mask"][a["other_start"] : a["other_start"] + a["other_rows"]].sum()
         return Active(0, 0, int(active), 0)
-    if "counts" in a and "sample_parts" in a:
-        return Active(0, 0, 0, int((a["counts"][:2] > 0).all(0).sum()))
     roles = [a.get(f"{role}_active") for role in ("sample", "component")]
     given = [active != 0 for active in roles if active is not None]
     if not given or "ROWS" not in a:
@@ -167,47 +166,6 @@ def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return read, written, 0
 
 
-def _accumulate(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    E, splits = a["E"], programs // (a["tiles"] * a["S"])
-    flags = a["tiles"] * a["rows"] * a["S"]  # every tile of features reads those of its rows
-    shifts = splits * active.positions * E
-    plane = splits * a["S"] * E
-    read: dict[str, float] = {}
-    written: dict[str, float] = {}
-    flops = 0.0
-    if a["SAMPLES"]:
-        read |= {"sample_active": flags, "sample_counts": 3 * programs}
-        read["y"] = active.samples * E + shifts
-        written |= {"sample_parts": 3 * plane, "split_samples": programs}
-        flops += _SAMPLE * active.samples * E
-    if a["OWN_STDS"]:
-        read["sample_eps"] = programs
-        flops += _OWN_STDS * active.samples * E
-    if a["COMPONENTS"]:
-        read |= {"component_active": flags, "component_counts": 3 * programs}
-        read |= {"x": active.components * E + shifts, "mu": active.components * E}
-        read["component_eps"] = programs
-        written["component_parts"] = 4 * plane
-        flops += _COMPONENT * active.components * E
-    if a["OWN_STDS"] or a["COMPONENTS"]:
-        read["stds"] = (active.either if a["OWN_STDS"] else active.components) * E
-    if a["EXCLUDE_DIAGONAL"]:
-        written["own_parts"] = 3 * plane
-        flops += _DIAGONAL * active.either * E
-    return read, written, flops
-
-
-def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    plane, shifts = a["S"] * a["E"], active.positions * a["E"]
-    samples, components = a["sample_splits"] * plane, a["component_splits"] * plane
-    read = {"y": shifts, "x": shifts, "counts": 4 * programs}
-    read |= {"sample_parts": 3 * samples, "component_parts": 4 * components}
-    read["split_samples"] = programs * a["sample_splits"]
-    if a["EXCLUDE_DIAGONAL"]:
-        read["own_parts"] = 3 * samples
-    return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * (samples + components)
-
-
 def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     """Where no column is lost: a look at a plane of the state, and zeros."""
     return {"state": programs // a["tiles"] * a["E"]}, {"partial_sums": 3 * programs}, 0
@@ -221,7 +179,8 @@ def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Ele
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    return {"partial_sums": 3 * a["programs"]}, {"sums": 3}, 3 * a["programs"]
+    sums = 3 * programs
+    return {"partial_sums": sums * a["programs"]}, {"sums": sums}, sums * a["programs"]
 
 
 def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -279,14 +238,13 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_least_kernel": _least,
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
-    "accumulate_kernel": _accumulate,
-    "finish_kernel": _finish,
     "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
     "jensen_terms_kernel": _jensen_terms,
     "jensen_upstream_kernel": _jensen_upstream,
     "gradient_kernel": _gradient,
     "gradient_of_pairs_kernel": _gradient_of_pairs,
+    **_forward_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }
 
