@@ -18,6 +18,11 @@ _MIN_GROUPS = 2  # of rows of a program: fewer, and parts are as much traffic as
 _MAX_SPLITS = 512  # one program merges them, 16 at a time
 
 
+def ceil_div(size: int, part: int) -> int:
+    """How many parts hold `size`; `triton.cdiv` takes a microsecond or two."""
+    return -(-size // part)
+
+
 class Tile(NamedTuple):
     """ROWS x FEATURES elements of a program, each row of the tile an independent stream."""
 
@@ -93,13 +98,13 @@ def moments_splits(
 ) -> MomentsSplits:
     """Programs of one warp: four times as many as of others fill the machine."""
     block, rows = 4 * tile_rows, max(samples, components)
-    fill = triton.cdiv(4 * _programs(device), programs)
-    accuracy = triton.cdiv(rows, _MAX_ROWS_PER_STREAM * tile_rows)
-    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, block * _MIN_GROUPS))
-    per_split = triton.cdiv(triton.cdiv(rows, wanted), block) * block
-    count = triton.cdiv(rows, per_split)
+    fill = ceil_div(4 * _programs(device), programs)
+    accuracy = ceil_div(rows, _MAX_ROWS_PER_STREAM * tile_rows)
+    wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, block * _MIN_GROUPS))
+    per_split = ceil_div(ceil_div(rows, wanted), block) * block
+    count = ceil_div(rows, per_split)
     return MomentsSplits(
-        count, *(triton.cdiv(triton.cdiv(n, count), block) * block for n in (samples, components))
+        count, *(ceil_div(ceil_div(n, count), block) * block for n in (samples, components))
     )
 
 
@@ -117,9 +122,10 @@ class LostTile(NamedTuple):
 def lost_tile(features: int) -> LostTile:
     """For lost columns: few features, for they may be few of a long batch, and not too few, for
     they may be all of a short one. The look is long: an ordinary call pays for every program.
-    Nothing depends on the batch, for which `warmup` does not ask."""
+    Nothing depends on the batch, for which `warmup` does not ask, and little on the features."""
     width = _between(features, 1, 16)
-    return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
+    look = 2048 if features > 128 else _between(features, 1, 128)
+    return LostTile(4, 64 // width, width, look, 4, 168)
 
 
 def finish_tile(features: int) -> Tile:
@@ -128,11 +134,26 @@ def finish_tile(features: int) -> Tile:
     return Tile(16, _between(features, 1, 32), 4)
 
 
-def positions_block(rows: int, positions: int) -> dict[str, int]:
-    """For the masks: long batches of few positions take many rows at a time."""
-    width = min(triton.next_power_of_2(max(positions, 1)), 32)
-    height = min(triton.next_power_of_2(max(rows, 1)), 8192 // width)
-    return {"BLOCK_ROWS": height, "BLOCK_S": width, "num_warps": 8 if width * height > 2048 else 4}
+class PositionsTile(NamedTuple):
+    """BLOCK_ROWS x BLOCK_S flags of a program at a time."""
+
+    BLOCK_ROWS: int
+    BLOCK_S: int
+    num_warps: int
+
+
+def positions_tile(positions: int) -> PositionsTile:
+    """For the masks. Nothing depends on the batch."""
+    width = _between(positions, 1, 32)
+    return PositionsTile(2048 // width, width, 4)
+
+
+def positions_splits(rows: int, tile_rows: int) -> tuple[int, int]:
+    """Programs that share the rows of some positions, and rows for each; more than one take two
+    launches, and so at least eight tiles."""
+    wanted = min(ceil_div(rows, 4 * tile_rows), 64) if rows > 8 * tile_rows else 1
+    per_split = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
+    return ceil_div(rows, per_split), per_split
 
 
 REDUCE = {"BLOCK": 512, "num_warps": 4}
@@ -143,11 +164,11 @@ def splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tu
     """How many programs share the rows of one tile of features, and rows for each of them."""
     if rows == 0 or programs == 0:
         return 0, 0
-    fill = triton.cdiv(_programs(device), programs)
-    accuracy = triton.cdiv(rows, _MAX_ROWS_PER_SPLIT * tile_rows)
-    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, tile_rows * _MIN_ITERATIONS))
-    per_split = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
-    return triton.cdiv(rows, per_split), per_split
+    fill = ceil_div(_programs(device), programs)
+    accuracy = ceil_div(rows, _MAX_ROWS_PER_SPLIT * tile_rows)
+    wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, tile_rows * _MIN_ITERATIONS))
+    per_split = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
+    return ceil_div(rows, per_split), per_split
 
 
 @functools.cache
@@ -195,9 +216,9 @@ _ALL_REGISTERS = 255  # of a thread
 
 def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:
     """How many programs share the features of one tile of pairs, and chunks for each of them."""
-    wanted = max(triton.cdiv(_programs(device), 4 * tiles), triton.cdiv(chunks, _MAX_CHUNKS))
-    per_split = triton.cdiv(chunks, min(wanted, chunks))
-    return triton.cdiv(chunks, per_split), per_split
+    wanted = max(ceil_div(_programs(device), 4 * tiles), ceil_div(chunks, _MAX_CHUNKS))
+    per_split = ceil_div(chunks, min(wanted, chunks))
+    return ceil_div(chunks, per_split), per_split
 
 
 _MAX_CHUNKS = 16  # of a program: the rest is added up in float64

@@ -29,7 +29,7 @@ def _farther(a, b):
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "S"],
+    do_not_specialize=["start", "rows", "rows_per_split", "S", "tiles"],
     do_not_specialize_on_alignment=["sample_eps", "component_eps"],
 )
 def leave_one_out_kernel(
@@ -179,7 +179,7 @@ def _far(weight, delta, mean, m2, MOST: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["start", "splits", "S"],
+    do_not_specialize=["start", "splits", "S", "tiles"],
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def leave_one_out_finish_kernel(

@@ -7,7 +7,7 @@ from ._tiles import contributing, load, partners, position, store_rows, variance
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "S"],
+    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "S", "tiles"],
     do_not_specialize_on_alignment=[
         "sample_eps",
         "component_eps",

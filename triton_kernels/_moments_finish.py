@@ -123,8 +123,8 @@ def store_moments(
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "splits", "S"],
-    do_not_specialize_on_alignment=["partial_sums"],
+    do_not_specialize=["sample_start", "component_start", "splits", "S", "tiles"],
+    do_not_specialize_on_alignment=["partial_sums", "split_samples"],
 )
 def finish_kernel(
     y,  # (rows, S, E) strided

@@ -26,11 +26,11 @@ def _eps(eps, ACC: tl.constexpr):
 @triton.jit(
     do_not_specialize=[
         *("sample_start", "component_start", "N", "M"),
-        *("samples_per_split", "components_per_split", "splits", "partials", "S"),
+        *("samples_per_split", "components_per_split", "splits", "partials", "S", "tiles"),
     ],
     do_not_specialize_on_alignment=[
         *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
-        "partial_sums",
+        *("partial_sums", "split_samples"),
     ],
 )
 def accumulate_kernel(

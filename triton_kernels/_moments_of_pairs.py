@@ -47,7 +47,9 @@ def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "rows_per_split", "S"],
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "rows_per_split", "S", "tiles")
+    ],
     do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def sums_of_pairs_kernel(
@@ -123,7 +125,9 @@ def sums_of_pairs_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "partners", "S"],
+    do_not_specialize=[
+        *("start", "rows", "rows_per_split", "partner_start", "partners", "S", "tiles")
+    ],
     do_not_specialize_on_alignment=[
         "sample_eps",
         "component_eps",

@@ -12,12 +12,12 @@ import triton.language as tl
 from fused_mi._mixture import Mixture
 from torch import Tensor
 
-from ._configs import features_tile
+from ._configs import ceil_div, features_tile
 from ._launch import accumulator, launch, strided
 from ._tiles import contributing, load, position
 
 
-@triton.jit(do_not_specialize=["start", "rows", "S"])
+@triton.jit(do_not_specialize=["start", "rows", "S", "tiles"])
 def shift_kernel(
     x,  # (rows, S, E) strided
     stds,  # (rows, S, E) strided
@@ -61,7 +61,7 @@ def shift_of(x: Tensor, stds: Tensor, mixture: Mixture, component_active: Tensor
     _, S, E = x.shape
     shift = x.new_empty((S, E))
     tile = features_tile(E, x, stds)
-    tiles = triton.cdiv(E, tile.FEATURES)
+    tiles = ceil_div(E, tile.FEATURES)
     start, stop = mixture.component_rows
     launch(
         shift_kernel,

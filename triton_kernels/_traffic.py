@@ -159,10 +159,16 @@ def _stabiliser(programs: int, a: dict[str, Any], active: Active) -> _Elements:
 
 def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     samples, components = a["N"] * a["S"], a["M"] * a["S"]
-    times = 3 if a["EXCLUDE_DIAGONAL"] else 2  # to count, to decide, and as the own partner
+    counting, deciding = a["counting"], a["deciding"]
+    times = counting + deciding
     read = {"sample_mask": times * samples, "component_mask": times * components}
-    written = {"sample_active": samples, "component_active": components, "counts": 4 * a["S"]}
-    written["irregular"] = programs
+    written: dict[str, float] = {}
+    if (splits := a["splits"]) > 1:
+        written["parts"] = counting * splits * 7 * a["S"]
+        read["parts"] = (1 - counting) * splits * splits * 7 * a["S"]
+    if deciding:
+        written |= {"sample_active": samples, "component_active": components}
+        written |= {"counts": 4 * a["S"], "irregular": 1}
     return read, written, 0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from ._configs import REDUCE, logsumexp_tile
+from ._configs import REDUCE, ceil_div, logsumexp_tile
 from ._launch import launch
 from ._logsumexp_kernels import (
     logsumexp_gradient_kernel,
@@ -22,7 +21,7 @@ def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
     state = torch.empty((directions, 4, N), dtype=torch.float64, device=energies.device)
     terms = torch.empty((directions, 5), dtype=torch.float64, device=energies.device)
     tile = logsumexp_tile(M, energies.device)
-    tiles = triton.cdiv(N, tile.ROWS)
+    tiles = ceil_div(N, tile.ROWS)
     launch(
         logsumexp_state_kernel,
         directions * tiles,
@@ -47,7 +46,7 @@ def logsumexp_backward(
     directions, _, N, M = energies.shape
     gradient = torch.empty_like(energies)
     tile = logsumexp_tile(M, energies.device)
-    tiles_n, tiles_m = triton.cdiv(N, tile.ROWS), triton.cdiv(M, tile.COLUMNS)
+    tiles_n, tiles_m = ceil_div(N, tile.ROWS), ceil_div(M, tile.COLUMNS)
     launch(
         logsumexp_gradient_kernel,
         directions * tiles_n * tiles_m,

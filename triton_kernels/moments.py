@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Gradients, Pass, gradients, nothing
 from fused_mi._precision import accumulation_dtype, moments_dtype
@@ -19,6 +18,7 @@ from ._configs import (
     MomentsTile,
     Tile,
     candidates,
+    ceil_div,
     finish_tile,
     lost_tile,
     moments_splits,
@@ -89,11 +89,11 @@ def _forward(
     D, _, S, E = state.shape
     first, other = mixtures[0], mixtures[-1]
     N, M = first.samples, first.components
-    tiles = triton.cdiv(E, tile.FEATURES)
+    tiles = ceil_div(E, tile.FEATURES)
     split = moments_splits(N, M, tiles * S, tile.ROWS, state.device)
     programs = tiles * S * split.count
     merge = finish_tile(E)
-    merge_tiles = triton.cdiv(E, merge.FEATURES)
+    merge_tiles = ceil_div(E, merge.FEATURES)
     merge_programs = merge_tiles * S if split.count > 1 else 0
     partial_sums, of_pairs = _partial_sums(D, programs + merge_programs, first, S, E, sums)
     # Where there is one split, nothing goes there.
@@ -173,10 +173,10 @@ def _leave_one_out(
     _, _, S, E = state.shape
     (mixture,), (of,) = mixtures, where
     start, stop = mixture.sample_rows
-    tiles = triton.cdiv(E, tile.FEATURES)
+    tiles = ceil_div(E, tile.FEATURES)
     count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
     merge = finish_tile(E)
-    merge_tiles = triton.cdiv(E, merge.FEATURES)
+    merge_tiles = ceil_div(E, merge.FEATURES)
     partial_sums, of_pairs = _partial_sums(1, merge_tiles * S, mixture, S, E, sums)
     of_samples, own = (state.new_empty((count, 3, S, E)) for _ in range(2))
     of_components = state.new_empty((count, 4, S, E))
@@ -237,7 +237,7 @@ def _lost_splits(
 ) -> tuple[int, int, int, LostTile]:
     """Programs of `sums_of_pairs_kernel`, rows for each, tiles, and the tile."""
     tile = lost_tile(E)
-    tiles = triton.cdiv(E, tile.LOOK)
+    tiles = ceil_div(E, tile.LOOK)
     rows = max(mixture.samples, mixture.components)  # the same where roles are swapped
     count, rows_per_split = splits(rows, tiles * S, tile.ROWS, device)
     return tiles * S * count, rows_per_split, tiles, tile
@@ -303,7 +303,7 @@ def _gradients(
 ) -> None:
     _, S, E = inputs[0].shape
     lost = lost_tile(E)
-    tiles, lost_tiles = triton.cdiv(E, tile.FEATURES), triton.cdiv(E, lost.LOOK)
+    tiles, lost_tiles = ceil_div(E, tile.FEATURES), ceil_div(E, lost.LOOK)
     for this, write in plan.passes:
         if not any(write):
             continue

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Pass, gradients, nothing
 from fused_mi._precision import moments_dtype
@@ -16,6 +15,7 @@ from ._configs import (
     CHUNK,
     PAIRS_PADDING,
     REDUCE,
+    ceil_div,
     log_tile,
     pairs_gradient_tile,
     pairs_splits,
@@ -67,15 +67,15 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     N, M = q.shape
     shift = shift_of(x, stds, mixture, where.component_active)
     dtype = _dtype(inputs)
-    chunks_per_position = triton.cdiv(E, CHUNK)
+    chunks_per_position = ceil_div(E, CHUNK)
     tile = pairs_tile(N, M, dtype)
-    tiles = triton.cdiv(N, tile.SAMPLES) * triton.cdiv(M, tile.COMPONENTS)
+    tiles = ceil_div(N, tile.SAMPLES) * ceil_div(M, tile.COMPONENTS)
     splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles, y.device)
     parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
     common = _of_mixture(inputs, mixture, where, shift)
     for careful, acc in _launches(inputs):
         tile = pairs_tile(N, M, acc)
-        tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
+        tiles_n, tiles_m = ceil_div(N, tile.SAMPLES), ceil_div(M, tile.COMPONENTS)
         launch(
             distances_kernel,
             tiles_n * tiles_m * splits,
@@ -93,7 +93,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
         )
     launch(
         add_splits_kernel,
-        triton.cdiv(N * M, REDUCE["BLOCK"]),
+        ceil_div(N * M, REDUCE["BLOCK"]),
         parts,
         where.irregular,
         q,
@@ -197,7 +197,7 @@ def _gradient(
     count = rows[1] - rows[0]
     for careful, dtype in _launches(inputs):
         tile = pairs_gradient_tile(count, E, dtype)
-        tiles, tiles_e = triton.cdiv(count, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+        tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
         launch(
             kernel,
             tiles * tiles_e * S,
@@ -240,7 +240,7 @@ def _launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:
 
 def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """In `dtype`, with zeros up to whole tiles: loads of it need no mask."""
-    rows, columns = (triton.cdiv(size, PAIRS_PADDING) * PAIRS_PADDING for size in upstream.shape)
+    rows, columns = (ceil_div(size, PAIRS_PADDING) * PAIRS_PADDING for size in upstream.shape)
     result = torch.zeros((rows, columns), dtype=dtype, device=upstream.device)
     result[: upstream.shape[0], : upstream.shape[1]] = upstream
     return result

@@ -1,5 +1,6 @@
 """The stabiliser eps: the least positive variance over active positions, in two stages."""
 
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from fused_mi._mixture import Role
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
-from ._configs import features_tile, splits
+from ._configs import ceil_div, features_tile, splits
 from ._launch import accumulator, launch, strided
 from ._tiles import load, load_mask
 
@@ -18,7 +19,7 @@ from ._tiles import load, load_mask
     do_not_specialize=[
         *("start", "rows", "rows_per_split"),
         *("other_start", "other_rows", "other_rows_per_split"),
-        *("programs", "S"),
+        *("programs", "S", "tiles"),
     ]
 )
 def _least_kernel(
@@ -61,18 +62,20 @@ def _least_kernel(
     tl.store(least + tl.program_id(0), tl.min(tl.min(found, 1), 0))
 
 
-@triton.jit(do_not_specialize=["programs", "total"])
+@triton.jit(do_not_specialize=["programs", "total", "low", "high"])
 def _stabiliser_kernel(
     least,  # (total,) ACC, of one role or two
     eps,  # (roles,) ACC
     programs,  # of the first role
     total,
-    FACTOR: tl.constexpr,
+    low,  # the bits of a float64, FACTOR, in two halves: an argument that is a float has 32
+    high,
     SMALLEST: tl.constexpr,
     LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """eps = FACTOR * min(least) within [SMALLEST, LARGEST], the minimum 1 where nothing counted."""
+    """eps = FACTOR * min(least) within [SMALLEST, LARGEST], the minimum 1 where nothing counted; no
+    least number where FACTOR is 0."""
     role = tl.program_id(0)
     first, end = tl.where(role == 0, 0, programs), tl.where(role == 0, programs, total)
     found = tl.full((BLOCK,), float("inf"), least.dtype.element_ty)
@@ -81,8 +84,11 @@ def _stabiliser_kernel(
         found = tl.minimum(found, tl.load(least + i, mask=i < end, other=float("inf")))
     minimum = tl.min(found, 0)
     minimum = tl.where(minimum < float("inf"), minimum, 1.0).to(tl.float64)
+    bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+    factor = bits.to(tl.float64, bitcast=True)
     # In float64: these constants may be beyond the range of float32, and are then of that type.
-    scaled = tl.maximum(minimum * FACTOR, tl.full((), SMALLEST, tl.float64))
+    smallest = tl.where(factor > 0, tl.full((), SMALLEST, tl.float64), 0.0)
+    scaled = tl.maximum(minimum * factor, smallest)
     # An infinite variance has no difference to another one.
     scaled = tl.minimum(scaled, tl.full((), LARGEST, tl.float64))
     tl.store(eps + role, scaled.to(eps.dtype.element_ty))
@@ -103,7 +109,7 @@ def _of_two(
 ) -> Sequence[Tensor]:
     _, positions, features = stds.shape
     tile = features_tile(features, stds)
-    tiles = triton.cdiv(features, tile.FEATURES)
+    tiles = ceil_div(features, tile.FEATURES)
     ranges, programs = [], []
     for _, (start, stop) in roles:
         count, per_split = splits(stop - start, tiles * positions, tile.ROWS, stds.device)
@@ -129,7 +135,8 @@ def _of_two(
             **tile._asdict(),
         )
     eps = torch.empty(len(roles), dtype=dtype, device=stds.device)
-    factor, smallest = stabiliser_factor(dtype, safety_factor)
+    factor, _ = stabiliser_factor(dtype, safety_factor)
+    _, smallest = stabiliser_factor(dtype, 1.0)
     launch(
         _stabiliser_kernel,
         len(roles),
@@ -137,7 +144,7 @@ def _of_two(
         eps,
         programs[0],
         total,
-        FACTOR=factor,
+        *struct.unpack("<2i", struct.pack("<d", factor)),
         SMALLEST=smallest,
         LARGEST=torch.finfo(dtype).max,
         BLOCK=1024,

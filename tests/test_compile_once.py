@@ -1,0 +1,126 @@
+"""What Triton would compile, by the keys of its own launches for an H100: nothing after `warmup`.
+
+The kernels are specialised by types, constants, sizes that are 1 or divisible by 16, and the
+alignment of tensors. Feature sizes are of one class if they are multiples of 16 of at least 256;
+fewer features have tiles of their own, and others no loads of 128 bits.
+"""
+
+import functools
+import inspect
+
+import fused_mi
+import pytest
+import torch
+from cases import PAIRINGS
+from fused_mi import use_backend, warmup
+from fused_mi.triton_kernels import _configs
+from fused_mi.triton_kernels._launch import recorded
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+POSITIONS = 3
+FEATURES = (256, 384, 768, 1024, 4096, 8192)
+SAFETY_FACTORS = (0.0, 1.0, 2.0, 100.0, 1e30)
+BATCHES = (*range(8, 24, 2), 30, 32, 48, 64, 100, 128, 250, 256, 512, 1000, 2048, 4096)
+MOST = 13  # kernels of one warmup; "sub_batch" has gradients of either half
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+pairing = pytest.mark.parametrize("pairing", PAIRINGS)
+dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _as_on_an_h100(monkeypatch):
+    monkeypatch.setattr(_configs, "_programs", lambda device: 4 * 132)
+    monkeypatch.setattr(_configs, "_warps", lambda device: 4)
+    with use_backend("triton"):
+        yield
+
+
+@functools.cache
+def _binder(kernel):
+    """Triton's own function from arguments to specialisation."""
+    options = {name: value for name, value in kernel.kwargs.items() if value is not None}
+    compiled = JITFunction(kernel.fn, **options)
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    return create_function_from_signature(compiled.signature, compiled.params, backend)
+
+
+def keys(launches):
+    """One for each kernel that the launches need."""
+    found = set()
+    for kernel, _, arguments, meta in launches:
+        _, specialisation, options = _binder(kernel)(*arguments, **meta)
+        found.add((kernel.__name__, str(specialisation), str(options)))
+    return found
+
+
+def of_warmup(features, dtype, **options):
+    with recorded() as launches:
+        warmup(POSITIONS, features, device="cpu", dtype=dtype, **options)
+    return keys(launches)
+
+
+def of_call(batch, features, dtype, **options):
+    """Of the loss and of its gradients, of tensors without data."""
+    shape = batch, POSITIONS, features
+    means, stds, clean, noisy = leaves = [
+        torch.empty(shape, dtype=dtype).requires_grad_() for _ in range(4)
+    ]
+    mask = torch.ones(shape[:2], dtype=torch.bool)
+    with recorded() as launches:
+        loss = fused_mi.mutual_information_sub_batch(means, stds, mask, clean, noisy, **options)
+        torch.autograd.grad(loss, leaves)
+    return keys(launches)
+
+
+def describe(new, known):
+    """What is different about the keys of a failure."""
+    lines = []
+    for name, *of_new in sorted(new):
+        lines += [f"{name}: {part}" for part in of_new]
+        lines += [f"   known: {of_known}" for other, *of_known in sorted(known) if other == name]
+    return "\n".join(lines)
+
+
+def test_the_keys_are_those_of_triton():
+    """A size that is specialised makes a key; one that is not makes none; an alignment does."""
+    assert len(BATCHES) == 20 and len(SAFETY_FACTORS) == 5 and len(FEATURES) == 6
+    one, other = (of_call(8, e, torch.float32) for e in (256, 250))
+    assert one & other == set() or one != other
+    assert inspect.isfunction(_binder(_kernel("reduce_kernel")))
+
+
+def _kernel(name):
+    from fused_mi.triton_kernels import _moments_finish
+
+    return getattr(_moments_finish, name)
+
+
+@pairing
+@dtype
+def test_no_batch_size_compiles_after_a_warmup(pairing, dtype):
+    known = of_warmup(1024, dtype, pairing=pairing)
+    assert len(known) <= MOST, describe(known, ())
+    for batch in BATCHES:
+        new = of_call(batch, 1024, dtype, pairing=pairing) - known
+        assert not new, f"{batch}:\n{describe(new, known)}"
+
+
+@pairing
+@dtype
+def test_no_feature_size_compiles_after_a_warmup(pairing, dtype):
+    known = of_warmup(FEATURES[2], dtype, pairing=pairing)
+    for features in FEATURES:
+        for batch in (8, 100):
+            new = of_call(batch, features, dtype, pairing=pairing) - known
+            assert not new, f"{features}:\n{describe(new, known)}"
+
+
+@pairing
+def test_no_safety_factor_compiles_after_a_warmup(pairing):
+    known = of_warmup(1024, torch.float32, pairing=pairing)
+    for factor in SAFETY_FACTORS:
+        new = of_call(8, 1024, torch.float32, pairing=pairing, safety_factor=factor) - known
+        assert not new, f"{factor}:\n{describe(new, known)}"
