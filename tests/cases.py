@@ -7,6 +7,7 @@ import fused_mi
 import torch
 
 DEVICE = torch.device(os.environ.get("FUSED_MI_TEST_DEVICE", "cpu"))  # see conftest.py
+ALL_CASES = os.environ.get("FUSED_MI_TEST_ALL", "0") != "0"  # so is this
 MI_ARGUMENTS = (
     "means_tensor",
     "stds_tensor",

@@ -152,7 +152,7 @@ pytest.main(sys.argv[1:])
 """
     options = ["-p", "benchmarks.gpu.log", "-q", "-p", "no:cacheprovider", "tests/test_slow.py"]
     found = {}
-    for row in tests.rows(25, [sys.executable, "-I", "-S", "-c", code, *options]):
+    for row in tests.rows(15, [sys.executable, "-I", "-S", "-c", code, *options]):
         found[row["name"].split("::")[-1]] = row
     assert found["test_good"]["passed"] is True, found
     assert found["test_bad"]["passed"] is False and "assert" in found["test_bad"]["message"]
