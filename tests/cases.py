@@ -71,8 +71,19 @@ def value_and_gradients(function, inputs, dtype=None):
     return value.detach(), gradients(value, fresh)
 
 
+def evaluate(function, inputs):
+    """The same as one list."""
+    value, grads = value_and_gradients(function, inputs)
+    return [value, *grads]
+
+
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def assert_same_bits(found, wanted):
+    for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert same_bits(a, b), number
 
 
 def mixtures(pairing, mask, component_mask=None, eps=1e-3):
@@ -95,6 +106,17 @@ def far_apart(tensor):
     storage = torch.empty(3 * 2**30 + positions * features, dtype=tensor.dtype)
     apart = storage.as_strided((rows, positions, features), (2**30, features, 1))
     return apart.copy_(tensor)
+
+
+def assert_addresses_do_not_matter(inputs):
+    """Neither value nor gradients depend on them, beyond 32 bits either."""
+    apart = [far_apart(t) if i in FLOATING else t for i, t in enumerate(inputs)]
+    found = []
+    for given in (inputs, apart):
+        wanted = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        value = mi(wanted)
+        found.append([value, *gradients(value, wanted)])
+    assert_same_bits(*found)
 
 
 @contextlib.contextmanager

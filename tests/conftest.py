@@ -28,6 +28,9 @@ if importlib.util.find_spec("fused_mi") is None:  # a tree that nobody installed
 
     _source_tree.use()
 
+import fused_mi  # noqa: E402
+from fused_mi.cpu import _library  # noqa: E402
+
 for _name, _examples in (("some", 25), ("all", 500)):
     hypothesis.settings.register_profile(
         _name,
@@ -99,3 +102,11 @@ def _two_threads_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=_library.supported() if _library.usable()[0] else ())
+def path(request, monkeypatch):
+    """The CPU library, forced, on each instruction path that this machine has."""
+    monkeypatch.setenv("FUSED_MI_CPU", request.param)
+    with fused_mi.use_backend("cpu"):
+        yield request.param

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import value_and_gradients
+from marks import estimator, pairing
 from oracle import ENTROPY, TOTAL, mixture_entropy, mutual_information
 
 for _module in ("matplotlib", "scipy"):
@@ -85,7 +86,7 @@ def test_exact_values_are_those_of_the_double_loop(case, monkeypatch):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+@estimator
 @pytest.mark.parametrize("op", ["mutual information", "entropy"])
 @pytest.mark.parametrize("peer", [p for p in peers.PEERS if not p.compiled], ids=lambda p: p.name)
 def test_peers_agree_with_float64_or_say_why_not(peer, estimator, op):
@@ -264,7 +265,7 @@ def test_records_survive_a_file(tmp_path, bench):
         records.read(tmp_path / "none")
 
 
-@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
+@pairing
 @pytest.mark.parametrize("wanted", [ALL, ("means", "noisy"), ()])
 def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     traffic = pytest.importorskip("fused_mi.triton_kernels._traffic")

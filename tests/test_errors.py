@@ -7,7 +7,8 @@ import fused_mi
 import numpy as np
 import pytest
 import torch
-from cases import ESTIMATORS, FLOATING, MASK, MI_ARGUMENTS, mi, mi_inputs
+from cases import FLOATING, MASK, MI_ARGUMENTS, mi, mi_inputs
+from marks import estimator, pairing
 from test_entropy import entropy_inputs
 from torch._subclasses import FakeTensorMode
 
@@ -218,8 +219,8 @@ def test_another_device(function, arguments, name):
 
 
 @pytest.mark.parametrize("b", [0, 1])
-@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pairing
+@estimator
 def test_a_batch_of_less_than_two(b, pairing, estimator):
     with pytest.raises(ValueError, match=rf"(?=.*2)(?=.*{b})"):
         mi([t[:b] for t in mi_inputs()], pairing=pairing, estimator=estimator)
@@ -325,7 +326,7 @@ def test_flags_of_numpy(value):
 @pytest.mark.parametrize(
     "losses", [[], (), "", 0, set(), types.MappingProxyType({}), torch.ones(1)], ids=repr
 )
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_losses_that_cannot_be_written_to(losses, estimator):
     entropy = fused_mi.GaussianMixtureEntropy(estimator=estimator)
     for call in (
@@ -359,9 +360,9 @@ def test_errors_come_before_losses_is_touched():
     assert losses == {}
 
 
-def test_nan_in_an_active_position_is_not_hidden():
+@estimator
+def test_nan_in_an_active_position_is_not_hidden(estimator):
     for index in FLOATING:
         inputs = mi_inputs()
         inputs[index][:, 0, 0] = torch.nan
-        for estimator in ESTIMATORS:
-            assert torch.isnan(mi(inputs, estimator=estimator))
+        assert torch.isnan(mi(inputs, estimator=estimator))

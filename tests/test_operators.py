@@ -6,6 +6,7 @@ import fused_mi
 import pytest
 import torch
 from cases import ALL_CASES, PAIRINGS, leaves, mi, mi_inputs, value_and_gradients
+from marks import dtypes, estimator, pairing
 from torch._dynamo.utils import counters
 
 ESTIMATORS = ("jensen", "logsumexp")
@@ -65,8 +66,8 @@ def test_the_state_takes_no_gradient(name):
 
 # The compiler itself instantiates autograd functions while it traces them.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
-@pytest.mark.parametrize("pairing", PAIRINGS)
+@estimator
+@pairing
 def test_one_graph_for_every_batch_size(estimator, pairing):
     torch._dynamo.reset()
     counters.clear()
@@ -91,7 +92,7 @@ def test_one_graph_for_every_batch_size(estimator, pairing):
     assert counters["stats"]["unique_graphs"] <= 3
 
 
-@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+@estimator
 def test_transforms_of_torch_func(estimator):
     means, stds, mask, clean, noisy = mi_inputs(b=4, s=2, e=2)
 
@@ -112,7 +113,7 @@ def test_transforms_of_torch_func(estimator):
 
 @estimators
 @pytest.mark.parametrize("pairing", ["sub_batch", "leave_one_out"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@dtypes(torch.float32, torch.float64)
 def test_a_state_serves_every_backend(name, pairing, dtype):
     """The backward pass of the operator chooses its backend anew."""
     found = []

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from cases import ESTIMATORS, FLOATING, PAIRINGS, interpreted, mi, mi_inputs
+from cases import FLOATING, interpreted, mi, mi_inputs
 from large import PAIR_ELEMENTS, assert_sample
+from marks import combine, dtypes, estimator, pairing
 from rules import assert_rule10
 
 pytestmark = pytest.mark.every_backend
@@ -33,8 +34,6 @@ SIZES = [
 ]
 # Too large to be compared whole: under "logsumexp" every gradient depends on all positions.
 LARGE = [((4096, 2, 8), "sub_batch"), ((2048, 1, 3), "leave_one_out")]
-estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 
 
 def affordable(values):
@@ -67,20 +66,20 @@ def test_dtypes(estimator, pairing, of_inputs):
 
 @estimator
 @pytest.mark.parametrize(("shape", "pairing"), affordable(SIZES), ids=str)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@dtypes(F32, BF16)
 def test_sizes(estimator, shape, pairing, dtype):
     assert_close(mi_inputs(*shape, dtype=dtype), estimator=estimator, pairing=pairing)
 
 
 @pytest.mark.parametrize(("shape", "pairing"), affordable(LARGE), ids=str)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@dtypes(F32, BF16)
 def test_large_batches(shape, pairing, dtype):
     assert_close(mi_inputs(*shape, dtype=dtype), estimator="jensen", pairing=pairing)
 
 
 @estimator
 @pairing
-@pytest.mark.parametrize("combine", [True, False])
+@combine
 @pytest.mark.parametrize("shape", affordable([(48, 5, 200), (140, 2, 33)]), ids=str)
 def test_several_tiles(estimator, pairing, combine, shape):
     inputs = mi_inputs(*shape, dtype=F32)

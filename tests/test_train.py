@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import pairing
 
 for _extra in ("transformers", "safetensors", "rich", "typer", "tensorboard", "matplotlib"):
     pytest.importorskip(_extra)
@@ -377,7 +378,7 @@ def test_the_objective_leaves_special_tokens_clean(parts):
     assert 0 < float(terms[0].utility) < 1
 
 
-@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
+@pairing
 def test_mi_without_signal_is_zero(pairing):
     """All x equal: y says nothing about x, and the constant d/2 is what has to be subtracted."""
     torch.manual_seed(0)
