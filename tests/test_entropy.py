@@ -5,7 +5,8 @@ import math
 import fused_mi
 import pytest
 import torch
-from cases import DEVICE, ESTIMATORS, REDUCTIONS, gradients, leaves, mi_inputs
+from arguments import entropy_inputs
+from cases import DEVICE, ESTIMATORS, REDUCTIONS, gradients, leaves
 from marks import dtypes, estimator, options
 from oracle import (
     ASSIGNMENT,
@@ -20,13 +21,6 @@ from oracle import (
 pytestmark = pytest.mark.every_backend
 
 every_option = options(estimator=ESTIMATORS, reduction=REDUCTIONS, combined=(True, False))
-
-
-def entropy_inputs(n=4, m=3, s=5, e=3, dtype=torch.float64, offset=0.0):
-    """(clean, transformed, means, stds, mask), component_mask; N differs from M."""
-    means, stds, component_mask, clean, _ = mi_inputs(m, s, e, dtype, 1, offset)
-    _, _, mask, _, transformed = mi_inputs(n, s, e, dtype, 2, offset)
-    return [clean, transformed, means, stds, mask], component_mask
 
 
 def run(inputs, component_mask, combined, losses=None, **options):
