@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 ALL = ("means", "stds", "clean", "noisy")
+FLOATING = (0, 1, 3, 4)  # of ALL among (mu, sigma, mask, x, y)
 FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
 TRAINING = "training step"
 OPERATIONS = ("mutual information", "entropy")
@@ -69,6 +70,14 @@ class Case:
     @property
     def information(self) -> bool:
         return self.op == OPERATIONS[0]
+
+
+def directions(pairing: str, rows: int) -> list[tuple[slice, slice]]:
+    """Rows of the samples, and of the components, of each direction."""
+    first, second = slice(0, rows // 2), slice(rows // 2, rows)
+    if pairing == "leave_one_out":
+        return [(slice(0, rows), slice(0, rows))]
+    return [(first, second), (second, first)][: 2 if pairing == "symmetric" else 1]
 
 
 class Suite(NamedTuple):

@@ -40,6 +40,14 @@ def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.
     return [means, stds, mask.to(device), clean, noisy]
 
 
+def directions(pairing, rows):
+    """Rows of the samples, and of the components, of each direction."""
+    first, second = slice(0, rows // 2), slice(rows // 2, rows)
+    if pairing == "leave_one_out":
+        return [(slice(0, rows), slice(0, rows))]
+    return [(first, second), (second, first)][: 2 if pairing == "symmetric" else 1]
+
+
 def interpreted():
     """Whether Triton's interpreter serves these tensors: it takes minutes for what is large."""
     return DEVICE.type == "cpu" and os.environ.get("FUSED_MI_BACKEND") == "triton"
