@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAINING := .venv/for-training
 STAMP := .venv/installed
 
-.PHONY: bench sanitize aarch64 train test lint kernels-check gpu clean
+.PHONY: bench sanitize aarch64 train test test-all lint kernels-check gpu clean
 .DELETE_ON_ERROR:
 
 train: $(TRAINING)
@@ -19,6 +19,10 @@ else
 	FUSED_MI_BACKEND=reference $(BIN)/python -m pytest -m every_backend -n 2
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
 endif
+
+# The same tests with every combination of their options, and more examples: some twenty minutes on two cores.
+test-all: export FUSED_MI_TEST_ALL = 1
+test-all: test
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

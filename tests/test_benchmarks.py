@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import value_and_gradients
+from marks import estimator, pairing
 from oracle import ENTROPY, TOTAL, mixture_entropy, mutual_information
 
 for _module in ("matplotlib", "scipy"):
@@ -85,7 +86,7 @@ def test_exact_values_are_those_of_the_double_loop(case, monkeypatch):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+@estimator
 @pytest.mark.parametrize("op", ["mutual information", "entropy"])
 @pytest.mark.parametrize("peer", [p for p in peers.PEERS if not p.compiled], ids=lambda p: p.name)
 def test_peers_agree_with_float64_or_say_why_not(peer, estimator, op):
@@ -192,7 +193,7 @@ def test_a_planted_slow_down_is_found_and_equal_code_is_not(time_of_this_thread)
     once, twice = (r for r in measured if r.mode == "both")
 
     def named(record, samples):
-        return records.timed(dataclasses.replace(record, contestant="ours"), samples)
+        return dataclasses.replace(record, contestant="ours").timed(samples)
 
     (slower,) = compare([named(once, once.samples)], [named(twice, twice.samples)])
     assert slower.verdict == "slower" and slower.regression, slower
@@ -216,19 +217,19 @@ def record(**more):
         case, "cpu", "backend", ABOUT, bytes=1e6, flops=2e6, copy=10.0, gemm=5.0
     )
     made = dataclasses.replace(made, mode="both", **more)
-    return records.timed(made, [1.0, 2.0, 3.0, 4.0, 5.0])
+    return made.timed([1.0, 2.0, 3.0, 4.0, 5.0])
 
 
 def test_a_slower_machine_is_no_regression_and_a_broken_case_is():
     rows = [record(case=f"case {i}") for i in range(50)]
-    slower = [records.timed(r, [1.5 * s for s in r.samples]) for r in rows]
-    steady = [records.timed(r, [1.0, 1.01, 1.02]) for r in rows]
-    steady_slower = [records.timed(r, [1.5, 1.51, 1.52]) for r in rows]
+    slower = [r.timed([1.5 * s for s in r.samples]) for r in rows]
+    steady = [r.timed([1.0, 1.01, 1.02]) for r in rows]
+    steady_slower = [r.timed([1.5, 1.51, 1.52]) for r in rows]
     assert all(c.verdict == "slower" for c in compare(steady, steady_slower))
     drifted = [dataclasses.replace(r, copy=10 / 1.5) for r in steady_slower]
     assert not any(c.regression for c in compare(steady, drifted))
     assert not any(c.regression for c in compare(rows, slower))  # within such a spread
-    broken = [dataclasses.replace(rows[0], status=WRONG, samples=(), median=None), *rows[1:-1]]
+    broken = [dataclasses.replace(rows[0], status=WRONG, samples=()), *rows[1:-1]]
     found = compare(rows, broken)
     assert found[0].verdict == "broken" and found[0].case == "case 0"
     assert found[-1].verdict == "only in A"
@@ -264,7 +265,7 @@ def test_records_survive_a_file(tmp_path, bench):
         records.read(tmp_path / "none")
 
 
-@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
+@pairing
 @pytest.mark.parametrize("wanted", [ALL, ("means", "noisy"), ()])
 def test_bytes_are_the_floor_of_the_kernels_model(pairing, wanted, monkeypatch):
     traffic = pytest.importorskip("fused_mi.triton_kernels._traffic")
@@ -366,7 +367,7 @@ def test_command_line_from_a_run_to_a_report(tmp_path):
     same = run("compare", file, file)
     assert same.returncode == 0, same.stdout + same.stderr
     slow = tmp_path / "slow.jsonl"
-    scaled = (records.timed(r, [3 * s for s in r.samples]) if r.samples else r for r in found)
+    scaled = (r.timed([3 * s for s in r.samples]) if r.samples else r for r in found)
     steady = (dataclasses.replace(r, samples=(r.median,) * 5) if r.samples else r for r in scaled)
     records.write(steady, slow)
     again = tmp_path / "steady.jsonl"

@@ -6,18 +6,18 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import PAIRINGS, mi_inputs, mixtures
+from cases import mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
 from interpreter_traffic import touched
+from marks import pairing
 
 ALL = (True,) * 4
 NAMES = ("y", "x", "mu", "stds")
 ACCUMULATE = ("accumulate_kernel", "leave_one_out_kernel")
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 
 
 @triton.jit

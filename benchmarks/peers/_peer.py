@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, directions
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -56,13 +56,6 @@ def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
     dtype = torch.float32
     if any(t.dtype == torch.float64 for t in (mu, sigma, x, y)):
         dtype = torch.float64
-    half = len(x) // 2
-    first, second = slice(0, half), slice(half, None)
-    directions = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(slice(None), slice(None))],
-    }[pairing]
 
     def variance(rows):
         """sigma^2 + eps, eps from the least positive active variance of these rows."""
@@ -76,7 +69,7 @@ def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
             Role(y[i].to(dtype), variance(i), mask[i]),
             Role(x[j].to(dtype) + mu[j], variance(j), mask[j]),
         )
-        for i, j in directions
+        for i, j in directions(pairing, len(x))
     ]
 
 
