@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from cases import PAIRINGS
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import records
+from benchmarks.cases import ALL, BOTH, OPERATIONS, Case
+from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload
+from benchmarks.limits import bytes_moved
 
-from benchmarks import records  # noqa: E402
-from benchmarks.cases import ALL, BOTH, OPERATIONS, Case  # noqa: E402
-from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload  # noqa: E402
-from benchmarks.limits import bytes_moved  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def python(*arguments, cwd=ROOT, **environment):
