@@ -2,16 +2,13 @@
 is nothing."""
 
 import dataclasses
-import os
 import random
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from tiny_suite import ABOUT, TINY, backend, bench
 
 from benchmarks import records, suites, table
@@ -19,7 +16,6 @@ from benchmarks.cases import Case
 from benchmarks.records import WRONG
 
 compare = pytest.importorskip("benchmarks.compare", reason="the extra `bench` is missing").compare
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -127,10 +123,8 @@ def test_records_survive_a_file(tmp_path):
         records.read(tmp_path / "none")
 
 
-def run(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "100", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+def run(*arguments, **environment):
+    return python("-m", "benchmarks", *arguments, COLUMNS="100", **environment)
 
 
 def test_command_line_from_a_run_to_a_report(tmp_path):

@@ -2,28 +2,19 @@
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 from cases import PAIRINGS
+from processes import ROOT, python
 
 from benchmarks import records
 from benchmarks.cases import ALL, BOTH, OPERATIONS, Case
 from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload
 from benchmarks.limits import bytes_moved
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def python(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
