@@ -168,8 +168,8 @@ pytest.main(sys.argv[1:])
 
 
 def test_every_file_of_the_tests_is_there_and_has_a_mark():
-    for file in tests.files():
-        assert "every_" in (ROOT / file).read_text(), file
+    for name in tests.files():
+        assert "every_" in (ROOT / name).read_text(), name
     for file in {*(ROOT / "tests").glob("test_*.py")} - {Path(__file__)}:
         marked = "mark.every_" in file.read_text()
         assert not marked or f"tests/{file.name}" in tests.files(), file

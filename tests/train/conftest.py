@@ -21,7 +21,11 @@ def pytest_pycollect_makemodule():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The path of a two-layer BERT with random weights and a vocabulary of whole words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import (
+        BertConfig,
+        BertModel,
+        BertTokenizerFast,  # type: ignore[attr-defined]
+    )
 
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
