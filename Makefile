@@ -27,6 +27,7 @@ test-all: test
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	ln -sfn ../../triton_kernels python/fused_mi/triton_kernels  # where mypy finds what setup.py maps
 	$(BIN)/mypy
 
 kernels-check: $(STAMP)
@@ -63,5 +64,6 @@ aarch64:
 	csrc/tests/sanitize.sh aarch64
 
 clean:
+	rm -f python/fused_mi/triton_kernels
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python triton_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

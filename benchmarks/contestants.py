@@ -83,8 +83,10 @@ def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
     options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
     pairing: dict[str, Any] = {"pairing": case.pairing}
 
-    def information(*inputs: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(*inputs, combine, **options, **pairing)
+    def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return fused_mi.mutual_information_sub_batch(
+            mu, sigma, mask, x, y, combine, **options, **pairing
+        )
 
     def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)

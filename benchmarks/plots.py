@@ -216,9 +216,10 @@ def _bars(panels: Sequence[Bars], title: str, label: str) -> Figure | None:
         values = [value for _, value, _ in rows if value] or [panel.line]
         least = min(*values, panel.line) / 1.3
         for r, value, said in rows:
-            compiled = {"hatch": "///", "edgecolor": "white"} if "compiled" in r.contestant else {}
             color, _ = _STYLES.get(r.contestant, _OTHER)
-            (bar,) = axes.barh([r.contestant], [value or 0.0], height=0.7, color=color, **compiled)
+            (bar,) = axes.barh([r.contestant], [value or 0.0], height=0.7, color=color)
+            if "compiled" in r.contestant:
+                bar.set(hatch="///", edgecolor="white")
             at = value or least, bar.get_y() + bar.get_height() / 2
             beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points"}
             axes.annotate(said, at, **beside, va="center", fontsize=8, bbox=_FRAME)
@@ -238,8 +239,8 @@ def _grid(heights: Sequence[float], columns: int) -> tuple[Figure, list[Axes]]:
     count, columns = len(heights), min(columns, len(heights))
     of_rows = [max(heights[i : i + columns]) for i in range(0, count, columns)]
     figure = Figure(figsize=(max(6, 4.8 * columns), sum(of_rows) + 0.9), layout="constrained")
-    shape = {"nrows": len(of_rows), "ncols": columns, "squeeze": False}
-    grid = figure.subplots(**shape, height_ratios=of_rows).flatten().tolist()
+    panels = figure.subplots(len(of_rows), columns, squeeze=False, height_ratios=of_rows)
+    grid = panels.flatten().tolist()
     for axes in grid[count:]:
         axes.set_axis_off()
     return figure, grid
@@ -247,7 +248,7 @@ def _grid(heights: Sequence[float], columns: int) -> tuple[Figure, list[Axes]]:
 
 def _handles(records: Iterator[Record]) -> list[Line2D]:
     """For a legend: each contestant once."""
-    style = {"linestyle": "", "mec": "k", "mew": 0.4}
+    style: dict[str, Any] = {"linestyle": "", "mec": "k", "mew": 0.4}
     names = dict.fromkeys(r.contestant for r in records)
     found = {name: _STYLES.get(name, _OTHER) for name in names}
     return [Line2D([], [], marker=m, color=c, label=n, **style) for n, (c, m) in found.items()]

@@ -130,7 +130,7 @@ def assert_addresses_do_not_matter(inputs):
 @contextlib.contextmanager
 def fresh_memory_full_of_nan():
     """What is read before it is written becomes NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     try:
         yield

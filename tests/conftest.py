@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEVICE, CHILD, ALL = "FUSED_MI_TEST_DEVICE", "FUSED_MI_TEST_CHILD", "FUSED_MI_TEST_ALL"
 
 if importlib.util.find_spec("fused_mi") is None:  # a tree that nobody installed
-    sys.path.insert(0, str(ROOT))
     from benchmarks import _source_tree
 
     _source_tree.use()

@@ -1,5 +1,7 @@
 """Inputs of pairs, and how close energies and their gradients are: see `rules`."""
 
+from typing import Any
+
 import torch
 from cases import mi_inputs
 from fused_mi._mixture import Mixture
@@ -29,7 +31,8 @@ def upstream_of(energies, seed=0, zeros=0.3):
 def scales(inputs, given, upstream):
     """sum |terms| of the energies and of the gradients (y, x, mu, stds), in float64. The terms of
     a difference are those of `(y - shift) - (c - shift)`."""
-    y, x, mu, stds = (None if t is None else t.double() for t in inputs)
+    wide: list[Any] = [t if t is None else t.double() for t in inputs]
+    y, x, mu, stds = wide
     y_scale, x_scale, stds_scale = (torch.zeros_like(t) for t in (y, x, stds))
     energies = []
     for mixture, u in zip(given, upstream.abs(), strict=True):

@@ -3,16 +3,13 @@
 import importlib
 import inspect
 import logging
-import os
-import subprocess
-import sys
-import textwrap
 
 import fused_mi
 import pytest
 import torch
 from cases import mi, mi_inputs
 from fused_mi.ops import _backends, _triton
+from processes import python
 
 LOSS = """
 import sys, torch, fused_mi
@@ -21,17 +18,6 @@ mask = torch.ones(4, 2, dtype=torch.bool)
 print(fused_mi.mutual_information_sub_batch(t, t, mask, t, t).item())
 """
 INFO = "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()"
-
-
-def python(code, tmp_path=None, **environment):
-    """Run `code` in a process of its own; variables that are None are unset."""
-    variables = {**os.environ, **environment}
-    if tmp_path is not None:
-        variables["PYTHONPATH"] = str(tmp_path)
-    variables = {name: value for name, value in variables.items() if value is not None}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=variables, capture_output=True, text=True
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +65,7 @@ def test_the_choice_is_logged_once(caplog):
 
 
 def test_a_loss_on_the_cpu_does_not_import_triton():
-    done = python(LOSS + "print('triton' in sys.modules)", TRITON_INTERPRET=None)
+    done = python("-c", LOSS + "print('triton' in sys.modules)", TRITON_INTERPRET=None)
     assert done.stdout.split()[-1] == "False", done.stderr
 
 
@@ -95,7 +81,7 @@ def test_a_loss_on_the_cpu_does_not_import_triton():
 def test_a_broken_triton_leaves_the_plain_path(tmp_path, source, said):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton/__init__.py").write_text(source)
-    done = python(f"{LOSS}\n{INFO}", tmp_path)
+    done = python("-c", f"{LOSS}\n{INFO}", PYTHONPATH=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = [li for li in done.stdout.splitlines() if li.startswith("backend triton")]
     assert "not usable" in line
@@ -114,7 +100,7 @@ def test_an_old_triton_is_refused(monkeypatch):
 
 
 def test_info_names_what_a_bug_report_needs():
-    done = python(INFO, FUSED_MI_BACKEND="fast", MALLOC_TRIM_THRESHOLD_="4294967296")
+    done = python("-c", INFO, FUSED_MI_BACKEND="fast", MALLOC_TRIM_THRESHOLD_="4294967296")
     assert done.returncode == 0, done.stderr
     for expected in (
         f"fused_mi                {fused_mi.__version__}",
@@ -165,35 +151,36 @@ def _estimators_of(module):
     return "jensen", "jensen_backward", "logsumexp", "logsumexp_backward"
 
 
+AGAIN = """
+import importlib, sys, torch, fused_mi
+from fused_mi.ops import _library, _operator, distances, estimators, variance
+
+t = [torch.randn(4, 2, 3).requires_grad_() for _ in range(4)]
+mask = torch.ones(4, 2, dtype=torch.bool)
+
+def value_and_gradient(package, compiled=False):
+    def loss(mu, stds, x, y):
+        return package.mutual_information_sub_batch(mu, stds, mask, x, y)
+
+    torch._dynamo.reset()
+    call = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+    value = call(*t)
+    return value.item(), torch.autograd.grad(value, t)[1].sum().item()
+
+found = [value_and_gradient(fused_mi)]
+for module in (_library, _operator, estimators, distances, variance, fused_mi.losses):
+    importlib.reload(module)
+found.append(value_and_gradient(importlib.reload(fused_mi), compiled=True))
+for name in [name for name in sys.modules if name.startswith("fused_mi")]:
+    del sys.modules[name]
+import fused_mi as again
+assert again is not fused_mi
+found += [value_and_gradient(again), value_and_gradient(again, compiled=True)]
+assert len(set(found)) == 1, found
+"""
+
+
 def test_operators_can_be_imported_again():
     """As a notebook does that reloads what was edited, and as a fresh import does."""
-    done = python(
-        """
-        import importlib, sys, torch, fused_mi
-        from fused_mi.ops import _library, _operator, distances, estimators, variance
-
-        t = [torch.randn(4, 2, 3).requires_grad_() for _ in range(4)]
-        mask = torch.ones(4, 2, dtype=torch.bool)
-
-        def value_and_gradient(package, compiled=False):
-            def loss(mu, stds, x, y):
-                return package.mutual_information_sub_batch(mu, stds, mask, x, y)
-
-            torch._dynamo.reset()
-            call = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
-            value = call(*t)
-            return value.item(), torch.autograd.grad(value, t)[1].sum().item()
-
-        found = [value_and_gradient(fused_mi)]
-        for module in (_library, _operator, estimators, distances, variance, fused_mi.losses):
-            importlib.reload(module)
-        found.append(value_and_gradient(importlib.reload(fused_mi), compiled=True))
-        for name in [name for name in sys.modules if name.startswith("fused_mi")]:
-            del sys.modules[name]
-        import fused_mi as again
-        assert again is not fused_mi
-        found += [value_and_gradient(again), value_and_gradient(again, compiled=True)]
-        assert len(set(found)) == 1, found
-        """
-    )
+    done = python("-c", AGAIN)
     assert done.returncode == 0, done.stderr

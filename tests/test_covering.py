@@ -5,7 +5,7 @@ import itertools
 import pytest
 from covering import TOGETHER, chosen
 
-OPTIONS = {
+OPTIONS: dict[str, list] = {
     "dtype": ["f32", "f64", "bf16"],
     "pairing": ["sub_batch", "symmetric", "leave_one_out"],
     "estimator": ["jensen", "logsumexp"],

@@ -1,11 +1,8 @@
 """The library of the CPU kernels: arguments that it refuses, and files that are no library."""
 
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from cases import mi, mi_inputs
 from fused_mi import use_backend
 from fused_mi.cpu import _library
+from processes import python
 
 WORKS = _library.usable()[0]
 pytestmark = pytest.mark.skipif(not WORKS, reason="the library was not built")
@@ -106,9 +104,7 @@ def said(tmp_path_factory):
         Path(file).parent.mkdir()
         if fault in contents:
             Path(file).write_bytes(contents[fault])
-    command = [sys.executable, "-c", LOSSES, json.dumps(files)]
-    environment = {**os.environ, "FUSED_MI_BACKEND": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = python("-c", LOSSES, json.dumps(files), FUSED_MI_BACKEND="")
     assert done.returncode == 0, done.stderr
     found = map(json.loads, done.stdout.splitlines())
     return {name: (warned, listed) for name, warned, listed in found}

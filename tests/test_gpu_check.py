@@ -2,29 +2,19 @@
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 from cases import PAIRINGS
+from processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import records  # noqa: E402
-from benchmarks.cases import ALL, BOTH, OPERATIONS, Case  # noqa: E402
-from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload  # noqa: E402
-from benchmarks.limits import bytes_moved  # noqa: E402
-
-
-def python(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+from benchmarks import records
+from benchmarks.cases import ALL, BOTH, OPERATIONS, Case
+from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload
+from benchmarks.limits import bytes_moved
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
@@ -177,8 +167,8 @@ pytest.main(sys.argv[1:])
 
 
 def test_every_file_of_the_tests_is_there_and_has_a_mark():
-    for file in tests.files():
-        assert "every_" in (ROOT / file).read_text(), file
+    for name in tests.files():
+        assert "every_" in (ROOT / name).read_text(), name
     for file in {*(ROOT / "tests").glob("test_*.py")} - {Path(__file__)}:
         marked = "mark.every_" in file.read_text()
         assert not marked or f"tests/{file.name}" in tests.files(), file

@@ -33,7 +33,7 @@ def test_opcheck(name, pairing):
     everything, some = [True] * 4, [False, True, False, True]
     # Traced for sizes that change, which takes seconds: "symmetric" has both of its directions.
     checks = TRACED if ALL_CASES or pairing != "sub_batch" else TRACED[:-1]
-    combinations = [((of_total, of_terms), everything, checks)]
+    combinations: list[tuple] = [((of_total, of_terms), everything, checks)]
     if pairing == "sub_batch":  # what is given and what is wanted does not meet the pairing
         combinations += [((of_total, None), some, checks), ((None, of_terms), everything, TRACED)]
     for upstream, wanted, checks in combinations:

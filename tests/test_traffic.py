@@ -101,7 +101,8 @@ def assert_modelled(launches):
         model = traffic(this, counted(this))
         tensors = {name: t for name, t in this.named().items() if isinstance(t, torch.Tensor)}
         for of_model, of_kernel in ((model.read, counts.loads), (model.written, counts.stores)):
-            expected_bytes = collections.Counter()  # one tensor may be in several arguments
+            # One tensor may be in several arguments.
+            expected_bytes = collections.defaultdict(float)
             for name, size in of_model.items():
                 expected_bytes[tensors[name].data_ptr()] += size
             for name, tensor in tensors.items():

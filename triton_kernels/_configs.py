@@ -249,4 +249,5 @@ def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
 
 def _between(size: int, least: int, largest: int) -> int:
     """The power of two that holds `size`, within bounds."""
-    return min(max(triton.next_power_of_2(max(size, 1)), least), largest)
+    power: int = triton.next_power_of_2(max(size, 1))
+    return min(max(power, least), largest)

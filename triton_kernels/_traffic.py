@@ -191,7 +191,7 @@ def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements
 
 
 def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    read = {name: n for name, n in (("of_total", 1), ("of_terms", 5)) if name in a}
+    read = {name: n for name, n in (("of_total", 1.0), ("of_terms", 5.0)) if name in a}
     return read, {"upstream": 3 * a["MIXTURES"]}, 10
 
 

@@ -51,13 +51,15 @@ def pair_elements(case: Case) -> float:
     return float(case.samples * case.components * case.S * case.E)
 
 
-def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
+def roles(
+    mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor, pairing: str = "sub_batch"
+) -> list[tuple[Role, Role]]:
     """The samples and the components of each direction."""
     dtype = torch.float32
     if any(t.dtype == torch.float64 for t in (mu, sigma, x, y)):
         dtype = torch.float64
 
-    def variance(rows):
+    def variance(rows: slice) -> Tensor:
         """sigma^2 + eps, eps from the least positive active variance of these rows."""
         square = sigma[rows].to(dtype).square()
         counts = mask[rows, :, None] & (square > 0)
@@ -73,12 +75,12 @@ def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
     ]
 
 
-def log_determinant(role):
+def log_determinant(role: Role) -> Tensor:
     """log |2 pi Sigma| / 2 per row and position: (rows, S)."""
     return (role.variance.log() + LOG_2PI).sum(-1) / 2
 
 
-def estimate(energies, estimator, exclude_diagonal=False):
+def estimate(energies: Tensor, estimator: str, exclude_diagonal: bool = False) -> Tensor:
     """The loss of energies (N, M), summed over the samples."""
     n, m = energies.shape
     if exclude_diagonal:

@@ -21,12 +21,12 @@ def pytest_pycollect_makemodule():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The path of a two-layer BERT with random weights and a vocabulary of whole words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    import transformers
 
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
         hidden_size=16,
         num_hidden_layers=2,
@@ -35,9 +35,10 @@ def model(tmp_path_factory):
         max_position_embeddings=24,
         initializer_range=0.2,
     )
-    BertModel(config).save_pretrained(folder)
+    transformers.BertModel(config).save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
-    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    tokenizer = transformers.BertTokenizerFast(vocab=vocabulary)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)
     return folder
 
 

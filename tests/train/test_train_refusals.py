@@ -2,15 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from fused_mi.train.config import ConfigError, TrainConfig
-
-PYTHON = str(Path(__file__).resolve().parents[2] / "python")
+from processes import ROOT, python
 
 
 def contents(folder):
@@ -148,10 +144,7 @@ def test_importing_the_package_stays_cheap():
         "heavy = {'transformers', 'typer', 'matplotlib', 'tensorboard', 'rich', 'safetensors'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": PYTHON}
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    found = python("-c", code, PYTHONPATH=ROOT / "python")
     assert found.stdout.strip() == "[]"
 
 
@@ -163,10 +156,7 @@ def test_a_missing_extra_ends_with_one_line():
         "from fused_mi.train.cli import app\n"
         "app()"
     )
-    environment = {**os.environ, "PYTHONPATH": PYTHON}
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    found = python("-c", code, PYTHONPATH=ROOT / "python")
     assert found.returncode == 2
     lines = found.stderr.strip().splitlines()
     assert len(lines) == 1 and "typer" in lines[0] and "fused-mi[train]" in lines[0]

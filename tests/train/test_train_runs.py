@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from fused_mi.train import checkpoint
-
-PYTHON = str(Path(__file__).resolve().parents[2] / "python")
+from processes import ROOT
 
 
 def curve(folder):
@@ -106,7 +104,7 @@ def test_ctrl_c_saves_and_resume_finishes(run, tmp_path, model, corpus):
     command = [sys.executable, "-m", "fused_mi", "train", "--output", str(tmp_path / "out")]
     command += ["--model", str(model), "--text", str(corpus), "--batch-size", "8"]
     command += ["--seq-len", "12", "--steps", "100000", "--eval-passages", "8"]
-    environment = {**os.environ, "PYTHONPATH": PYTHON, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     metrics = tmp_path / "out" / "metrics.csv"
     deadline = time.monotonic() + 60
