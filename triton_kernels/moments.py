@@ -203,7 +203,7 @@ def _leave_one_out(
     launch(
         leave_one_out_finish_kernel,
         merge_tiles * S,
-        *map(strided, inputs[:2]),
+        *map(strided, inputs[:3]),
         of.counts,
         of_samples,
         of_components,
