@@ -63,20 +63,23 @@ class MomentsTile(NamedTuple):
     FEATURES: int
     VECTOR: int
     num_warps: int
+    maxnreg: int
 
 
 def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTile]:
     """Tiles of `accumulate_kernel`, of which the first is used without a measurement. Programs of
     one warp, which waits for no other; a thread has one vector of each input in each of four rows.
+    Ten warps of an SM have registers: so many groups fill the memory's latency.
 
     Args:
         both: rows have both roles: registers allow no more than 4 elements.
     """
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if both else vector
+    registers = _ALL_REGISTERS if any(t.dtype == torch.float64 for t in tensors) else 200
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    first = MomentsTile(_WARP * vector // width, width, vector, 1)
-    wider = [MomentsTile(1, warps * _WARP * vector, vector, warps) for warps in (2, 4)]
+    first = MomentsTile(_WARP * vector // width, width, vector, 1, registers)
+    wider = [MomentsTile(1, w * _WARP * vector, vector, w, registers) for w in (2, 4)]
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
