@@ -69,17 +69,16 @@ class MomentsTile(NamedTuple):
 def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTile]:
     """Tiles of `accumulate_kernel`, of which the first is used without a measurement. Programs of
     one warp, which waits for no other; a thread has one vector of each input in each of four rows.
-    Ten warps of an SM have registers: so many groups fill the memory's latency.
+    Eight warps of an SM have registers: enough, as a group is 4 KiB at least.
 
     Args:
         both: rows have both roles: registers allow no more than 4 elements.
     """
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if both else vector
-    registers = _ALL_REGISTERS if any(t.dtype == torch.float64 for t in tensors) else 200
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    first = MomentsTile(_WARP * vector // width, width, vector, 1, registers)
-    wider = [MomentsTile(1, w * _WARP * vector, vector, w, registers) for w in (2, 4)]
+    first = MomentsTile(_WARP * vector // width, width, vector, 1, _ALL_REGISTERS)
+    wider = [MomentsTile(1, w * _WARP * vector, vector, w, _ALL_REGISTERS) for w in (2, 4)]
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
@@ -125,10 +124,10 @@ def lost_tile(features: int) -> LostTile:
     return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
 
 
-def finish_tile(features: int) -> Tile:
-    """For the merge of the parts: 16 splits at a time, each a stream of its own; cache lines of
-    each. Nothing depends on the batch."""
-    return Tile(16, _between(features, 1, 32), 4)
+def finish_tile(features: int, dtype: torch.dtype) -> Tile:
+    """For the merge of the parts: 16 splits at a time, each a stream of its own, and a cache line
+    of each. Nothing depends on the batch."""
+    return Tile(16, _between(features, 1, 128 // dtype.itemsize), 4)
 
 
 def positions_block(rows: int, positions: int) -> dict[str, int]:

@@ -55,7 +55,7 @@ def forward(
     tiles = triton.cdiv(E, tile.FEATURES)
     split = moments_splits(N, M, tiles * S, tile.ROWS, state.device)
     programs = tiles * S * split.count
-    merge = finish_tile(E)
+    merge = finish_tile(E, state.dtype)
     merge_tiles = triton.cdiv(E, merge.FEATURES)
     merge_programs = merge_tiles * S if split.count > 1 else 0
     partial_sums, of_pairs = _partial_sums(D, programs + merge_programs, first, S, E, sums)
@@ -139,7 +139,7 @@ def leave_one_out(
     start, stop = mixture.sample_rows
     tiles = triton.cdiv(E, tile.FEATURES)
     count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
-    merge = finish_tile(E)
+    merge = finish_tile(E, state.dtype)
     merge_tiles = triton.cdiv(E, merge.FEATURES)
     partial_sums, of_pairs = _partial_sums(1, merge_tiles * S, mixture, S, E, sums)
     of_samples, own = (state.new_empty((count, 3, S, E)) for _ in range(2))
