@@ -121,7 +121,7 @@ def _leave_one_out(programs: int, a: Arguments, active: ActiveRoles) -> Elements
 def _leave_one_out_finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     plane, shifts = a["S"] * a["E"], active.positions * a["E"]
     parts = a["splits"] * plane
-    read = {"y": shifts, "x": shifts, "counts": 4 * programs}
+    read = {"y": shifts, "x": shifts, "mu": shifts, "counts": 4 * programs}
     read |= {"sample_parts": 3 * parts, "component_parts": 4 * parts, "own_parts": 3 * parts}
     read["split_samples"] = programs * a["splits"]
     return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE_ALONE * parts

@@ -211,7 +211,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
     if a["COMPONENTS"]:
         read |= {"component_active": flags, "component_eps": programs}
-        read["component_counts"] = programs * (1 + (of_components or diagonal))
+        read["component_counts"] = programs * (1 + of_components + (of_components or diagonal))
     if pull_y:
         read["sample_state"] = 2 * shifts
     if pull_own:
@@ -222,9 +222,11 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read["component_upstream"] = programs * (1 + pull_stds)
         read["component_state"] = shifts * (1 + pull_stds)
     if pull_y or diagonal:
-        read = _sum(read, {"x": shifts, "y": samples})
+        read = _sum(read, {"x": shifts, "mu": shifts, "y": samples})
     if of_components or diagonal:
-        read = _sum(read, {"y": shifts, "x": components, "mu": components})
+        read = _sum(read, dict.fromkeys(("x", "mu"), components + shifts))
+    if of_components:
+        read = _sum(read, {"y": shifts})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
     size = a["rows"] * a["S"] * E
