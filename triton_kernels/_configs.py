@@ -85,7 +85,7 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
 class MomentsSplits(NamedTuple):
     """How many programs share the batch, and rows of either role for each of them."""
 
-    count: int
+    parts: int
     samples: int
     components: int
 

@@ -79,7 +79,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     read["y"] = active.samples * E + shifts
     read |= dict.fromkeys(("x", "mu"), active.components * E + shifts)
     read["stds"] = active.stds * E
-    written = {"partial_sums": 3 * programs * (1 + both)}
+    written: dict[str, float] = {"partial_sums": 3 * programs * (1 + both)}
     if splits == 1:
         written["state"] = 4 * plane * (1 + both)
     else:
@@ -93,7 +93,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
 def _flags(a: Arguments, rows: int, whole: float) -> float:
     """Not those of whole groups, of positions at which every row contributes, in whole tiles."""
     groups = rows - rows % (4 * a["ROWS"])
-    return a["tiles"] * a["S"] * rows - a["E"] // a["FEATURES"] * whole * groups
+    return float(a["tiles"] * a["S"] * rows - a["E"] // a["FEATURES"] * whole * groups)
 
 
 def _finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:

@@ -54,14 +54,14 @@ def forward(
     N, M = first.samples, first.components
     tiles = triton.cdiv(E, tile.FEATURES)
     split = moments_splits(N, M, tiles * S, tile.ROWS, state.device)
-    programs = tiles * S * split.count
+    programs = tiles * S * split.parts
     merge = finish_tile(E, state.dtype)
     merge_tiles = triton.cdiv(E, merge.FEATURES)
-    merge_programs = merge_tiles * S if split.count > 1 else 0
+    merge_programs = merge_tiles * S if split.parts > 1 else 0
     partial_sums, of_pairs = _partial_sums(D, programs + merge_programs, first, S, E, sums)
     # Where there is one split, nothing goes there.
-    parts = state if split.count == 1 else state.new_empty((D, split.count, 5, S, E))
-    split_samples = state if split.count == 1 else state.new_empty((D, split.count, S))
+    parts = state if split.parts == 1 else state.new_empty((D, split.parts, 5, S, E))
+    split_samples = state if split.parts == 1 else state.new_empty((D, split.parts, S))
     launch(
         accumulate_kernel,
         programs,
@@ -78,7 +78,7 @@ def forward(
         M,
         split.samples,
         split.components,
-        split.count,
+        split.parts,
         partial_sums.shape[1],
         S,
         E,
@@ -102,7 +102,7 @@ def forward(
                 partial_sums[d, programs:],
                 mixture.sample_rows[0],
                 mixture.component_rows[0],
-                split.count,
+                split.parts,
                 S,
                 E,
                 merge_tiles,

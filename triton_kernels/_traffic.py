@@ -81,7 +81,8 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | Act
     a = launch.named()
     for part in (_forward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            return part.expected(a, density)
+            found: ActiveRoles | ActivePairs = part.expected(a, density)
+            return found
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
@@ -95,7 +96,8 @@ def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
     a = launch.named()
     for part in (_forward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            return part.counted(a)
+            found: ActiveRoles | ActivePairs = part.counted(a)
+            return found
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
@@ -230,7 +232,9 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
     size = a["rows"] * a["S"] * E
-    written = {name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a}
+    written: dict[str, float] = {
+        name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
+    }
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
     flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
