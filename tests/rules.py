@@ -22,7 +22,7 @@ from oracle import (
 FLOAT64_RELATIVE = 1e-11
 
 
-def _direction_scales(samples, components, estimator, factor, skip_diagonal, least_weight):
+def _direction_scales(samples, components, estimator, factor, skip_diagonal):
     y, (x, mu) = samples.centre[0][:, None], components.centre
     w = pair_weights(samples, components).to(torch.float64)
     if skip_diagonal:
@@ -39,7 +39,7 @@ def _direction_scales(samples, components, estimator, factor, skip_diagonal, lea
         total = energies.q + energies.g - energies.k
         if skip_diagonal:
             total = total.masked_fill(torch.eye(n, dtype=torch.bool), torch.inf)
-        r = torch.softmax(-total, 1).clamp(min=least_weight)
+        r = torch.softmax(-total, 1)
         coef = factor / n * r * (1 + magnitude + (r * magnitude).sum(1, keepdim=True))
         value = factor / n * (1 + (r * magnitude).sum())
     else:
@@ -51,9 +51,7 @@ def _direction_scales(samples, components, estimator, factor, skip_diagonal, lea
     return value, centre.sum(1), centre.sum(0), component, sample
 
 
-def scales(
-    inputs, estimator, pairing, combine, reduction, safety_factor, eps_dtype, least_weight=0.0
-):
+def scales(inputs, estimator, pairing, combine, reduction, safety_factor, eps_dtype):
     """sum |terms| of the mutual information and of its gradients by (means, stds, clean, noisy)."""
     wide = [t.cpu().double() if t.is_floating_point() and t.dim() == 3 else t.cpu() for t in inputs]
     value, grads = 0.0, [torch.zeros_like(wide[i]) for i in FLOATING]
@@ -62,8 +60,7 @@ def scales(
     for (i, j), (samples, components) in zip(cuts, both_roles, strict=True):
         factor = (len(samples.stds) if reduction == "sum" else 1) / len(cuts)
         loo = pairing == "leave_one_out"
-        found = _direction_scales(samples, components, estimator, factor, loo, least_weight)
-        v, y, x, sl, si = found
+        v, y, x, sl, si = _direction_scales(samples, components, estimator, factor, loo)
         value = value + v
         grads[0][j] += x
         grads[1][j] += sl
@@ -73,17 +70,15 @@ def scales(
     return value, grads
 
 
-def assert_rule10(function, inputs, options=None, entry=TOTAL, underflow=False):
+def assert_rule10(function, inputs, options=None, entry=TOTAL):
     """err(function) <= 2 err(eager broadcast, same dtype) + 8 eps sum |terms|, value and gradients.
 
-    In float64, where the loop itself rounds, the bound is ``FLOAT64_RELATIVE * sum |terms|``.
-    With `underflow`, for inputs whose components may be that far away, a responsibility below the
-    least normal number may count as 0: no rounding is relative to it."""
+    In float64, where the loop itself rounds, the bound is ``FLOAT64_RELATIVE * sum |terms|``."""
     value, grads = value_and_gradients(function, inputs)
-    assert_by_rule10(value, grads, inputs, options, entry, underflow)
+    assert_by_rule10(value, grads, inputs, options, entry)
 
 
-def assert_by_rule10(value, grads, inputs, options=None, entry=TOTAL, underflow=False):
+def assert_by_rule10(value, grads, inputs, options=None, entry=TOTAL):
     """The same for results that are there; compared on the host. A value of None is not looked at,
     a gradient of None is an error."""
     options = {
@@ -109,8 +104,7 @@ def assert_by_rule10(value, grads, inputs, options=None, entry=TOTAL, underflow=
         formula(exact, torch.float64), inputs, dtype=torch.float64
     )
     naive_value, naive_grads = value_and_gradients(formula(broadcast_energies, acc), inputs)
-    least = torch.finfo(acc).tiny / torch.finfo(acc).eps if underflow else 0.0
-    value_scale, grad_scales = scales(inputs, eps_dtype=acc, least_weight=least, **options)
+    value_scale, grad_scales = scales(inputs, eps_dtype=acc, **options)
 
     def check(what, ours, naive, true, scale):
         ours = ours.cpu()
