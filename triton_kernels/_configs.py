@@ -68,11 +68,13 @@ class MomentsTile(NamedTuple):
     FEATURES: int
     VECTOR: int
     num_warps: int
+    maxnreg: int
 
 
 def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTile]:
     """Tiles of `accumulate_kernel`, of which the first is used without a measurement. Programs of
     one warp, which waits for no other; a thread has one vector of each input in each of four rows.
+    Eight warps of an SM have registers: enough, as a group is 4 KiB at least.
 
     Args:
         both: rows have both roles: registers allow no more than 4 elements.
@@ -80,15 +82,15 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if both else vector
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    first = MomentsTile(_WARP * vector // width, width, vector, 1)
-    wider = [MomentsTile(1, warps * _WARP * vector, vector, warps) for warps in (2, 4)]
+    first = MomentsTile(_WARP * vector // width, width, vector, 1, _ALL_REGISTERS)
+    wider = [MomentsTile(1, w * _WARP * vector, vector, w, _ALL_REGISTERS) for w in (2, 4)]
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
 class MomentsSplits(NamedTuple):
     """How many programs share the batch, and rows of either role for each of them."""
 
-    count: int
+    parts: int
     samples: int
     components: int
 
@@ -128,10 +130,10 @@ def lost_tile(features: int) -> LostTile:
     return LostTile(4, 64 // width, width, look, 4, 168)
 
 
-def finish_tile(features: int) -> Tile:
-    """For the merge of the parts: 16 splits at a time, each a stream of its own; cache lines of
-    each. Nothing depends on the batch."""
-    return Tile(16, _between(features, 1, 32), 4)
+def finish_tile(features: int, dtype: torch.dtype) -> Tile:
+    """For the merge of the parts: 16 splits at a time, each a stream of its own, and a cache line
+    of each. Nothing depends on the batch."""
+    return Tile(16, _between(features, 1, 128 // dtype.itemsize), 4)
 
 
 class PositionsTile(NamedTuple):
@@ -270,4 +272,5 @@ def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
 
 def _between(size: int, least: int, largest: int) -> int:
     """The power of two that holds `size`, within bounds."""
-    return min(max(triton.next_power_of_2(max(size, 1)), least), largest)
+    power: int = triton.next_power_of_2(max(size, 1))
+    return min(max(power, least), largest)

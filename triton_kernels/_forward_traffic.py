@@ -79,7 +79,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     read["y"] = active.samples * E + shifts
     read |= dict.fromkeys(("x", "mu"), active.components * E + shifts)
     read["stds"] = active.stds * E
-    written = {"partial_sums": 3 * programs * (1 + both)}
+    written: dict[str, float] = {"partial_sums": 3 * programs * (1 + both)}
     if splits == 1:
         written["state"] = 4 * plane * (1 + both)
     else:
@@ -93,7 +93,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
 def _flags(a: Arguments, rows: int, whole: float) -> float:
     """Not those of whole groups, of positions at which every row contributes, in whole tiles."""
     groups = rows - rows % (4 * a["ROWS"])
-    return a["tiles"] * a["S"] * rows - a["E"] // a["FEATURES"] * whole * groups
+    return float(a["tiles"] * a["S"] * rows - a["E"] // a["FEATURES"] * whole * groups)
 
 
 def _finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
@@ -121,7 +121,7 @@ def _leave_one_out(programs: int, a: Arguments, active: ActiveRoles) -> Elements
 def _leave_one_out_finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     plane, shifts = a["S"] * a["E"], active.positions * a["E"]
     parts = a["splits"] * plane
-    read = {"y": shifts, "x": shifts, "counts": 4 * programs}
+    read = {"y": shifts, "x": shifts, "mu": shifts, "counts": 4 * programs}
     read |= {"sample_parts": 3 * parts, "component_parts": 4 * parts, "own_parts": 3 * parts}
     read["split_samples"] = programs * a["splits"]
     return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE_ALONE * parts

@@ -9,7 +9,7 @@ ROWS rows: as many independent Welford streams.
 import triton
 import triton.language as tl
 
-from ._tiles import load, out_of_range, partners, position, variance_terms
+from ._tiles import load, out_of_range, partners, position, two_sum, variance_terms
 
 
 @triton.jit
@@ -185,12 +185,13 @@ def _far(weight, delta, mean, m2, MOST: tl.constexpr):
 def leave_one_out_finish_kernel(
     y,  # (rows, S, E) strided
     x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
     counts,  # (4, S) int32, see Positions
     sample_parts,  # (splits, 3, S, E) ACC
     component_parts,  # (splits, 4, S, E) ACC
     own_parts,  # (splits, 3, S, E) ACC
     split_samples,  # (splits, S) int32
-    state,  # (4, S, E) ACC: delta, m2 of samples; delta, weight of components; NaN where lost
+    state,  # (4, S, E) ACC, see `_store_state` in `_moments_finish.py`
     partial_sums,  # (programs, 3) float64: of q, g, k, times 2, without lost columns
     start,
     splits,
@@ -240,6 +241,8 @@ def leave_one_out_finish_kernel(
     x_row = start + tl.load(counts + 3 * S + s)
     y_shift = load(y, y_row, s, e, some, tl.float64)
     x_shift = load(x, x_row, s, e, some, tl.float64)
+    mu_shift = load(mu, x_row, s, e, some, tl.float64)
+    _, rest = two_sum(x_shift, mu_shift)
     distance = (y_shift - x_shift) + (mean_y - mean_c)
     q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
     lost = _far(n, mean_y, y_shift + mean_y, m2_y, MOST)
@@ -266,7 +269,7 @@ def leave_one_out_finish_kernel(
     of_y, spread, of_c, of_weight = (
         mean_y.to(dtype),
         m2_y.to(dtype),
-        mean_c.to(dtype),
+        (mean_c - mu_shift + rest).to(dtype),
         weight.to(dtype),
     )
     lost |= ~(_finite(of_y, spread) & _finite(of_c, of_weight) & _finite(m2_c, distance))

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from ._tiles import contributing, load, partners, position, store_rows, variance_terms, weighted
+from ._tiles import (
+    contributing,
+    load,
+    partners,
+    position,
+    store_rows,
+    two_sum,
+    variance_terms,
+    weighted,
+)
 
 
 @triton.jit(
@@ -34,7 +43,7 @@ def gradient_kernel(
     d_stds,
     start,
     rows,
-    partner_start,  # first row of the other role, whose first contributing row is the shift
+    partner_start,  # first row of the other role
     S,
     E,
     rows_per_split,
@@ -72,7 +81,8 @@ def gradient_kernel(
         eps_l = tl.load(component_eps).to(ACC)
     if PULL_Y or DIAGONAL:
         first = partner_row + tl.load(sample_counts + 3 * S + s)
-        x_shift = load(x, first, s, e, some_i, ACC)
+        of_x, of_mu = load(x, first, s, e, some_i, ACC), load(mu, first, s, e, some_i, ACC)
+        c_shift, rest = two_sum(of_x, of_mu)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
@@ -82,11 +92,14 @@ def gradient_kernel(
         eps_i = tl.load(sample_eps).to(ACC)
         upstream_k = tl.load(sample_upstream + 2).to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
-        first = partner_row + tl.load(component_counts + 2 * S + s)
-        y_shift = load(y, first, s, e, some_l, ACC)
+        first = tl.zeros((1, 1), tl.int32) + start + tl.load(component_counts + 3 * S + s)
+        x_shift, mu_shift = load(x, first, s, e, some_l, ACC), load(mu, first, s, e, some_l, ACC)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
-        delta_y = tl.load(state, mask=some_l, other=0.0)
+        first = partner_row + tl.load(component_counts + 2 * S + s)
+        own_shift, own_rest = two_sum(x_shift, mu_shift)
+        from_y = own_shift - load(y, first, s, e, some_l, ACC)
+        from_y += own_rest - tl.load(state, mask=some_l, other=0.0)
         upstream_c = tl.load(component_upstream).to(ACC)
     if PULL_STDS:
         m2_y = tl.load(state + plane, mask=some_l, other=0.0)
@@ -117,18 +130,18 @@ def gradient_kernel(
             sigma = tl.where(use, sigma, 1.0)
         if PULL_Y or DIAGONAL:
             value = load(y, row, s, e, use_i, ACC)
-            from_x_shift = value - x_shift
+            from_shift = value - c_shift
         if PULL_C or PULL_STDS or DIAGONAL:
             precision, _ = variance_terms(sigma, eps_l)
             value = load(x, row, s, e, use_l, ACC)
             offset = load(mu, row, s, e, use_l, ACC)
-            from_y_shift = (value - y_shift) + offset
+            centre = (value - x_shift) + (offset - mu_shift)
         if DIAGONAL:
-            own = from_x_shift - ((value - x_shift) + offset)
+            own = from_shift - (centre + rest)
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = (from_x_shift - delta_c) * weight
+            pull = (from_shift - delta_c) * weight
             if EXCLUDE_DIAGONAL:
                 pull -= own * precision
             gradient_y = tl.where(use_i, weighted(upstream_y, pull), 0.0)
@@ -138,7 +151,7 @@ def gradient_kernel(
             pull = (sigma * of_own) * (upstream_k * others)
             gradient_stds += tl.where(use_i, pull, 0.0)
         if PULL_C or PULL_STDS:
-            from_mean = from_y_shift - delta_y
+            from_mean = centre + from_y
             over = from_mean * precision
             count = samples.to(ACC)
             if PULL_C:

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ._instructions import reciprocal
 from ._moments_rows import merge, merge_streams
-from ._tiles import load, position
+from ._tiles import load, position, two_sum
 
 
 @triton.jit
@@ -36,14 +36,6 @@ def shifts_of(
 
 
 @triton.jit
-def _difference(a, b):
-    """a - b, and its rounding error (Knuth)."""
-    c = a - b
-    rest = c - a
-    return c, (a - (c - rest)) - (b + rest)
-
-
-@triton.jit
 def _far(weight, delta, mean, m2):
     """Whether the shift is further from the mean than 8 root mean squares of the rows; `m2` is
     their spread, and what else a difference from them is made of."""
@@ -54,8 +46,9 @@ def _far(weight, delta, mean, m2):
 
 @triton.jit
 def _store_state(samples, components, shifts, counts, state, place):
-    """Writes (4, S, E): delta, m2 of samples; delta, weight of components; NaN where lost. Returns
-    q, times 2, without lost columns, added up."""
+    """Writes (4, S, E): delta, m2 of samples; delta, weight of components; NaN where lost. Deltas
+    are means from y and from x + mu, rounded, of the first row. Returns q, times 2, added up over
+    the other columns."""
     y_shift, x_shift, mu_shift = shifts
     n, mean_y, m2_y = samples
     weight, mean_c, m2_c = components
@@ -63,14 +56,13 @@ def _store_state(samples, components, shifts, counts, state, place):
     LARGEST: tl.constexpr = 2.0**100 if mean_c.dtype == tl.float32 else 2.0**1000
     e = tile * mean_c.shape[0] + tl.arange(0, mean_c.shape[0])
     some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
-    apart, rest = _difference(y_shift, x_shift)
-    apart, more = _difference(apart, mu_shift)
-    distance = apart + ((mean_y - mean_c) + (rest + more))
+    c_shift, rest = two_sum(x_shift, mu_shift)
+    delta_c = mean_c + rest
+    distance = (y_shift - c_shift) + (mean_y - delta_c)
     q = m2_y * weight + ((n * weight) * distance) * distance + n * m2_c
-    delta_c = mean_c + mu_shift
     lost = _far(n, mean_y, y_shift + mean_y, m2_y)
     # A sample is about sqrt v away from its component: the weights times that are their number.
-    lost |= _far(weight, mean_c, x_shift + delta_c, m2_c + counts[1])
+    lost |= _far(weight, delta_c, c_shift + delta_c, m2_c + counts[1])
     lost |= ~(q < LARGEST) | ~(tl.abs(delta_c) < float("inf"))
     lost &= some
     nan = float("nan")

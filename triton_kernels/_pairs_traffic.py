@@ -39,7 +39,7 @@ _DENSITY, _PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
 def expected(a: Arguments, density: float) -> ActivePairs:
     """For independent masks of that density and tiles that all work."""
     if "sample_active" not in a:
-        rows = density * a.get("rows", a.get("M", 0)) * a.get("S", 0)
+        rows = density * (a["rows"] if "rows" in a else a.get("M", 0)) * a.get("S", 0)
         return ActivePairs(0, rows, rows, 0, a.get("S", 0))
     N, M, S = a["N"], a["M"], a["S"]
     tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)

@@ -55,6 +55,14 @@ def position(tiles, S):
 
 
 @triton.jit
+def two_sum(a, b):
+    """a + b, and its rounding error (Knuth, The Art of Computer Programming, 4.2.2)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+@triton.jit
 def partners(count, here, EXCLUDE_DIAGONAL: tl.constexpr, ACC: tl.constexpr):
     """How many of `count` rows of the other role a row meets: not itself, where it is `here`."""
     if EXCLUDE_DIAGONAL:

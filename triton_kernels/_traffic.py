@@ -81,7 +81,8 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | Act
     a = launch.named()
     for part in (_forward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            return part.expected(a, density)
+            found: ActiveRoles | ActivePairs = part.expected(a, density)
+            return found
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
@@ -95,7 +96,8 @@ def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
     a = launch.named()
     for part in (_forward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            return part.counted(a)
+            found: ActiveRoles | ActivePairs = part.counted(a)
+            return found
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
@@ -197,7 +199,7 @@ def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements
 
 
 def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    read = {name: n for name, n in (("of_total", 1), ("of_terms", 5)) if name in a}
+    read = {name: n for name, n in (("of_total", 1.0), ("of_terms", 5.0)) if name in a}
     return read, {"upstream": 3 * a["MIXTURES"]}, 10
 
 
@@ -217,7 +219,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
     if a["COMPONENTS"]:
         read |= {"component_active": flags, "component_eps": programs}
-        read["component_counts"] = programs * (1 + (of_components or diagonal))
+        read["component_counts"] = programs * (1 + of_components + (of_components or diagonal))
     if pull_y:
         read["sample_state"] = 2 * shifts
     if pull_own:
@@ -228,13 +230,17 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read["component_upstream"] = programs * (1 + pull_stds)
         read["component_state"] = shifts * (1 + pull_stds)
     if pull_y or diagonal:
-        read = _sum(read, {"x": shifts, "y": samples})
+        read = _sum(read, {"x": shifts, "mu": shifts, "y": samples})
     if of_components or diagonal:
-        read = _sum(read, {"y": shifts, "x": components, "mu": components})
+        read = _sum(read, dict.fromkeys(("x", "mu"), components + shifts))
+    if of_components:
+        read = _sum(read, {"y": shifts})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
     size = a["rows"] * a["S"] * E
-    written = {name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a}
+    written: dict[str, float] = {
+        name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
+    }
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
     flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal

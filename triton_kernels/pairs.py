@@ -151,7 +151,7 @@ def pairs_backward(
         i = this.as_samples
         if d_y is not None and i is None:
             d_y[slice(*this.rows)].zero_()
-        elif d_y is not None:
+        elif d_y is not None and i is not None:
             common = _of_mixture(inputs, mixtures[i], where[i], shifts[i])
             pull = _padded(upstream[i, 0].T, _dtype(inputs))
             _gradient(samples_gradient_kernel, inputs, this.rows, common, pull, d_y)
