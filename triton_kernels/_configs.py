@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from fused_mi._warming import warming
 from torch import Tensor
 
 _WARP = 32
@@ -104,7 +105,8 @@ def moments_splits(
     accuracy = ceil_div(rows, _MAX_ROWS_PER_STREAM * tile_rows)
     wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, block * _MIN_GROUPS))
     per_split = ceil_div(ceil_div(rows, wanted), block) * block
-    count = ceil_div(rows, per_split)
+    # More than one also where another batch needs it: the last may be empty.
+    count = max(ceil_div(rows, per_split), 2 if warming() else 1)
     return MomentsSplits(
         count, *(ceil_div(ceil_div(n, count), block) * block for n in (samples, components))
     )
@@ -147,7 +149,7 @@ class PositionsTile(NamedTuple):
 def positions_tile(positions: int) -> PositionsTile:
     """For the masks. Nothing depends on the batch."""
     width = _between(positions, 1, 32)
-    return PositionsTile(2048 // width, width, 4)
+    return PositionsTile(512 // width, width, 4)
 
 
 def positions_splits(rows: int, tile_rows: int) -> tuple[int, int]:

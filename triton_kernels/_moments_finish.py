@@ -162,26 +162,3 @@ def finish_kernel(
     tl.store(sums, _store_state(samples, components, shifts, (n, m), state, place))
     tl.store(sums + 1, tl.zeros((), tl.float64))
     tl.store(sums + 2, tl.zeros((), tl.float64))
-
-
-@triton.jit(do_not_specialize=["programs"], do_not_specialize_on_alignment=["sums"])
-def reduce_kernel(
-    partial_sums,  # (mixtures, programs, 3) float64
-    sums,  # (mixtures, 3) float64
-    programs,
-    BLOCK: tl.constexpr,
-):
-    partial_sums += tl.program_id(0).to(tl.int64) * programs * 3
-    sums += tl.program_id(0) * 3
-    q = tl.zeros((BLOCK,), tl.float64)
-    g = tl.zeros((BLOCK,), tl.float64)
-    k = tl.zeros((BLOCK,), tl.float64)
-    for begin in range(0, programs, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        parts, inside = partial_sums + i * 3, i < programs
-        q += tl.load(parts, mask=inside, other=0.0)
-        g += tl.load(parts + 1, mask=inside, other=0.0)
-        k += tl.load(parts + 2, mask=inside, other=0.0)
-    tl.store(sums, tl.sum(q, 0) / 2)
-    tl.store(sums + 1, tl.sum(g, 0) / 2)
-    tl.store(sums + 2, tl.sum(k, 0) / 2)

@@ -71,7 +71,7 @@ def accumulate_kernel(
     VECTOR: tl.constexpr,
 ):
     tile, s, split = position(tiles, S)
-    first_i, first_l = split * samples_per_split, split * components_per_split
+    first_i, first_l = min(split * samples_per_split, N), min(split * components_per_split, M)
     of_samples = (sample_start, N, first_i, min(first_i + samples_per_split, N))
     of_components = (component_start, M, first_l, min(first_l + components_per_split, M))
     tensors, place = (y, x, mu, stds), (tile, s, S, E)

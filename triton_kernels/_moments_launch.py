@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from fused_mi._estimators import HEADER
 from fused_mi._mixture import Mixture
 from fused_mi._precision import accumulation_dtype
 from torch import Tensor
@@ -22,13 +24,23 @@ from ._configs import (
 )
 from ._launch import accumulator, launch, strided
 from ._leave_one_out import leave_one_out_finish_kernel, leave_one_out_kernel
-from ._moments_finish import finish_kernel, reduce_kernel
+from ._moments_finish import finish_kernel
 from ._moments_forward import accumulate_kernel
 from ._moments_of_pairs import sums_of_pairs_kernel
 from ._positions import Positions
+from ._terms import reduce_kernel
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """y, x, mu, stds: (rows, S, E) each."""
+
+
+class Terms(NamedTuple):
+    """What becomes of the sums, see `reduce_kernel`."""
+
+    header: Tensor  # (HEADER,) of a state
+    total: Tensor  # () in T
+    terms: Tensor  # (6,) in T
+    divisor: int
 
 
 def swapped(mixtures: Sequence[Mixture]) -> bool:
@@ -45,6 +57,7 @@ def forward(
     where: Sequence[Positions],
     sums: Tensor,
     state: Tensor,
+    terms: Terms | None,
     tile: MomentsTile,
 ) -> None:
     """Writes the sums (D, 3) and the state (D, 4, S, E) of one mixture, or of two that are
@@ -89,8 +102,7 @@ def forward(
         **tile._asdict(),
     )
     for d, mixture in enumerate(mixtures):
-        # The batch of `warmup` compiles what larger ones need.
-        if merge_programs or max(N, M) <= 2:
+        if merge_programs:
             launch(
                 finish_kernel,
                 merge_programs,
@@ -109,7 +121,7 @@ def forward(
                 **merge._asdict(),
             )
         _sums_of_pairs(inputs, mixture, where[d], state[d], of_pairs[d])
-    launch(reduce_kernel, D, partial_sums, sums, partial_sums.shape[1], **REDUCE)
+    reduce(partial_sums, sums, mixtures, terms)
 
 
 def _constants(mixture: Mixture, where: Positions) -> tuple[Tensor | None, ...]:
@@ -131,6 +143,7 @@ def leave_one_out(
     where: Sequence[Positions],
     sums: Tensor,
     state: Tensor,
+    terms: Terms | None,
     tile: Tile,
 ) -> None:
     """The same of every row against all others."""
@@ -184,7 +197,29 @@ def leave_one_out(
         **merge._asdict(),
     )
     _sums_of_pairs(inputs, mixture, of, state[0], of_pairs[0])
-    launch(reduce_kernel, 1, partial_sums, sums, partial_sums.shape[1], **REDUCE)
+    reduce(partial_sums, sums, mixtures, terms)
+
+
+def reduce(
+    partial_sums: Tensor, sums: Tensor, mixtures: Sequence[Mixture], terms: Terms | None
+) -> None:
+    """Sums (D, 3) of q, g and k from those of all programs (D, P, 3), times 2; and the terms."""
+    eps = [mixtures[0].component_eps, None, mixtures[0].sample_eps, None]
+    if len(mixtures) == 2:
+        eps[1], eps[3] = mixtures[1].component_eps, mixtures[1].sample_eps
+    launch(
+        reduce_kernel,
+        1,
+        partial_sums,
+        sums,
+        *eps,
+        *(terms or (None, None, None))[:3],
+        partial_sums.shape[1],
+        1 if terms is None else terms.divisor,
+        MIXTURES=len(mixtures),
+        HEADER=HEADER,
+        **REDUCE,
+    )
 
 
 def _partial_sums(

@@ -1,4 +1,4 @@
-"""From the sums over all pairs to the loss and its terms, and back: one program each."""
+"""From the sums of all programs to the loss and its terms, and back: one program each."""
 
 import triton
 import triton.language as tl
@@ -12,45 +12,68 @@ def _kept(header, at, eps):
         return tl.where(at, tl.load(eps).to(tl.float64), header)
 
 
+@triton.jit
+def _sums(partial_sums, programs, BLOCK: tl.constexpr):
+    """Of q, g and k, of one mixture."""
+    q = tl.zeros((BLOCK,), tl.float64)
+    g = tl.zeros((BLOCK,), tl.float64)
+    k = tl.zeros((BLOCK,), tl.float64)
+    for begin in range(0, programs, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        parts, inside = partial_sums + i.to(tl.int64) * 3, i < programs
+        q += tl.load(parts, mask=inside, other=0.0)
+        g += tl.load(parts + 1, mask=inside, other=0.0)
+        k += tl.load(parts + 2, mask=inside, other=0.0)
+    return tl.sum(q, 0) / 2, tl.sum(g, 0) / 2, tl.sum(k, 0) / 2
+
+
 @triton.jit(
-    do_not_specialize=["divisor"],
+    do_not_specialize=["programs", "divisor"],
     do_not_specialize_on_alignment=["sums", "component_eps", "sample_eps", "total", "terms"],
 )
-def jensen_terms_kernel(
-    sums,  # (MIXTURES, 3) float64: of q, g and k
+def reduce_kernel(
+    partial_sums,  # (MIXTURES, programs, 3) float64: of q, g and k, times 2
+    sums,  # (MIXTURES, 3) float64
     component_eps,  # () of the first mixture
     other_component_eps,  # () of the second, or None
     sample_eps,  # (), or None
     other_sample_eps,
-    state,  # its header, (HEADER,)
+    header,  # (HEADER,) of a state; it, `total` and `terms` are None where sums are all
     total,  # () in T
     terms,  # (6,) in T
+    programs,
     divisor,
     MIXTURES: tl.constexpr,
     HEADER: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The terms in the order of `TERMS`; the stabilisers go into the header of the state."""
-    i = tl.arange(0, HEADER)
-    header = tl.zeros((HEADER,), tl.float64)
-    header = _kept(header, i == 0, component_eps)
-    header = _kept(header, i == 1, other_component_eps)
-    header = _kept(header, i == MIXTURES, sample_eps)
-    header = _kept(header, i == MIXTURES + 1, other_sample_eps)
-    tl.store(state + i, header.to(state.dtype.element_ty))
-    q, g, k = tl.load(sums), tl.load(sums + 1), tl.load(sums + 2)
-    if MIXTURES == 2:
-        q += tl.load(sums + 3)
-        g += tl.load(sums + 4)
-        k += tl.load(sums + 5)
-    pairs = divisor.to(tl.float64)
-    q, g, k = q / pairs, g / pairs, k / pairs
-    tl.store(total, (q + g - k).to(total.dtype.element_ty))
-    tl.store(terms, (q + g - k).to(terms.dtype.element_ty))
-    tl.store(terms + 1, q.to(terms.dtype.element_ty))
-    tl.store(terms + 2, g.to(terms.dtype.element_ty))
-    tl.store(terms + 3, tl.zeros((), tl.float32).to(terms.dtype.element_ty))
-    tl.store(terms + 4, (q + g).to(terms.dtype.element_ty))
-    tl.store(terms + 5, (-k).to(terms.dtype.element_ty))
+    """The sums; the terms in the order of `TERMS`; the stabilisers go into the header."""
+    of_q = tl.zeros((), tl.float64)
+    of_g = tl.zeros((), tl.float64)
+    of_k = tl.zeros((), tl.float64)
+    for d in tl.static_range(MIXTURES):
+        q, g, k = _sums(partial_sums + d * programs.to(tl.int64) * 3, programs, BLOCK)
+        tl.store(sums + 3 * d, q)
+        tl.store(sums + 3 * d + 1, g)
+        tl.store(sums + 3 * d + 2, k)
+        of_q, of_g, of_k = of_q + q, of_g + g, of_k + k
+    if total is not None:
+        i = tl.arange(0, HEADER)
+        kept = tl.zeros((HEADER,), tl.float64)
+        kept = _kept(kept, i == 0, component_eps)
+        kept = _kept(kept, i == 1, other_component_eps)
+        kept = _kept(kept, i == MIXTURES, sample_eps)
+        kept = _kept(kept, i == MIXTURES + 1, other_sample_eps)
+        tl.store(header + i, kept.to(header.dtype.element_ty))
+        pairs = divisor.to(tl.float64)
+        q, g, k = of_q / pairs, of_g / pairs, of_k / pairs
+        tl.store(total, (q + g - k).to(total.dtype.element_ty))
+        tl.store(terms, (q + g - k).to(terms.dtype.element_ty))
+        tl.store(terms + 1, q.to(terms.dtype.element_ty))
+        tl.store(terms + 2, g.to(terms.dtype.element_ty))
+        tl.store(terms + 3, tl.zeros((), tl.float32).to(terms.dtype.element_ty))
+        tl.store(terms + 4, (q + g).to(terms.dtype.element_ty))
+        tl.store(terms + 5, (-k).to(terms.dtype.element_ty))
 
 
 @triton.jit

@@ -187,15 +187,15 @@ def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Ele
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    sums = 3 * programs
-    return {"partial_sums": sums * a["programs"]}, {"sums": sums}, sums * a["programs"]
-
-
-def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    mixtures, roles = a["MIXTURES"], ("component_eps", "sample_eps")
-    eps = [name for role in roles for name in (role, f"other_{role}") if name in a]
-    read = {"sums": 3 * mixtures, **dict.fromkeys(eps, 1)}
-    return read, {"state": a["HEADER"], "total": 1, "terms": 6}, 3 * mixtures + 4
+    sums = 3 * a["MIXTURES"]
+    read = {"partial_sums": sums * a["programs"]}
+    written: dict[str, float] = {"sums": sums}
+    if "total" in a:
+        roles = ("component_eps", "sample_eps")
+        eps = [name for role in roles for name in (role, f"other_{role}") if name in a]
+        read |= dict.fromkeys(eps, 1)
+        written |= {"header": a["HEADER"], "total": 1, "terms": 6}
+    return read, written, sums * a["programs"] + 4
 
 
 def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -252,7 +252,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_positions_kernel": _positions,
     "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
-    "jensen_terms_kernel": _jensen_terms,
     "jensen_upstream_kernel": _jensen_upstream,
     "gradient_kernel": _gradient,
     "gradient_of_pairs_kernel": _gradient_of_pairs,

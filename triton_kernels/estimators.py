@@ -1,4 +1,4 @@
-"""The two estimators from the kernels of this backend; the terms of "jensen" in one kernel."""
+"""The two estimators from the kernels of this backend, without torch between those of "jensen"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
 from ._launch import launch
-from ._terms import jensen_terms_kernel, jensen_upstream_kernel
+from ._moments_launch import Terms
+from ._terms import jensen_upstream_kernel
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
@@ -34,25 +35,10 @@ def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.jensen`."""
     state = jensen_state(inputs, scoring)
     mixtures = mixtures_of(scoring, inputs, _variance.variance)
-    sums, _ = _moments.moments(*inputs, mixtures, moments_in(state, scoring, inputs))
     terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
     total = terms.new_empty(())
-    first, second = mixtures[0], mixtures[1] if len(mixtures) == 2 else None
-    launch(
-        jensen_terms_kernel,
-        1,
-        sums,
-        first.component_eps,
-        None if second is None else second.component_eps,
-        first.sample_eps,
-        None if second is None else second.sample_eps,
-        state,
-        total,
-        terms,
-        jensen_divisor(scoring, inputs),
-        MIXTURES=len(mixtures),
-        HEADER=HEADER,
-    )
+    of_sums = Terms(state[:HEADER], total, terms, jensen_divisor(scoring, inputs))
+    _moments.moments(*inputs, mixtures, moments_in(state, scoring, inputs), of_sums)
     return total, terms, state
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ._configs import Tile, candidates, ceil_div, lost_tile, moments_tiles, splits
 from ._launch import accumulator, launch, strided
 from ._moments_backward import gradient_kernel
-from ._moments_launch import Inputs, forward, leave_one_out, swapped
+from ._moments_launch import Inputs, Terms, forward, leave_one_out, reduce, swapped
 from ._moments_of_pairs import gradient_of_pairs_kernel
 from ._positions import Positions, positions
 from ._tune import best
@@ -29,8 +29,13 @@ def moments(
     stds: Tensor,
     mixtures: Sequence[Mixture],
     state: Tensor | None = None,
+    terms: Terms | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `fused_mi.reference.moments.moments`."""
+    """See `fused_mi.reference.moments.moments`.
+
+    Args:
+        terms: written as well.
+    """
     inputs = (y, x, mu, stds)
     _, S, E = y.shape
     exact = mixtures[0].exclude_diagonal
@@ -39,17 +44,22 @@ def moments(
     if state is None:
         state = torch.empty((len(mixtures), 4, S, E), dtype=dtype, device=y.device)
     if nothing(y, mixtures):
-        return sums.zero_(), state.zero_()
+        reduce(sums.zero_()[:, None], sums, mixtures, terms)
+        return sums, state.zero_()
     where = [positions(m) for m in mixtures]
     together = len(mixtures) if swapped(mixtures) else 1
+    at_once = terms if together == len(mixtures) else None
     launches: Callable[..., None] = forward
     tiles: Sequence[Any] = moments_tiles(E, *inputs, both=together == 2)
     if exact:
         launches, tiles = leave_one_out, candidates(E, *inputs, heavy=True)
     for d in range(0, len(mixtures), together):
         of = slice(d, d + together)
-        run = functools.partial(launches, inputs, mixtures[of], where[of], sums[of], state[of])
+        of_these = inputs, mixtures[of], where[of], sums[of], state[of], at_once
+        run = functools.partial(launches, *of_these)
         run(best(_key("forward", inputs, mixtures[of]), tiles, run, y.device))
+    if at_once is not terms:
+        reduce(2 * sums[:, None], sums, mixtures, terms)
     return sums, state
 
 

@@ -8,6 +8,7 @@ import torch
 
 from . import _checks
 from ._types import Estimator, Pairing
+from ._warming import every_kernel
 from .losses import mutual_information_sub_batch
 
 INPUTS = ("means", "stds", "clean", "noisy")
@@ -54,17 +55,18 @@ def warmup(
         for name in INPUTS
     }
     mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
-    loss = mutual_information_sub_batch(
-        tensors["means"],
-        tensors["stds"],
-        mask,
-        tensors["clean"],
-        tensors["noisy"],
-        combine,
-        safety_factor=safety_factor,
-        estimator=estimator,
-        pairing=pairing,
-    )
+    with every_kernel():
+        loss = mutual_information_sub_batch(
+            tensors["means"],
+            tensors["stds"],
+            mask,
+            tensors["clean"],
+            tensors["noisy"],
+            combine,
+            safety_factor=safety_factor,
+            estimator=estimator,
+            pairing=pairing,
+        )
     if gradients:
         torch.autograd.grad(loss, [tensors[name] for name in gradients])
     if loss.is_cuda:
