@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from cases import mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
+from fused_mi.triton_kernels._backward_traffic import passes
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
 from fused_mi.triton_kernels.moments import moments, moments_backward
@@ -233,15 +234,13 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     inputs = [t.to("meta") for t in inputs]
     forward, backward, _ = record(inputs, mixtures)
     accumulate = next(la for la in forward if la.kernel.__name__ in ACCUMULATE)
-    shifts = 0
-    for this in (accumulate, *backward):
-        a = this.named()
-        if this is accumulate:
-            planes = 2 if pairing == "leave_one_out" else 3 * len(mixtures)
-        else:
-            planes = "LOOK" not in a and 2 * a.get("SAMPLES", 0) + 3 * a.get("COMPONENTS", 0)
-        if planes:
-            shifts += planes * this.programs // a["tiles"] * a["E"] * 4
+    planes = 2 if pairing == "leave_one_out" else 3 * len(mixtures)
+    read_again = [(planes * accumulate.programs, accumulate.named())]
+    for this in (la for la in backward if la.kernel.__name__ == "gradient_kernel"):
+        for programs, a in passes(this.programs, this.named()):
+            planes = 2 * ("sample_counts" in a) + 3 * ("component_counts" in a)
+            read_again.append((planes * programs, a))
+    shifts = sum(planes // a["tiles"] * a["E"] * 4 for planes, a in read_again)
     accumulate = total([accumulate], expected)[accumulate.kernel.__name__]
     gradient = total(backward, expected)["gradient_kernel"]
     least = floor(*inputs, mixtures, ALL)

@@ -149,7 +149,7 @@ def test_warmup_launches_every_kernel():
     assert names == {
         *("_least_kernel", "_stabiliser_kernel", "_positions_kernel"),
         *("accumulate_kernel", "finish_kernel", "sums_of_pairs_kernel", "reduce_kernel"),
-        *("jensen_upstream_kernel", "gradient_kernel", "gradient_of_pairs_kernel"),
+        *("gradient_kernel", "gradient_of_pairs_kernel"),
     }
     with _launch.recorded() as launches:
         warmup(3, 5, device="cpu", estimator="logsumexp", batch=6)

@@ -3,11 +3,12 @@
 import triton
 import triton.language as tl
 
+from ._terms import upstream_of
 from ._tiles import (
     contributing,
     load,
     partners,
-    position,
+    position_of,
     store_rows,
     two_sum,
     variance_terms,
@@ -15,62 +16,51 @@ from ._tiles import (
 )
 
 
-@triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "partner_start", "S", "tiles"],
-    do_not_specialize_on_alignment=[
-        "sample_eps",
-        "component_eps",
-        "sample_upstream",
-        "component_upstream",
-    ],
-)
-def gradient_kernel(
-    y,  # (rows, S, E) strided
-    x,  # (rows, S, E) strided
-    mu,  # (rows, S, E) strided
-    stds,  # (rows, S, E) strided
-    sample_eps,  # ()
-    component_eps,  # () of the mixture in which these rows are components
-    sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
-    component_active,  # (rows, S) uint8, of the one in which they are components
-    sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
-    component_state,
-    sample_upstream,  # (3,) float64, of the same mixtures: gradients of the sums of q, g and k
-    component_upstream,
-    d_y,  # (rows, S, E), written; None where there is nothing to write
-    d_x,
-    d_mu,
-    d_stds,
-    start,
-    rows,
-    partner_start,  # first row of the other role
-    S,
-    E,
-    rows_per_split,
-    tiles,
-    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
-    component_counts,
-    SAMPLES: tl.constexpr,
-    OWN_STDS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
+@triton.jit
+def _gradient(
+    program,
+    tensors,
+    loss,
+    eps,
+    active,
+    states,
+    upstreams,
+    counts,
+    gradients,
+    rows_of,
+    sizes,
     EXCLUDE_DIAGONAL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
-    the columns that `gradient_of_pairs_kernel` writes."""
+    """Of the rows of one pass; arguments as those of the kernel, in tuples of both roles."""
+    y, x, mu, stds = tensors
+    sample_eps, component_eps = eps
+    sample_active, component_active = active
+    sample_state, component_state = states
+    sample_counts, component_counts = counts
+    d_y, d_x, d_mu, d_stds = gradients
+    start, rows, partner_start, rows_per_split = rows_of
+    S, E, tiles = sizes
+    SAMPLES: tl.constexpr = sample_counts is not None
+    COMPONENTS: tl.constexpr = component_counts is not None
+    OWN_STDS: tl.constexpr = sample_eps is not None
     PULL_Y: tl.constexpr = SAMPLES and d_y is not None
     PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and d_stds is not None
     PULL_C: tl.constexpr = COMPONENTS and (d_x is not None or d_mu is not None)
     PULL_STDS: tl.constexpr = COMPONENTS and d_stds is not None
     DIAGONAL: tl.constexpr = EXCLUDE_DIAGONAL and (PULL_Y or PULL_C or PULL_STDS)
 
-    tile, s, split = position(tiles, S)
+    tile, s, split = position_of(program, tiles, S)
     e = tile * FEATURES + tl.arange(0, FEATURES)[None, :]
     inside_e = e < E
     plane = S.to(tl.int64) * E
     at_position = s.to(tl.int64) * E + e
+    if PULL_Y or PULL_OWN:
+        of_samples = upstream_of(upstreams[0], loss)
+    if PULL_C or PULL_STDS:
+        of_components = upstream_of(upstreams[1], loss)
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
     if SAMPLES:
         components = tl.load(sample_counts + S + s)
@@ -87,10 +77,10 @@ def gradient_kernel(
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
         weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
-        upstream_y = tl.load(sample_upstream).to(ACC)
+        upstream_y = of_samples[0].to(ACC)
     if PULL_OWN:
         eps_i = tl.load(sample_eps).to(ACC)
-        upstream_k = tl.load(sample_upstream + 2).to(ACC)
+        upstream_k = of_samples[2].to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
         first = tl.zeros((1, 1), tl.int32) + start + tl.load(component_counts + 3 * S + s)
         x_shift, mu_shift = load(x, first, s, e, some_l, ACC), load(mu, first, s, e, some_l, ACC)
@@ -100,10 +90,10 @@ def gradient_kernel(
         own_shift, own_rest = two_sum(x_shift, mu_shift)
         from_y = own_shift - load(y, first, s, e, some_l, ACC)
         from_y += own_rest - tl.load(state, mask=some_l, other=0.0)
-        upstream_c = tl.load(component_upstream).to(ACC)
+        upstream_c = of_components[0].to(ACC)
     if PULL_STDS:
         m2_y = tl.load(state + plane, mask=some_l, other=0.0)
-        upstream_g = tl.load(component_upstream + 1).to(ACC)
+        upstream_g = of_components[1].to(ACC)
 
     end = min((split + 1) * rows_per_split, rows)
     for begin in range(split * rows_per_split, end, ROWS):
@@ -173,3 +163,117 @@ def gradient_kernel(
         store_rows(d_x, row, s, e, S, E, gradient_c, inside)
         store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
         store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "tiles"),
+        *("start", "rows", "partner_start", "rows_per_split"),
+        *("other_start", "other_rows", "other_partner_start", "other_rows_per_split"),
+    ],
+    do_not_specialize_on_alignment=[
+        *("of_total", "of_terms"),
+        *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
+        *("sample_upstream", "component_upstream"),
+        *("other_sample_upstream", "other_component_upstream"),
+    ],
+)
+def gradient_kernel(
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
+    of_total,  # () gradients of the loss in T, and (6,) of its terms
+    of_terms,
+    has_total,  # 0 where there is no gradient, and nothing is read
+    has_terms,
+    term_stride,
+    divisor,
+    sample_eps,  # ()
+    component_eps,  # () of the mixture in which these rows are components
+    sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
+    component_active,  # (rows, S) uint8, of the one in which they are components
+    sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
+    component_state,
+    sample_upstream,  # (3,) float64, of the same mixtures, see `upstream_of`
+    component_upstream,
+    sample_counts,  # (4, S) int32, of the same mixtures, see Positions; None: they lack the role
+    component_counts,
+    d_y,  # (rows, S, E), written; None where there is nothing to write
+    d_x,
+    d_mu,
+    d_stds,
+    start,
+    rows,
+    partner_start,  # first row of the other role
+    rows_per_split,
+    # the same of the rows of a second pass
+    other_sample_eps,
+    other_component_eps,
+    other_sample_active,
+    other_component_active,
+    other_sample_state,
+    other_component_state,
+    other_sample_upstream,
+    other_component_upstream,
+    other_sample_counts,
+    other_component_counts,
+    other_d_y,
+    other_d_x,
+    other_d_mu,
+    other_d_stds,
+    other_start,
+    other_rows,
+    other_partner_start,
+    other_rows_per_split,
+    programs,  # of the first pass
+    S,
+    E,
+    tiles,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
+    the columns that `gradient_of_pairs_kernel` writes."""
+    tensors = y, x, mu, stds
+    loss = of_total, of_terms, has_total, has_terms, term_stride, divisor
+    program = tl.program_id(0)
+    if program < programs:
+        _gradient(
+            program,
+            tensors,
+            loss,
+            (sample_eps, component_eps),
+            (sample_active, component_active),
+            (sample_state, component_state),
+            (sample_upstream, component_upstream),
+            (sample_counts, component_counts),
+            (d_y, d_x, d_mu, d_stds),
+            (start, rows, partner_start, rows_per_split),
+            (S, E, tiles),
+            EXCLUDE_DIAGONAL,
+            ACC,
+            ROWS,
+            FEATURES,
+        )
+    else:
+        if other_sample_counts is not None or other_component_counts is not None:
+            _gradient(
+                program - programs,
+                tensors,
+                loss,
+                (other_sample_eps, other_component_eps),
+                (other_sample_active, other_component_active),
+                (other_sample_state, other_component_state),
+                (other_sample_upstream, other_component_upstream),
+                (other_sample_counts, other_component_counts),
+                (other_d_y, other_d_x, other_d_mu, other_d_stds),
+                (other_start, other_rows, other_partner_start, other_rows_per_split),
+                (S, E, tiles),
+                EXCLUDE_DIAGONAL,
+                ACC,
+                ROWS,
+                FEATURES,
+            )

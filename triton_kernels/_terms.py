@@ -77,32 +77,28 @@ def reduce_kernel(
 
 
 @triton.jit
-def _of_term(of_terms, i: tl.constexpr, stride):
-    if of_terms is None:
-        return tl.zeros((), tl.float64)
+def _of_terms(of_terms, has_terms, i: tl.constexpr, stride):
+    return tl.load(of_terms + i * stride, mask=has_terms != 0, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def upstream_of(upstream, loss):
+    """Gradients of the sums of q, g and k, in float64.
+
+    Args:
+        upstream: (3,) float64, or None: they come from the gradients of the loss and its terms.
+        loss: these, () and (6,); whether there are any; stride of the terms; divisor of the sums.
+    """
+    if upstream is not None:
+        return tl.load(upstream), tl.load(upstream + 1), tl.load(upstream + 2)
     else:
-        return tl.load(of_terms + i * stride).to(tl.float64)
-
-
-@triton.jit(
-    do_not_specialize=["divisor", "stride"],
-    do_not_specialize_on_alignment=["of_total", "of_terms"],
-)
-def jensen_upstream_kernel(
-    of_total,  # () in T, or None
-    of_terms,  # (6,) in T, or None
-    upstream,  # (MIXTURES, 3) float64: gradients of the sums of q, g and k
-    stride,
-    divisor,
-    MIXTURES: tl.constexpr,
-):
-    total = _of_term(of_total, 0, stride) + _of_term(of_terms, 0, stride)
-    entropy = _of_term(of_terms, 4, stride)
-    pairs = divisor.to(tl.float64)
-    of_q = (total + entropy + _of_term(of_terms, 1, stride)) / pairs
-    of_g = (total + entropy + _of_term(of_terms, 2, stride)) / pairs
-    of_k = -(total + _of_term(of_terms, 5, stride)) / pairs
-    for d in tl.static_range(MIXTURES):
-        tl.store(upstream + 3 * d, of_q)
-        tl.store(upstream + 3 * d + 1, of_g)
-        tl.store(upstream + 3 * d + 2, of_k)
+        of_total, of_terms, has_total, has_terms, stride, divisor = loss
+        total = tl.load(of_total, mask=has_total != 0, other=0.0).to(tl.float64)
+        total += _of_terms(of_terms, has_terms, 0, stride)
+        entropy = total + _of_terms(of_terms, has_terms, 4, stride)
+        pairs = 1.0 / divisor.to(tl.float64)
+        return (
+            (entropy + _of_terms(of_terms, has_terms, 1, stride)) * pairs,
+            (entropy + _of_terms(of_terms, has_terms, 2, stride)) * pairs,
+            -(total + _of_terms(of_terms, has_terms, 5, stride)) * pairs,
+        )

@@ -50,7 +50,12 @@ def store_rows(tensor, index, s, e, S, E, value, mask):
 @triton.jit
 def position(tiles, S):
     """Feature tile, position, and index along the batch of this program of `tiles * S * batch`."""
-    program = tl.program_id(0)
+    return position_of(tl.program_id(0), tiles, S)
+
+
+@triton.jit
+def position_of(program, tiles, S):
+    """The same of a program by its number."""
     return program % tiles, (program // tiles) % S, program // tiles // S
 
 

@@ -12,19 +12,11 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _forward_traffic, _pairs_traffic
+from . import _backward_traffic, _forward_traffic, _pairs_traffic
+from ._backward_traffic import Active, ActivePasses, added
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
 from ._pairs_traffic import ActivePairs
-
-
-class Active(NamedTuple):
-    """Contributing (row, position) pairs of a launch, and positions where there is any."""
-
-    samples: float
-    components: float
-    either: float
-    positions: float
 
 
 class Traffic(NamedTuple):
@@ -40,14 +32,12 @@ class Traffic(NamedTuple):
         return sum(self.read.values()) + sum(self.written.values())
 
 
+AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs
+
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
-# Operations per element, as in the source. v = sigma^2 + eps takes 2, 1 / v 1, and sigma / v times
-# a pull 2.
-_PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
 
-
-def traffic(launch: Launch, active: Active | ActiveRoles | ActivePairs) -> Traffic:
+def traffic(launch: Launch, active: AnyActive) -> Traffic:
     """Of one launch.
 
     Args:
@@ -63,7 +53,8 @@ def traffic(launch: Launch, active: Active | ActiveRoles | ActivePairs) -> Traff
 
 
 def total(
-    launches: Iterable[Launch], count: Callable[[Launch], Active | ActiveRoles | ActivePairs]
+    launches: Iterable[Launch],
+    count: Callable[[Launch], AnyActive],
 ) -> dict[str, Traffic]:
     """Of all launches, by kernel: record forward, backward or both, see `_launch.recorded`."""
     found: dict[str, Traffic] = {}
@@ -71,45 +62,38 @@ def total(
         read, written, flops = traffic(launch, count(launch))
         before = found.get(launch.kernel.__name__, Traffic({}, {}, 0))
         found[launch.kernel.__name__] = Traffic(
-            _sum(before.read, read), _sum(before.written, written), before.flops + flops
+            added(before.read, read), added(before.written, written), before.flops + flops
         )
     return found
 
 
-def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | ActivePairs:
+def expected(launch: Launch, density: float = 1.0) -> AnyActive:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     a = launch.named()
-    for part in (_forward_traffic, _pairs_traffic):
+    for part in (_forward_traffic, _backward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            found: ActiveRoles | ActivePairs = part.expected(a, density)
+            found: AnyActive = part.expected(a, density)
             return found
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
     pairs = density * rows * a["S"] if "S" in a else 0
-    samples, components = a.get("SAMPLES", True), a.get("COMPONENTS", True)
-    return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
+    return Active(0, 0, pairs, 0)
 
 
-def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
+def counted(launch: Launch) -> AnyActive:
     """From the data of the launch, once the launches before it have run."""
     a = launch.named()
-    for part in (_forward_traffic, _pairs_traffic):
+    for part in (_forward_traffic, _backward_traffic, _pairs_traffic):
         if launch.kernel.__name__ in part.KERNELS:
-            found: ActiveRoles | ActivePairs = part.counted(a)
+            found: AnyActive = part.counted(a)
             return found
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
             active += a["other_mask"][a["other_start"] : a["other_start"] + a["other_rows"]].sum()
         return Active(0, 0, int(active), 0)
-    roles = [a.get(f"{role}_active") for role in ("sample", "component")]
-    given = [active != 0 for active in roles if active is not None]
-    if not given or "ROWS" not in a:
-        return Active(0, 0, 0, 0)
-    either = given[0] | given[-1]
-    samples, components = (0 if active is None else int((active != 0).sum()) for active in roles)
-    return Active(samples, components, int(either.sum()), int(either.any(0).sum()))
+    return Active(0, 0, 0, 0)
 
 
 def floor(
@@ -179,13 +163,6 @@ def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Element
     return {"state": programs // a["tiles"] * a["E"]}, {"partial_sums": 3 * programs}, 0
 
 
-def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    """The same, without the zeros."""
-    look = programs // a["tiles"] * a["E"]
-    names = ("sample_state",) if a["EXCLUDE_DIAGONAL"] else ("sample_state", "component_state")
-    return {name: look for name in names if name in a}, {}, 0
-
-
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     sums = 3 * a["MIXTURES"]
     read = {"partial_sums": sums * a["programs"]}
@@ -198,67 +175,13 @@ def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return read, written, sums * a["programs"] + 4
 
 
-def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    read = {name: n for name, n in (("of_total", 1.0), ("of_terms", 5.0)) if name in a}
-    return read, {"upstream": 3 * a["MIXTURES"]}, 10
-
-
-def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    E, splits = a["E"], programs // (a["tiles"] * a["S"])
-    flags = a["tiles"] * a["rows"] * a["S"]
-    shifts = splits * active.positions * E  # and the same for each part of a state
-    samples, components = active.samples * E, active.components * E
-    pull_y = a["SAMPLES"] and "d_y" in a
-    pull_own = a["SAMPLES"] and a["OWN_STDS"] and "d_stds" in a
-    pull_c = a["COMPONENTS"] and ("d_x" in a or "d_mu" in a)
-    pull_stds = a["COMPONENTS"] and "d_stds" in a
-    of_components = pull_c or pull_stds
-    diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
-    read: dict[str, float] = {}
-    if a["SAMPLES"]:
-        read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
-    if a["COMPONENTS"]:
-        read |= {"component_active": flags, "component_eps": programs}
-        read["component_counts"] = programs * (1 + of_components + (of_components or diagonal))
-    if pull_y:
-        read["sample_state"] = 2 * shifts
-    if pull_own:
-        read["sample_eps"] = programs
-    if pull_y or pull_own:
-        read["sample_upstream"] = programs * (pull_y + pull_own)
-    if of_components:
-        read["component_upstream"] = programs * (1 + pull_stds)
-        read["component_state"] = shifts * (1 + pull_stds)
-    if pull_y or diagonal:
-        read = _sum(read, {"x": shifts, "mu": shifts, "y": samples})
-    if of_components or diagonal:
-        read = _sum(read, dict.fromkeys(("x", "mu"), components + shifts))
-    if of_components:
-        read = _sum(read, {"y": shifts})
-    if pull_own or of_components or diagonal:
-        read["stds"] = active.either * E if pull_own else components
-    size = a["rows"] * a["S"] * E
-    written: dict[str, float] = {
-        name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
-    }
-    flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
-    flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
-    return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
-
-
 _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_least_kernel": _least,
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
     "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
-    "jensen_upstream_kernel": _jensen_upstream,
-    "gradient_kernel": _gradient,
-    "gradient_of_pairs_kernel": _gradient_of_pairs,
     **_forward_traffic.KERNELS,
+    **_backward_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }
-
-
-def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}

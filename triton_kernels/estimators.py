@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from fused_mi._estimators import (
     HEADER,
     TERMS,
@@ -23,9 +22,7 @@ from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
-from ._launch import launch
 from ._moments_launch import Terms
-from ._terms import jensen_upstream_kernel
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
@@ -50,18 +47,7 @@ def jensen_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """See `Estimators.jensen_backward`."""
-    of_total, of_terms = upstream
     mixtures = kept_mixtures(state, scoring, inputs)
-    of_sums = state.new_empty((len(mixtures), 3), dtype=torch.float64)
-    launch(
-        jensen_upstream_kernel,
-        1,
-        of_total,
-        of_terms,
-        of_sums,
-        0 if of_terms is None else of_terms.stride(0),
-        jensen_divisor(scoring, inputs),
-        MIXTURES=len(mixtures),
-    )
+    of_loss = _moments.Upstream(*upstream, jensen_divisor(scoring, inputs))
     moments = moments_in(state, scoring, inputs)
-    return _moments.moments_backward(of_sums, *inputs, moments, mixtures, wanted)
+    return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted)

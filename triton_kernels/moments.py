@@ -1,5 +1,4 @@
-"""The moments on a GPU, and the launches of the backward pass: of one or two mixtures over the same
-rows."""
+"""The moments on a GPU and their gradients: of one or two mixtures over the same rows."""
 
 from __future__ import annotations
 
@@ -8,17 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fused_mi._mixture import Mixture, Rows
-from fused_mi._passes import Gradients, Pass, gradients, nothing
+from fused_mi._mixture import Mixture
+from fused_mi._passes import gradients, nothing
 from fused_mi._precision import moments_dtype
 from torch import Tensor
 
-from ._configs import Tile, candidates, ceil_div, lost_tile, moments_tiles, splits
-from ._launch import accumulator, launch, strided
-from ._moments_backward import gradient_kernel
+from ._configs import candidates, moments_tiles
+from ._gradients_launch import Upstream, backward
 from ._moments_launch import Inputs, Terms, forward, leave_one_out, reduce, swapped
-from ._moments_of_pairs import gradient_of_pairs_kernel
-from ._positions import Positions, positions
+from ._positions import positions
 from ._tune import best
 
 
@@ -64,7 +61,7 @@ def moments(
 
 
 def moments_backward(
-    upstream: Tensor,
+    upstream: Tensor | Upstream,
     y: Tensor,
     x: Tensor,
     mu: Tensor,
@@ -73,89 +70,19 @@ def moments_backward(
     mixtures: Sequence[Mixture],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """See `fused_mi.reference.moments.moments_backward`."""
+    """See `fused_mi.reference.moments.moments_backward`; or from the gradients of the loss."""
     inputs = (y, x, mu, stds)
     plan = gradients(inputs, mixtures, wanted)
     if not plan.passes:
         return plan.tensors
     where = [positions(m) for m in mixtures]
-    run = functools.partial(_gradients, upstream.contiguous(), inputs, state, mixtures, where, plan)
+    if isinstance(upstream, Tensor):
+        upstream = upstream.contiguous()
+    run = functools.partial(backward, upstream, inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
     run(best(key, tiles, run, y.device))
     return plan.tensors
-
-
-def _gradients(
-    upstream: Tensor,
-    inputs: Inputs,
-    state: Tensor,
-    mixtures: Sequence[Mixture],
-    where: Sequence[Positions],
-    plan: Gradients,
-    tile: Tile,
-) -> None:
-    _, S, E = inputs[0].shape
-    lost = lost_tile(E)
-    tiles, lost_tiles = ceil_div(E, tile.FEATURES), ceil_div(E, lost.LOOK)
-    for this, write in plan.passes:
-        if not any(write):
-            continue
-        i, j = this.as_samples, this.as_components
-        start, stop = this.rows
-        first, last = _partners(mixtures, this)
-        *roles, of_samples, of_components = _roles(mixtures, where, this)
-        common = (
-            *map(strided, inputs),
-            *roles,
-            *_of_roles(state, this),
-            *_of_roles(upstream, this),
-            *(tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)),
-            start,
-            stop - start,
-            first,
-            S,
-            E,
-        )
-        flags = _flags(mixtures, this)
-        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, upstream.device)
-        launch(
-            gradient_kernel,
-            tiles * S * count,
-            *common,
-            rows_per_split,
-            tiles,
-            of_samples,
-            of_components,
-            **flags,
-            ACC=accumulator(state.dtype),
-            **tile._asdict(),
-        )
-        count, rows_per_split = splits(stop - start, lost_tiles * S, lost.ROWS, upstream.device)
-        launch(
-            gradient_of_pairs_kernel,
-            lost_tiles * S * count,
-            *common,
-            rows_per_split,
-            lost_tiles,
-            last - first,
-            None if i is None else mixtures[i].component_eps,
-            None if i is None else where[i].component_active,
-            None if j is None else where[j].sample_active,
-            **flags,
-            **lost._asdict(),
-        )
-
-
-def _partners(mixtures: Sequence[Mixture], this: Pass) -> Rows:
-    """The rows that those of a pass meet, in either role."""
-    i, j = this.as_samples, this.as_components
-    return mixtures[j].sample_rows if i is None else mixtures[i].component_rows  # type: ignore[index]
-
-
-def _of_roles(tensor: Tensor, this: Pass) -> list[Tensor | None]:
-    """Of a tensor (mixtures, ...) the parts of both roles, None where a pass lacks the role."""
-    return [None if d is None else tensor[d] for d in (this.as_samples, this.as_components)]
 
 
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
@@ -164,28 +91,3 @@ def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -
     sizes = (rows.bit_length(), (S * E).bit_length(), E.bit_length(), E % 16 == 0)
     both = mixtures[0].exclude_diagonal, len(mixtures)
     return (name, *sizes, *(str(t.dtype) for t in inputs), *both, *flags)
-
-
-def _roles(
-    mixtures: Sequence[Mixture], where: Sequence[Positions], this: Pass
-) -> tuple[Tensor | None, ...]:
-    """eps, active positions and counts of both roles, None where a pass lacks the role."""
-    i, j = this.as_samples, this.as_components
-    return (
-        None if i is None else mixtures[i].sample_eps,
-        None if j is None else mixtures[j].component_eps,
-        None if i is None else where[i].sample_active,
-        None if j is None else where[j].component_active,
-        None if i is None else where[i].counts,
-        None if j is None else where[j].counts,
-    )
-
-
-def _flags(mixtures: Sequence[Mixture], this: Pass) -> dict[str, Any]:
-    i, j = this.as_samples, this.as_components
-    return {
-        "SAMPLES": i is not None,
-        "OWN_STDS": i is not None and mixtures[i].sample_eps is not None,
-        "COMPONENTS": j is not None,
-        "EXCLUDE_DIAGONAL": mixtures[0].exclude_diagonal,
-    }

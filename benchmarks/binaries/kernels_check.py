@@ -46,8 +46,7 @@ PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
-    "samples": 24,  # y, stds
-    "components": 16,  # x, mu, stds
+    "halves": 16,  # y, stds; or x, mu, stds
     "both": 12,  # y, x, mu, stds
     "stds": 48,  # of `_least_kernel`
     "sub_batch": 8,  # of `accumulate_kernel`
@@ -93,11 +92,11 @@ def _roles(specialisation: Specialisation) -> str:
         return "sub_batch" if "other_counts" in flags else "symmetric"
     if flags.get("EXCLUDE_DIAGONAL"):
         return "leave_one_out"
-    if "SAMPLES" not in flags:
+    if specialisation.kernel not in ("gradient_kernel", "gradient_of_pairs_kernel"):
         return ""
-    return {(True, False): "samples", (False, True): "components"}.get(
-        (flags["SAMPLES"], flags["COMPONENTS"]), "both"
-    )
+    # None is a constant: the first pass of "sub_batch" is of samples, the second of components.
+    apart = "component_active" in flags and "other_sample_active" in flags
+    return "halves" if apart else "both"
 
 
 def _in_float64(specialisation: Specialisation) -> bool:

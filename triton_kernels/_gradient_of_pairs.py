@@ -1,0 +1,259 @@
+"""Gradients of the sums over all pairs, pair by pair: in the columns that `_moments_of_pairs.py`
+serves, and as there."""
+
+import triton
+import triton.language as tl
+
+from ._moments_of_pairs import lost_of, meet, next_of, root_of
+from ._terms import upstream_of
+from ._tiles import contributing, load, position_of, store_rows, weighted
+
+
+@triton.jit
+def _gradient_of_pairs(
+    program,
+    tensors,
+    loss,
+    eps,  # of both roles, and of the components that these rows meet as samples
+    active,
+    partners_active,  # of the components that they meet as samples, of the samples they meet
+    states,
+    upstreams,
+    gradients,
+    rows_of,
+    sizes,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTNERS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LOOK: tl.constexpr,
+):
+    """Of the rows of one pass; arguments as those of the kernel, in tuples."""
+    y, x, mu, stds = tensors
+    sample_eps, component_eps, partner_eps = eps
+    sample_active, component_active = active
+    component_partners, sample_partners = partners_active
+    sample_state, component_state = states
+    d_y, d_x, d_mu, d_stds = gradients
+    start, rows, partner_start, rows_per_split, partners = rows_of
+    S, E, tiles = sizes
+    SAMPLES: tl.constexpr = sample_active is not None
+    COMPONENTS: tl.constexpr = component_active is not None
+    OWN_STDS: tl.constexpr = sample_eps is not None
+    ACC: tl.constexpr = tl.float64
+    tile, s, split = position_of(program, tiles, S)
+    first, end = split * rows_per_split, min((split + 1) * rows_per_split, rows)
+    left, right = tile * LOOK, min((tile + 1) * LOOK, E)
+    columns = left + tl.arange(0, LOOK)
+    other_state = None if EXCLUDE_DIAGONAL else component_state  # there it is the same
+    all_lost = lost_of(sample_state, other_state, s, columns, E)
+    column = next_of(all_lost, columns, left, right)
+    while column < right:
+        e = column + tl.arange(0, FEATURES)[None, None, :]
+        if SAMPLES:
+            of_samples = upstream_of(upstreams[0], loss)
+        if COMPONENTS:
+            of_components = upstream_of(upstreams[1], loss)
+        lost = lost_of(sample_state, other_state, s, e, right)
+        for begin in range(first, end, ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None, None]
+            row = start + index
+            inside = (index < end) & lost
+            gradient_y = tl.zeros((ROWS, 1, FEATURES), ACC)
+            gradient_c = tl.zeros((ROWS, 1, FEATURES), ACC)
+            gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
+            if SAMPLES:
+                here = contributing(sample_active, index, s, S, end) & lost
+                own_y = load(y, row, s, e, here, ACC)
+                eps_l = tl.load(partner_eps).to(ACC)
+                # In units of the least root no term overflows: two could be infinite, of each sign.
+                least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = contributing(component_partners, other, s, S, partners) & lost
+                    use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
+                    their_sigma = load(stds, at, s, e, there, ACC)
+                    least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
+                of_unit = tl.min(least, 1, keep_dims=True)
+                unit = root_of(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
+                pull = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = contributing(component_partners, other, s, S, partners) & lost
+                    use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
+                    their_x = load(x, at, s, e, there, ACC)
+                    their_mu = load(mu, at, s, e, there, ACC)
+                    their_sigma = load(stds, at, s, e, there, ACC)
+                    ratio = unit / root_of(their_sigma, eps_l)
+                    term = ((own_y - their_x) - their_mu) * ratio * ratio
+                    pull += tl.where(use, term, 0.0)
+                    count += use.to(ACC)
+                of_all = tl.sum(pull, 1, keep_dims=True) / unit
+                of_all = weighted(of_samples[0], of_all) / unit
+                gradient_y = tl.where(here, of_all, 0.0)
+                if OWN_STDS:
+                    sigma = load(stds, row, s, e, here, ACC)
+                    root = root_of(sigma, tl.load(sample_eps).to(ACC))
+                    upstream_k = of_samples[2]
+                    of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
+                    gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
+            if COMPONENTS:
+                here = contributing(component_active, index, s, S, end) & lost
+                own_x = load(x, row, s, e, here, ACC)
+                own_mu = load(mu, row, s, e, here, ACC)
+                sigma = load(stds, row, s, e, here, ACC)
+                root = root_of(sigma, tl.load(component_eps).to(ACC))
+                large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
+                distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                squares = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)  # over v, and over `large`
+                count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
+                for partner in range(0, partners, PARTNERS):
+                    other = partner + tl.arange(0, PARTNERS)[None, :, None]
+                    at = partner_start + other
+                    there = contributing(sample_partners, other, s, S, partners) & lost
+                    use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
+                    their_y = load(y, at, s, e, there, ACC)
+                    distance = (their_y - own_x) - own_mu
+                    z = distance / root
+                    distances += tl.where(use, distance, 0.0)
+                    squares += tl.where(use, z * (z / large), 0.0)
+                    count += use.to(ACC)
+                upstream_q = of_components[0]
+                of_all = weighted(upstream_q, tl.sum(distances, 1, keep_dims=True) / root)
+                gradient_c = tl.where(here, -of_all / root, 0.0)
+                upstream_g = of_components[1]
+                of_all = weighted(upstream_g, tl.sum(count, 1, keep_dims=True) / large)
+                of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
+                of_all = sigma / root * of_all / small
+                gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
+            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        column = next_of(all_lost, columns, column + FEATURES, right)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "tiles"),
+        *("start", "rows", "partner_start", "rows_per_split", "partners"),
+        *("other_start", "other_rows", "other_partner_start", "other_rows_per_split"),
+        "other_partners",
+    ],
+    do_not_specialize_on_alignment=[
+        *("of_total", "of_terms"),
+        *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
+        *("partner_eps", "other_partner_eps"),
+        *("sample_upstream", "component_upstream"),
+        *("other_sample_upstream", "other_component_upstream"),
+    ],
+)
+def gradient_of_pairs_kernel(
+    y,
+    x,
+    mu,
+    stds,
+    of_total,
+    of_terms,
+    has_total,
+    has_terms,
+    term_stride,
+    divisor,
+    sample_eps,  # arguments up to `rows_per_split`: see gradient_kernel
+    component_eps,
+    sample_active,
+    component_active,
+    sample_state,
+    component_state,
+    sample_upstream,
+    component_upstream,
+    d_y,
+    d_x,
+    d_mu,
+    d_stds,
+    start,
+    rows,
+    partner_start,
+    rows_per_split,
+    partners,
+    partner_eps,  # () of the components that these rows meet as samples
+    component_partners,  # (partners, S) uint8: which rows they meet as samples
+    sample_partners,  # (partners, S) uint8: which rows they meet as components
+    # the same of the rows of a second pass
+    other_sample_eps,
+    other_component_eps,
+    other_sample_active,
+    other_component_active,
+    other_sample_state,
+    other_component_state,
+    other_sample_upstream,
+    other_component_upstream,
+    other_d_y,
+    other_d_x,
+    other_d_mu,
+    other_d_stds,
+    other_start,
+    other_rows,
+    other_partner_start,
+    other_rows_per_split,
+    other_partners,
+    other_partner_eps,
+    other_component_partners,
+    other_sample_partners,
+    programs,  # of the first pass
+    S,
+    E,
+    tiles,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTNERS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LOOK: tl.constexpr,
+):
+    """Writes the lost columns of every wanted gradient anew; of both roles, if any of them is."""
+    tensors = y, x, mu, stds
+    loss = of_total, of_terms, has_total, has_terms, term_stride, divisor
+    other_range = other_start, other_rows, other_partner_start, other_rows_per_split, other_partners
+    program = tl.program_id(0)
+    if program < programs:
+        _gradient_of_pairs(
+            program,
+            tensors,
+            loss,
+            (sample_eps, component_eps, partner_eps),
+            (sample_active, component_active),
+            (component_partners, sample_partners),
+            (sample_state, component_state),
+            (sample_upstream, component_upstream),
+            (d_y, d_x, d_mu, d_stds),
+            (start, rows, partner_start, rows_per_split, partners),
+            (S, E, tiles),
+            EXCLUDE_DIAGONAL,
+            ROWS,
+            PARTNERS,
+            FEATURES,
+            LOOK,
+        )
+    else:
+        if other_sample_active is not None or other_component_active is not None:
+            _gradient_of_pairs(
+                program - programs,
+                tensors,
+                loss,
+                (other_sample_eps, other_component_eps, other_partner_eps),
+                (other_sample_active, other_component_active),
+                (other_component_partners, other_sample_partners),
+                (other_sample_state, other_component_state),
+                (other_sample_upstream, other_component_upstream),
+                (other_d_y, other_d_x, other_d_mu, other_d_stds),
+                other_range,
+                (S, E, tiles),
+                EXCLUDE_DIAGONAL,
+                ROWS,
+                PARTNERS,
+                FEATURES,
+                LOOK,
+            )

@@ -1,0 +1,139 @@
+"""Launches of the backward pass of the moments: two, each of two passes over ranges of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fused_mi._mixture import Mixture
+from fused_mi._passes import Gradients, Pass
+from torch import Tensor
+
+from ._configs import Tile, ceil_div, lost_tile, splits
+from ._gradient_of_pairs import gradient_of_pairs_kernel
+from ._launch import accumulator, launch, strided
+from ._moments_backward import gradient_kernel
+from ._moments_launch import Inputs
+from ._positions import Positions
+
+
+class Upstream(NamedTuple):
+    """Gradients of the loss () and of its terms (6,), and the divisor of the sums, see
+    `upstream_of`."""
+
+    total: Tensor | None
+    terms: Tensor | None
+    divisor: int
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the kernels: never None, for what else they would be compiled for."""
+        total, terms = self.total, self.terms
+        some = terms if total is None else total
+        here = int(total is not None), int(terms is not None)
+        stride = 0 if terms is None else terms.stride(0)
+        return some, some if terms is None else terms, *here, stride, self.divisor
+
+
+Part = tuple[Pass, Sequence[bool]]
+"""A pass, and which gradients it writes."""
+
+
+def backward(
+    upstream: Tensor | Upstream,
+    inputs: Inputs,
+    state: Tensor,
+    mixtures: Sequence[Mixture],
+    where: Sequence[Positions],
+    plan: Gradients,
+    tile: Tile,
+) -> None:
+    """Writes the gradients of `plan`; `upstream` may be that of the sums (mixtures, 3), float64."""
+    _, S, E = inputs[0].shape
+    lost = lost_tile(E)
+    parts: list[Part] = [part for part in plan.passes if any(part[1])]
+    of_sums = upstream if isinstance(upstream, Tensor) else None
+    of_loss = (None,) * 6 if isinstance(upstream, Tensor) else upstream.arguments()
+    common = *map(strided, inputs), *of_loss
+    meta = {"EXCLUDE_DIAGONAL": mixtures[0].exclude_diagonal}
+    for two in (parts[i : i + 2] for i in range(0, len(parts), 2)):
+        arguments: list[Any] = [[], []]
+        programs: list[Any] = [[0, 0], [0, 0]]
+        widths = (ceil_div(E, tile.FEATURES), tile.ROWS), (ceil_div(E, lost.LOOK), lost.ROWS)
+        for index, (this, write) in enumerate(two):
+            start, stop = this.rows
+            roles, counts, partners = _roles(mixtures, where, this)
+            first, last = _partners(mixtures, this)
+            both = *roles, *_of_roles(state, this), *_of_roles(of_sums, this)
+            tensors = (
+                tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)
+            )
+            tensors = tuple(tensors)
+            for kernel, (tiles, rows_at_once) in enumerate(widths):
+                count, per_split = splits(stop - start, tiles * S, rows_at_once, state.device)
+                programs[kernel][index] = tiles * S * count
+                rows = *tensors, start, stop - start, first, per_split
+                more = (*rows, last - first, *partners) if kernel else (*counts, *rows)
+                arguments[kernel] += *both, *more
+        for kernel, missing in enumerate((10 + 8, 8 + 12)):
+            if len(two) == 1:
+                arguments[kernel] += (None,) * missing
+        launch(
+            gradient_kernel,
+            sum(programs[0]),
+            *common,
+            *arguments[0],
+            programs[0][0],
+            S,
+            E,
+            widths[0][0],
+            **meta,
+            ACC=accumulator(state.dtype),
+            **tile._asdict(),
+        )
+        launch(
+            gradient_of_pairs_kernel,
+            sum(programs[1]),
+            *common,
+            *arguments[1],
+            programs[1][0],
+            S,
+            E,
+            widths[1][0],
+            **meta,
+            **lost._asdict(),
+        )
+
+
+def _partners(mixtures: Sequence[Mixture], this: Pass) -> tuple[int, int]:
+    """The rows that those of a pass meet, in either role."""
+    i, j = this.as_samples, this.as_components
+    return mixtures[j].sample_rows if i is None else mixtures[i].component_rows  # type: ignore[index]
+
+
+def _of_roles(tensor: Tensor | None, this: Pass) -> list[Tensor | None]:
+    """Of a tensor (mixtures, ...) the parts of both roles, None where a pass lacks the role."""
+    roles = this.as_samples, this.as_components
+    return [None if d is None or tensor is None else tensor[d] for d in roles]
+
+
+def _roles(
+    mixtures: Sequence[Mixture], where: Sequence[Positions], this: Pass
+) -> tuple[tuple[Tensor | None, ...], ...]:
+    """eps and active positions of both roles, None where a pass lacks the role; their counts; eps
+    and active positions of the rows that they meet."""
+    i, j = this.as_samples, this.as_components
+    m = mixtures
+    return (
+        (
+            None if i is None else m[i].sample_eps,
+            None if j is None else m[j].component_eps,
+            None if i is None else where[i].sample_active,
+            None if j is None else where[j].component_active,
+        ),
+        (None if i is None else where[i].counts, None if j is None else where[j].counts),
+        (
+            None if i is None else m[i].component_eps,
+            None if i is None else where[i].component_active,
+            None if j is None else where[j].sample_active,
+        ),
+    )
