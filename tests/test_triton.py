@@ -147,7 +147,7 @@ def test_warmup_launches_every_kernel():
         warmup(3, 5, device="cpu", gradients=("stds",))
     names = {launch.kernel.__name__ for launch in launches}
     assert names == {
-        *("_least_kernel", "_stabiliser_kernel", "_positions_kernel"),
+        *("prepare_kernel", "settle_kernel"),
         *("accumulate_kernel", "finish_kernel", "sums_of_pairs_kernel", "reduce_kernel"),
         *("gradient_kernel", "gradient_of_pairs_kernel"),
     }

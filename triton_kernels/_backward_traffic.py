@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 Arguments = dict[str, Any]
 Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
@@ -43,7 +45,7 @@ def expected(a: Arguments, density: float) -> ActivePasses:
     found = []
     for _, of_pass in passes(0, a):
         pairs = density * of_pass["rows"] * a["S"]
-        roles = (pairs * (f"{role}_active" in of_pass) for role in ("sample", "component"))
+        roles = (pairs * (f"{role}_mask" in of_pass) for role in ("sample", "component"))
         found.append(Active(*roles, pairs, a["S"]))
     return found
 
@@ -52,11 +54,20 @@ def counted(a: Arguments) -> ActivePasses:
     """From the data of the launch, once the launches before it have run."""
     found = []
     for _, of_pass in passes(0, a):
-        roles = [of_pass.get(f"{role}_active") for role in ("sample", "component")]
-        given = [active != 0 for active in roles if active is not None]
-        either = given[0] | given[-1]
-        counts = (0 if active is None else int((active != 0).sum()) for active in roles)
-        found.append(Active(*counts, int(either.sum()), int(either.any(0).sum())))
+        start = 0 if a["EXCLUDE_DIAGONAL"] else of_pass["start"]
+        roles: list[Tensor] = []
+        for role, partners in (("sample", 1), ("component", 0)):
+            if f"{role}_counts" in of_pass:
+                mask = of_pass[f"{role}_mask"][start : start + of_pass["rows"]] != 0
+                roles.append(mask & (of_pass[f"{role}_counts"][partners] > 0))
+        if roles:
+            either = roles[0] | roles[-1]
+            samples = int(roles[0].sum()) * ("sample_counts" in of_pass)
+            components = int(roles[-1].sum()) * ("component_counts" in of_pass)
+            of_either = int(either.sum()), int(either.any(0).sum())
+            found.append(Active(samples, components, *of_either))
+        else:  # of `gradient_of_pairs_kernel`
+            found.append(Active(0, 0, 0, 0))
     return found
 
 
@@ -99,9 +110,9 @@ def _of_pass(programs: int, a: Arguments, active: Active) -> Elements:
     diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
     read: dict[str, float] = {}
     if has_samples:
-        read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
+        read |= {"sample_mask": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
     if has_components:
-        read |= {"component_active": flags, "component_eps": programs}
+        read |= {"component_mask": flags, "component_eps": programs}
         read["component_counts"] = programs * (1 + of_components + (of_components or diagonal))
     if pull_y:
         read["sample_state"] = 2 * shifts

@@ -17,6 +17,7 @@ _MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more
 _MAX_ROWS_PER_STREAM = 128  # the same, where rows are added four at a time
 _MIN_GROUPS = 2  # of rows of a program: fewer, and parts are as much traffic as the rows
 _MAX_SPLITS = 512  # one program merges them, 16 at a time
+_MAX_LEAST = 1024  # programs of a role: they fill the machine, and one program adds them up
 
 
 def ceil_div(size: int, part: int) -> int:
@@ -173,6 +174,13 @@ def splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tu
     wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, tile_rows * _MIN_ITERATIONS))
     per_split = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
     return ceil_div(rows, per_split), per_split
+
+
+def least_splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tuple[int, int]:
+    """Programs of a role that look for the least variance, which share its tiles, positions and
+    parts of the batch, and rows of such a part: the one that adds them up reads so many numbers."""
+    count, per_split = splits(rows, programs, tile_rows, device)
+    return max(min(programs * count, _MAX_LEAST), 1), max(per_split, 1)
 
 
 @functools.cache

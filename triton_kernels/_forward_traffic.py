@@ -34,7 +34,7 @@ def expected(a: Arguments, density: float) -> ActiveRoles:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     S = a["S"]
     N, M = (a["N"], a["M"]) if "N" in a else (a.get("rows", 0),) * 2
-    both = "other_counts" in a
+    both = a.get("MIXTURES") == 2
     samples, components = density * S * (N + M * both), density * S * (M + N * both)
     apart = "N" in a and not both and a["OWN_STDS"]  # rows in either role
     stds = samples + components if apart else components
@@ -44,38 +44,46 @@ def expected(a: Arguments, density: float) -> ActiveRoles:
 
 def counted(a: Arguments) -> ActiveRoles:
     """From the data of the launch, once the launches before it have run."""
-    names = ("counts", "other_counts")
-    positions = sum(int((a[name][:2] > 0).all(0).sum()) for name in names if name in a)
-    if "sample_active" not in a:
+    counts = a["counts"].view(-1, 4, a["S"])
+    positions = int((counts[:, :2] > 0).all(1).sum())
+    if "sample_active" in a:
+        samples, components = a["sample_active"] != 0, a["component_active"] != 0
+        whole = int((samples & components).all(0).sum())
+        stds = int((samples | components).sum())
+        return ActiveRoles(int(samples.sum()), int(components.sum()), stds, positions, (whole,) * 2)
+    if "sample_mask" not in a:
         return ActiveRoles(0, 0, 0, positions, (0, 0))
-    first: list[Tensor] = [a["sample_active"] != 0]
-    other: list[Tensor] = [a["component_active"] != 0]
-    samples, components = int(first[0].sum()), int(other[0].sum())
-    stds = components + samples * a["OWN_STDS"]
-    if "rows" in a or "other_counts" in a:
-        first.append(a["component_active" if "rows" in a else "other_component_active"] != 0)
-        other.append(a["sample_active" if "rows" in a else "other_sample_active"] != 0)
-        stds = int((first[0] | first[1]).sum())
-    if "other_counts" in a:
-        samples, components = samples + int(other[1].sum()), components + int(first[1].sum())
-        stds += int((other[0] | other[1]).sum())
-    whole = (int(torch.stack(roles).all(0).all(0).sum()) for roles in (first, other))
+    sizes = (a["sample_start"], a["N"]), (a["component_start"], a["M"])
+    # Of each range of rows those that contribute as samples, and as components.
+    found: list[list[Tensor]] = [[], []]
+    for d, (n, m, _, _) in enumerate(counts):
+        for of, name, partners in ((d, "sample_mask", m), (1 - d, "component_mask", n)):
+            start, rows = sizes[of]
+            found[of].append(a[name][start : start + rows] & (partners > 0))
+    (first, *other), (*other_samples, last) = found[0], found[1][::-1]
+    samples = sum(int(t.sum()) for t in (first, *other_samples))
+    components = sum(int(t.sum()) for t in (last, *other))
+    if len(counts) == 2:
+        stds = sum(int((of[0] | of[1]).sum()) for of in found)
+    else:
+        stds = components + samples * a["OWN_STDS"]
+    whole = (int(torch.stack(of).all(0).all(0).sum()) for of in found)
     return ActiveRoles(samples, components, stds, positions, (next(whole), next(whole)))
 
 
 def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     S, E, splits = a["S"], a["E"], a["splits"]
-    both = "other_counts" in a
+    both = a["MIXTURES"] == 2
     plane, shifts = S * E, splits * active.positions * E
-    names = [("sample_active", 0), ("component_active", 1)]
-    if both:
-        names += [("other_component_active", 0), ("other_sample_active", 1)]
+    of_first, of_other = (_flags(a, a[n], active.whole[of]) for of, n in enumerate("NM"))
+    read = {"sample_mask": of_first, "component_mask": of_other}
     if a["SHARED"]:
-        names = [name for name in names if "component" in name[0]]
-    read = {name: _flags(a, (a["N"], a["M"])[of], active.whole[of]) for name, of in names}
+        read = {"component_mask": of_first + of_other}
+    elif both:
+        read = dict.fromkeys(read, of_first + of_other)
     eps = [f"{other}{role}_eps" for other in ("", "other_") for role in ("sample", "component")]
     read |= {name: programs for name in eps if name in a}
-    read |= {name: 4 * programs for name in ("counts", "other_counts") if name in a}
+    read["counts"] = 4 * programs * (1 + both)
     read["y"] = active.samples * E + shifts
     read |= dict.fromkeys(("x", "mu"), active.components * E + shifts)
     read["stds"] = active.stds * E
@@ -97,9 +105,8 @@ def _flags(a: Arguments, rows: int, whole: float) -> float:
 
 
 def _finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
-    plane, shifts = a["S"] * a["E"], active.positions * a["E"]
-    if not programs:
-        return {}, {}, 0
+    mixtures = programs // (a["tiles"] * a["S"])
+    plane, shifts = mixtures * a["S"] * a["E"], active.positions * a["E"]
     read = {"y": shifts, "x": shifts, "mu": shifts, "counts": 4 * programs}
     read |= {"parts": 5 * a["splits"] * plane, "split_samples": programs * a["splits"]}
     written = {"state": 4 * plane, "partial_sums": 3 * programs}

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ._moments_of_pairs import lost_of, meet, next_of, root_of
 from ._terms import upstream_of
-from ._tiles import contributing, load, position_of, store_rows, weighted
+from ._tiles import load, load_mask, position_of, store_rows, weighted
 
 
 @triton.jit
@@ -15,8 +15,8 @@ def _gradient_of_pairs(
     tensors,
     loss,
     eps,  # of both roles, and of the components that these rows meet as samples
-    active,
-    partners_active,  # of the components that they meet as samples, of the samples they meet
+    masks,
+    partner_masks,  # of the components that they meet as samples, of the samples they meet
     states,
     upstreams,
     gradients,
@@ -31,14 +31,14 @@ def _gradient_of_pairs(
     """Of the rows of one pass; arguments as those of the kernel, in tuples."""
     y, x, mu, stds = tensors
     sample_eps, component_eps, partner_eps = eps
-    sample_active, component_active = active
-    component_partners, sample_partners = partners_active
+    sample_mask, component_mask = masks
+    component_partner_mask, sample_partner_mask = partner_masks
     sample_state, component_state = states
     d_y, d_x, d_mu, d_stds = gradients
     start, rows, partner_start, rows_per_split, partners = rows_of
     S, E, tiles = sizes
-    SAMPLES: tl.constexpr = sample_active is not None
-    COMPONENTS: tl.constexpr = component_active is not None
+    SAMPLES: tl.constexpr = sample_mask is not None
+    COMPONENTS: tl.constexpr = component_mask is not None
     OWN_STDS: tl.constexpr = sample_eps is not None
     ACC: tl.constexpr = tl.float64
     tile, s, split = position_of(program, tiles, S)
@@ -58,12 +58,13 @@ def _gradient_of_pairs(
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = start + index
+            flag = index if EXCLUDE_DIAGONAL else row
             inside = (index < end) & lost
             gradient_y = tl.zeros((ROWS, 1, FEATURES), ACC)
             gradient_c = tl.zeros((ROWS, 1, FEATURES), ACC)
             gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
-                here = contributing(sample_active, index, s, S, end) & lost
+                here = load_mask(sample_mask, flag, s, index < end) & lost
                 own_y = load(y, row, s, e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
@@ -71,7 +72,8 @@ def _gradient_of_pairs(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = contributing(component_partners, other, s, S, partners) & lost
+                    of_other = other if EXCLUDE_DIAGONAL else at
+                    there = load_mask(component_partner_mask, of_other, s, other < partners) & lost
                     use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_sigma = load(stds, at, s, e, there, ACC)
                     least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
@@ -82,7 +84,8 @@ def _gradient_of_pairs(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = contributing(component_partners, other, s, S, partners) & lost
+                    of_other = other if EXCLUDE_DIAGONAL else at
+                    there = load_mask(component_partner_mask, of_other, s, other < partners) & lost
                     use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_x = load(x, at, s, e, there, ACC)
                     their_mu = load(mu, at, s, e, there, ACC)
@@ -91,6 +94,8 @@ def _gradient_of_pairs(
                     term = ((own_y - their_x) - their_mu) * ratio * ratio
                     pull += tl.where(use, term, 0.0)
                     count += use.to(ACC)
+                number = tl.sum(count, 1, keep_dims=True)
+                here = here & (number > 0)  # another mixture may have lost the column
                 of_all = tl.sum(pull, 1, keep_dims=True) / unit
                 of_all = weighted(of_samples[0], of_all) / unit
                 gradient_y = tl.where(here, of_all, 0.0)
@@ -98,10 +103,10 @@ def _gradient_of_pairs(
                     sigma = load(stds, row, s, e, here, ACC)
                     root = root_of(sigma, tl.load(sample_eps).to(ACC))
                     upstream_k = of_samples[2]
-                    of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
+                    of_all = weighted(upstream_k, number)
                     gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
-                here = contributing(component_active, index, s, S, end) & lost
+                here = load_mask(component_mask, flag, s, index < end) & lost
                 own_x = load(x, row, s, e, here, ACC)
                 own_mu = load(mu, row, s, e, here, ACC)
                 sigma = load(stds, row, s, e, here, ACC)
@@ -113,7 +118,8 @@ def _gradient_of_pairs(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = contributing(sample_partners, other, s, S, partners) & lost
+                    of_other = other if EXCLUDE_DIAGONAL else at
+                    there = load_mask(sample_partner_mask, of_other, s, other < partners) & lost
                     use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                     their_y = load(y, at, s, e, there, ACC)
                     distance = (their_y - own_x) - own_mu
@@ -121,11 +127,13 @@ def _gradient_of_pairs(
                     distances += tl.where(use, distance, 0.0)
                     squares += tl.where(use, z * (z / large), 0.0)
                     count += use.to(ACC)
+                number = tl.sum(count, 1, keep_dims=True)
+                here = here & (number > 0)
                 upstream_q = of_components[0]
                 of_all = weighted(upstream_q, tl.sum(distances, 1, keep_dims=True) / root)
                 gradient_c = tl.where(here, -of_all / root, 0.0)
                 upstream_g = of_components[1]
-                of_all = weighted(upstream_g, tl.sum(count, 1, keep_dims=True) / large)
+                of_all = weighted(upstream_g, number / large)
                 of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
                 of_all = sigma / root * of_all / small
                 gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
@@ -164,8 +172,8 @@ def gradient_of_pairs_kernel(
     divisor,
     sample_eps,  # arguments up to `rows_per_split`: see gradient_kernel
     component_eps,
-    sample_active,
-    component_active,
+    sample_mask,
+    component_mask,
     sample_state,
     component_state,
     sample_upstream,
@@ -180,13 +188,13 @@ def gradient_of_pairs_kernel(
     rows_per_split,
     partners,
     partner_eps,  # () of the components that these rows meet as samples
-    component_partners,  # (partners, S) uint8: which rows they meet as samples
-    sample_partners,  # (partners, S) uint8: which rows they meet as components
+    component_partner_mask,  # of the rows that they meet as samples
+    sample_partner_mask,  # of the rows that they meet as components
     # the same of the rows of a second pass
     other_sample_eps,
     other_component_eps,
-    other_sample_active,
-    other_component_active,
+    other_sample_mask,
+    other_component_mask,
     other_sample_state,
     other_component_state,
     other_sample_upstream,
@@ -201,8 +209,8 @@ def gradient_of_pairs_kernel(
     other_rows_per_split,
     other_partners,
     other_partner_eps,
-    other_component_partners,
-    other_sample_partners,
+    other_component_partner_mask,
+    other_sample_partner_mask,
     programs,  # of the first pass
     S,
     E,
@@ -224,8 +232,8 @@ def gradient_of_pairs_kernel(
             tensors,
             loss,
             (sample_eps, component_eps, partner_eps),
-            (sample_active, component_active),
-            (component_partners, sample_partners),
+            (sample_mask, component_mask),
+            (component_partner_mask, sample_partner_mask),
             (sample_state, component_state),
             (sample_upstream, component_upstream),
             (d_y, d_x, d_mu, d_stds),
@@ -238,14 +246,14 @@ def gradient_of_pairs_kernel(
             LOOK,
         )
     else:
-        if other_sample_active is not None or other_component_active is not None:
+        if other_sample_mask is not None or other_component_mask is not None:
             _gradient_of_pairs(
                 program - programs,
                 tensors,
                 loss,
                 (other_sample_eps, other_component_eps, other_partner_eps),
-                (other_sample_active, other_component_active),
-                (other_component_partners, other_sample_partners),
+                (other_sample_mask, other_component_mask),
+                (other_component_partner_mask, other_sample_partner_mask),
                 (other_sample_state, other_component_state),
                 (other_sample_upstream, other_component_upstream),
                 (other_d_y, other_d_x, other_d_mu, other_d_stds),

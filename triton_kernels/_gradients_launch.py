@@ -14,7 +14,6 @@ from ._gradient_of_pairs import gradient_of_pairs_kernel
 from ._launch import accumulator, launch, strided
 from ._moments_backward import gradient_kernel
 from ._moments_launch import Inputs
-from ._positions import Positions
 
 
 class Upstream(NamedTuple):
@@ -34,6 +33,15 @@ class Upstream(NamedTuple):
         return some, some if terms is None else terms, *here, stride, self.divisor
 
 
+class Active(NamedTuple):
+    """Counts of all mixtures, see `settle_kernel`, and which rows may contribute: masks; of a
+    mixture without its diagonal, contributing positions of its own rows."""
+
+    counts: Tensor  # (mixtures, 4, S)
+    samples: Tensor  # (rows, S)
+    components: Tensor  # (rows, S)
+
+
 Part = tuple[Pass, Sequence[bool]]
 """A pass, and which gradients it writes."""
 
@@ -43,7 +51,7 @@ def backward(
     inputs: Inputs,
     state: Tensor,
     mixtures: Sequence[Mixture],
-    where: Sequence[Positions],
+    where: Active,
     plan: Gradients,
     tile: Tile,
 ) -> None:
@@ -116,24 +124,22 @@ def _of_roles(tensor: Tensor | None, this: Pass) -> list[Tensor | None]:
     return [None if d is None or tensor is None else tensor[d] for d in roles]
 
 
-def _roles(
-    mixtures: Sequence[Mixture], where: Sequence[Positions], this: Pass
-) -> tuple[tuple[Tensor | None, ...], ...]:
-    """eps and active positions of both roles, None where a pass lacks the role; their counts; eps
-    and active positions of the rows that they meet."""
+def _roles(mixtures: Sequence[Mixture], where: Active, this: Pass) -> tuple[tuple[Any, ...], ...]:
+    """eps and masks of both roles, None where a pass lacks the role; their counts; eps and masks of
+    the rows that they meet."""
     i, j = this.as_samples, this.as_components
-    m = mixtures
+    samples, components = strided(where.samples), strided(where.components)
     return (
         (
-            None if i is None else m[i].sample_eps,
-            None if j is None else m[j].component_eps,
-            None if i is None else where[i].sample_active,
-            None if j is None else where[j].component_active,
+            None if i is None else mixtures[i].sample_eps,
+            None if j is None else mixtures[j].component_eps,
+            None if i is None else samples,
+            None if j is None else components,
         ),
-        (None if i is None else where[i].counts, None if j is None else where[j].counts),
+        tuple(_of_roles(where.counts, this)),
         (
-            None if i is None else m[i].component_eps,
-            None if i is None else where[i].component_active,
-            None if j is None else where[j].sample_active,
+            None if i is None else mixtures[i].component_eps,
+            None if i is None else components,
+            None if j is None else samples,
         ),
     )

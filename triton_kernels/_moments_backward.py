@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ._terms import upstream_of
 from ._tiles import (
-    contributing,
     load,
+    load_mask,
     partners,
     position_of,
     store_rows,
@@ -22,7 +22,7 @@ def _gradient(
     tensors,
     loss,
     eps,
-    active,
+    masks,
     states,
     upstreams,
     counts,
@@ -37,7 +37,7 @@ def _gradient(
     """Of the rows of one pass; arguments as those of the kernel, in tuples of both roles."""
     y, x, mu, stds = tensors
     sample_eps, component_eps = eps
-    sample_active, component_active = active
+    sample_mask, component_mask = masks
     sample_state, component_state = states
     sample_counts, component_counts = counts
     d_y, d_x, d_mu, d_stds = gradients
@@ -102,10 +102,11 @@ def _gradient(
         inside = (index < end) & inside_e
         here_i = tl.zeros((ROWS, 1), tl.int1)
         here_l = tl.zeros((ROWS, 1), tl.int1)
+        flag = index if EXCLUDE_DIAGONAL else row
         if SAMPLES:
-            here_i = contributing(sample_active, index, s, S, end)
+            here_i = load_mask(sample_mask, flag, s, index < end) & (components > 0)
         if COMPONENTS:
-            here_l = contributing(component_active, index, s, S, end)
+            here_l = load_mask(component_mask, flag, s, index < end) & (samples > 0)
         use_i = here_i & inside_e
         use_l = here_l & inside_e
         gradient_y = tl.zeros((ROWS, FEATURES), ACC)
@@ -191,13 +192,15 @@ def gradient_kernel(
     divisor,
     sample_eps,  # ()
     component_eps,  # () of the mixture in which these rows are components
-    sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
-    component_active,  # (rows, S) uint8, of the one in which they are components
+    # (rows, S) strided bool, of the mixture in which these rows are samples; of the contributing
+    # rows, from `start` on, where EXCLUDE_DIAGONAL
+    sample_mask,
+    component_mask,  # the same of the mixture in which they are components
     sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
     component_state,
     sample_upstream,  # (3,) float64, of the same mixtures, see `upstream_of`
     component_upstream,
-    sample_counts,  # (4, S) int32, of the same mixtures, see Positions; None: they lack the role
+    sample_counts,  # (4, S) int32, of the same mixtures, see `settle_kernel`; None: no such role
     component_counts,
     d_y,  # (rows, S, E), written; None where there is nothing to write
     d_x,
@@ -210,8 +213,8 @@ def gradient_kernel(
     # the same of the rows of a second pass
     other_sample_eps,
     other_component_eps,
-    other_sample_active,
-    other_component_active,
+    other_sample_mask,
+    other_component_mask,
     other_sample_state,
     other_component_state,
     other_sample_upstream,
@@ -246,7 +249,7 @@ def gradient_kernel(
             tensors,
             loss,
             (sample_eps, component_eps),
-            (sample_active, component_active),
+            (sample_mask, component_mask),
             (sample_state, component_state),
             (sample_upstream, component_upstream),
             (sample_counts, component_counts),
@@ -265,7 +268,7 @@ def gradient_kernel(
                 tensors,
                 loss,
                 (other_sample_eps, other_component_eps),
-                (other_sample_active, other_component_active),
+                (other_sample_mask, other_component_mask),
                 (other_sample_state, other_component_state),
                 (other_sample_upstream, other_component_upstream),
                 (other_sample_counts, other_component_counts),

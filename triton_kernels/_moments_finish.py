@@ -115,21 +115,22 @@ def store_moments(
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "splits", "S", "tiles"],
+    do_not_specialize=["sample_start", "component_start", "splits", "partials", "S", "tiles"],
     do_not_specialize_on_alignment=["partial_sums", "split_samples"],
 )
 def finish_kernel(
     y,  # (rows, S, E) strided
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
-    counts,  # (4, S) int32, see Positions
-    parts,  # (splits, 5, S, E) ACC, see `store_moments`
-    split_samples,  # (splits, S) ACC
-    state,  # (4, S, E) ACC
-    partial_sums,  # (programs, 3) float64: of q, times 2; 0; 0
-    sample_start,
+    counts,  # (mixtures, 4, S) int32, see `settle_kernel`
+    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_moments`
+    split_samples,  # (mixtures, splits, S) ACC
+    state,  # (mixtures, 4, S, E) ACC
+    partial_sums,  # (mixtures, partials, 3) float64: of q, times 2; 0; 0
+    sample_start,  # of the first mixture; the second has the roles of all rows swapped
     component_start,
     splits,
+    partials,
     S,
     E,
     tiles,
@@ -137,10 +138,16 @@ def finish_kernel(
     FEATURES: tl.constexpr,
 ):
     ACC: tl.constexpr = parts.dtype.element_ty
-    tile, s, _ = position(tiles, S)
+    tile, s, mixture = position(tiles, S)
     place = (tile, s, S, E)
     e = (tile * FEATURES + tl.arange(0, FEATURES))[None, :]
     plane = S.to(tl.int64) * E
+    counts += 4 * mixture * S
+    parts += 5 * mixture * splits.to(tl.int64) * plane
+    split_samples += mixture * splits.to(tl.int64) * S
+    state += 4 * mixture * plane
+    i_start = tl.where(mixture == 0, sample_start, component_start)
+    l_start = tl.where(mixture == 0, component_start, sample_start)
     zeros = tl.zeros((ROWS, FEATURES), ACC)
     n, mean_y, m2_y = tl.zeros((ROWS, 1), ACC), zeros, zeros
     weight, mean_c, m2_c = zeros, zeros, zeros
@@ -157,8 +164,8 @@ def finish_kernel(
         )
     samples = merge_streams(n, mean_y, m2_y)
     components = merge_streams(weight, mean_c, m2_c)
-    n, m, shifts = shifts_of(y, x, mu, counts, sample_start, component_start, place, ACC, FEATURES)
-    sums = partial_sums + tl.program_id(0) * 3
+    n, m, shifts = shifts_of(y, x, mu, counts, i_start, l_start, place, ACC, FEATURES)
+    sums = partial_sums + (mixture * partials.to(tl.int64) + s * tiles + tile) * 3
     tl.store(sums, _store_state(samples, components, shifts, (n, m), state, place))
     tl.store(sums + 1, tl.zeros((), tl.float64))
     tl.store(sums + 2, tl.zeros((), tl.float64))

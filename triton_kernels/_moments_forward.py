@@ -38,16 +38,13 @@ def accumulate_kernel(
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
     stds,  # (rows, S, E) strided
+    sample_mask,  # (rows, S) strided bool
+    component_mask,  # (rows, S) strided bool
+    counts,  # (mixtures, 4, S) int32, see `settle_kernel`
     sample_eps,  # ()
     component_eps,  # ()
-    sample_active,  # (N, S) uint8
-    component_active,  # (M, S) uint8
-    counts,  # (4, S) int32, see Positions
-    other_sample_eps,  # these five of a second mixture, in which the roles of all rows are swapped
+    other_sample_eps,  # of a second mixture, in which the roles of all rows are swapped
     other_component_eps,
-    other_sample_active,  # (M, S) uint8
-    other_component_active,  # (N, S) uint8
-    other_counts,
     state,  # (mixtures, 4, S, E) ACC, see `store_state`; where there is one split
     parts,  # (mixtures, splits, 5, S, E) ACC, see `store_moments`; where there are more
     split_samples,  # (mixtures, splits, S) ACC
@@ -64,7 +61,8 @@ def accumulate_kernel(
     E,
     tiles,
     OWN_STDS: tl.constexpr,
-    SHARED: tl.constexpr,  # in both roles rows have one eps and the same contributing positions
+    MIXTURES: tl.constexpr,
+    SHARED: tl.constexpr,  # in both roles rows have one eps and one mask
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -78,12 +76,12 @@ def accumulate_kernel(
     n, m, shifts = shifts_of(y, x, mu, counts, sample_start, component_start, place, ACC, FEATURES)
     y_shift, x_shift, mu_shift = shifts
     eps_i, eps_l = _eps(sample_eps, ACC), _eps(component_eps, ACC)
-    if other_counts is None:
+    if MIXTURES == 1:
         samples, _, log_i, _ = moments_of_rows(
             tensors,
             (y_shift, None, None),
             (eps_i, None),
-            (sample_active, None),
+            (sample_mask, None),
             (n, None),
             of_samples,
             place,
@@ -98,7 +96,7 @@ def accumulate_kernel(
             tensors,
             (None, x_shift, mu_shift),
             (None, eps_l),
-            (None, component_active),
+            (None, component_mask),
             (None, m),
             of_components,
             place,
@@ -111,14 +109,14 @@ def accumulate_kernel(
         )
     else:
         other_n, other_m, other_shifts = shifts_of(
-            y, x, mu, other_counts, component_start, sample_start, place, ACC, FEATURES
+            y, x, mu, counts + 4 * S, component_start, sample_start, place, ACC, FEATURES
         )
         other_y_shift, other_x_shift, other_mu_shift = other_shifts
         samples, other_components, log_i, other_log_l = moments_of_rows(
             tensors,
             (y_shift, other_x_shift, other_mu_shift),
             (eps_i, _eps(other_component_eps, ACC)),
-            (sample_active, other_component_active),
+            (sample_mask, component_mask),
             (n, other_m),
             of_samples,
             place,
@@ -133,7 +131,7 @@ def accumulate_kernel(
             tensors,
             (other_y_shift, x_shift, mu_shift),
             (_eps(other_sample_eps, ACC), eps_l),
-            (other_sample_active, component_active),
+            (sample_mask, component_mask),
             (other_n, m),
             of_components,
             place,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ._configs import (
     REDUCE,
-    LostTile,
     MomentsTile,
     Tile,
     ceil_div,
@@ -48,30 +47,32 @@ def swapped(mixtures: Sequence[Mixture]) -> bool:
     first, other = mixtures[0], mixtures[-1]
     rows = first.sample_rows, first.component_rows
     swapped = rows == (other.component_rows, other.sample_rows)
-    return len(mixtures) == 2 and swapped and first.sample_eps is not None
+    masks = first.sample_mask is other.sample_mask and first.component_mask is other.component_mask
+    return len(mixtures) == 2 and swapped and masks and first.sample_eps is not None
 
 
 def forward(
     inputs: Inputs,
     mixtures: Sequence[Mixture],
-    where: Sequence[Positions],
+    counts: Tensor,
     sums: Tensor,
     state: Tensor,
     terms: Terms | None,
     tile: MomentsTile,
 ) -> None:
     """Writes the sums (D, 3) and the state (D, 4, S, E) of one mixture, or of two that are
-    `swapped`."""
+    `swapped`; counts are (D, 4, S)."""
     D, _, S, E = state.shape
-    first, other = mixtures[0], mixtures[-1]
+    first, other = mixtures[0], mixtures[1] if len(mixtures) == 2 else None
     N, M = first.samples, first.components
+    starts = first.sample_rows[0], first.component_rows[0]
     tiles = ceil_div(E, tile.FEATURES)
     split = moments_splits(N, M, tiles * S, tile.ROWS, state.device)
     programs = tiles * S * split.parts
     merge = finish_tile(E, state.dtype)
     merge_tiles = ceil_div(E, merge.FEATURES)
     merge_programs = merge_tiles * S if split.parts > 1 else 0
-    partial_sums, of_pairs = _partial_sums(D, programs + merge_programs, first, S, E, sums)
+    partial_sums = sums.new_empty((D, programs + merge_programs, 3))
     # Where there is one split, nothing goes there.
     parts = state if split.parts == 1 else state.new_empty((D, split.parts, 5, S, E))
     split_samples = state if split.parts == 1 else state.new_empty((D, split.parts, S))
@@ -79,14 +80,18 @@ def forward(
         accumulate_kernel,
         programs,
         *map(strided, inputs),
-        *_constants(first, where[0]),
-        *(_constants(other, where[1]) if D == 2 else (None,) * 5),
+        strided(first.sample_mask),
+        strided(first.component_mask),
+        counts,
+        first.sample_eps,
+        first.component_eps,
+        None if other is None else other.sample_eps,
+        None if other is None else other.component_eps,
         state,
         parts,
         split_samples,
         partial_sums,
-        first.sample_rows[0],
-        first.component_rows[0],
+        *starts,
         N,
         M,
         split.samples,
@@ -97,38 +102,31 @@ def forward(
         E,
         tiles,
         OWN_STDS=first.sample_eps is not None,
-        SHARED=D == 2 and _shared(first, other),
+        MIXTURES=D,
+        SHARED=other is not None and _shared(first, other),
         ACC=accumulator(state.dtype),
         **tile._asdict(),
     )
-    for d, mixture in enumerate(mixtures):
-        if merge_programs:
-            launch(
-                finish_kernel,
-                merge_programs,
-                *map(strided, inputs[:3]),
-                where[d].counts,
-                parts[d],
-                split_samples[d],
-                state[d],
-                partial_sums[d, programs:],
-                mixture.sample_rows[0],
-                mixture.component_rows[0],
-                split.parts,
-                S,
-                E,
-                merge_tiles,
-                **merge._asdict(),
-            )
-        _sums_of_pairs(inputs, mixture, where[d], state[d], of_pairs[d])
-    reduce(partial_sums, sums, mixtures, terms)
-
-
-def _constants(mixture: Mixture, where: Positions) -> tuple[Tensor | None, ...]:
-    """eps, contributing positions and counts of both roles, as arguments of a kernel."""
-    m = mixture
-    active = where.sample_active, where.component_active
-    return m.sample_eps, m.component_eps, *active, where.counts
+    if merge_programs:
+        launch(
+            finish_kernel,
+            D * merge_programs,
+            *map(strided, inputs[:3]),
+            counts,
+            parts,
+            split_samples,
+            state,
+            partial_sums[:, programs:],
+            *starts,
+            split.parts,
+            partial_sums.shape[1],
+            S,
+            E,
+            merge_tiles,
+            **merge._asdict(),
+        )
+    masks = first.sample_mask, first.component_mask
+    reduce(_with_pairs(inputs, mixtures, masks, state, partial_sums), sums, mixtures, terms)
 
 
 def _shared(first: Mixture, other: Mixture) -> bool:
@@ -140,7 +138,7 @@ def _shared(first: Mixture, other: Mixture) -> bool:
 def leave_one_out(
     inputs: Inputs,
     mixtures: Sequence[Mixture],
-    where: Sequence[Positions],
+    where: Positions,
     sums: Tensor,
     state: Tensor,
     terms: Terms | None,
@@ -148,13 +146,13 @@ def leave_one_out(
 ) -> None:
     """The same of every row against all others."""
     _, _, S, E = state.shape
-    (mixture,), (of,) = mixtures, where
+    (mixture,), of = mixtures, where
     start, stop = mixture.sample_rows
     tiles = ceil_div(E, tile.FEATURES)
     count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
     merge = finish_tile(E, state.dtype)
     merge_tiles = ceil_div(E, merge.FEATURES)
-    partial_sums, of_pairs = _partial_sums(1, merge_tiles * S, mixture, S, E, sums)
+    partial_sums = sums.new_empty((1, merge_tiles * S, 3))
     of_samples, own = (state.new_empty((count, 3, S, E)) for _ in range(2))
     of_components = state.new_empty((count, 4, S, E))
     split_samples = torch.empty((count, S), dtype=torch.int32, device=state.device)
@@ -162,7 +160,11 @@ def leave_one_out(
         leave_one_out_kernel,
         tiles * S * count,
         *map(strided, inputs),
-        *_constants(mixture, of),
+        mixture.sample_eps,
+        mixture.component_eps,
+        of.sample_active,
+        of.component_active,
+        of.counts,
         of_samples,
         of_components,
         own,
@@ -196,8 +198,8 @@ def leave_one_out(
         SPARE=state.dtype != accumulation_dtype(*inputs),
         **merge._asdict(),
     )
-    _sums_of_pairs(inputs, mixture, of, state[0], of_pairs[0])
-    reduce(partial_sums, sums, mixtures, terms)
+    active = of.sample_active, of.component_active
+    reduce(_with_pairs(inputs, mixtures, active, state, partial_sums), sums, mixtures, terms)
 
 
 def reduce(
@@ -222,43 +224,40 @@ def reduce(
     )
 
 
-def _partial_sums(
-    mixtures: int, programs: int, mixture: Mixture, S: int, E: int, sums: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(mixtures, P, 3): of `programs` programs and of the pairs of lost columns; the latter."""
-    of_pairs, _, _, _ = _lost_splits(mixture, S, E, sums.device)
-    found = sums.new_empty((mixtures, programs + of_pairs, 3))
-    return found, found[:, programs:]
-
-
-def _lost_splits(
-    mixture: Mixture, S: int, E: int, device: torch.device
-) -> tuple[int, int, int, LostTile]:
-    """Programs of `sums_of_pairs_kernel`, rows for each, tiles, and the tile."""
+def _with_pairs(
+    inputs: Inputs,
+    mixtures: Sequence[Mixture],
+    masks: tuple[Tensor, Tensor],
+    state: Tensor,
+    partial_sums: Tensor,
+) -> Tensor:
+    """(D, P, 3): the partial sums by fewer programs, with those of the pairs of lost columns."""
+    D, _, S, E = state.shape
+    m, other = mixtures[0], mixtures[1] if D == 2 else None
     tile = lost_tile(E)
     tiles = ceil_div(E, tile.LOOK)
-    rows = max(mixture.samples, mixture.components)  # the same where roles are swapped
-    count, rows_per_split = splits(rows, tiles * S, tile.ROWS, device)
-    return tiles * S * count, rows_per_split, tiles, tile
-
-
-def _sums_of_pairs(
-    inputs: Inputs, mixture: Mixture, where: Positions, state: Tensor, partial_sums: Tensor
-) -> None:
-    m, (_, S, E) = mixture, state.shape
-    programs, rows_per_split, tiles, tile = _lost_splits(m, S, E, state.device)
+    count, rows_per_split = splits(max(m.samples, m.components), tiles * S, tile.ROWS, state.device)
+    programs = tiles * S * count
+    sums = partial_sums.new_empty((D, programs, 3))
     launch(
         sums_of_pairs_kernel,
-        programs,
+        D * programs,
         *map(strided, inputs),
-        *_constants(m, where)[:4],
+        m.sample_eps,
+        m.component_eps,
+        None if other is None else other.component_eps,
+        *map(strided, masks),
         state,
         partial_sums,
+        sums,
         m.sample_rows[0],
         m.component_rows[0],
         m.samples,
         m.components,
         rows_per_split,
+        count,
+        partial_sums.shape[1],
+        programs,
         S,
         E,
         tiles,
@@ -266,3 +265,4 @@ def _sums_of_pairs(
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
         **tile._asdict(),
     )
+    return sums

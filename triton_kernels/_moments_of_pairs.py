@@ -8,7 +8,8 @@ ones among them it takes in tiles of ROWS x PARTNERS x FEATURES.
 import triton
 import triton.language as tl
 
-from ._tiles import contributing, load, position, root_terms
+from ._terms import sums_of
+from ._tiles import load, load_mask, position, root_terms
 
 
 @triton.jit
@@ -48,9 +49,12 @@ def meet(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        *("sample_start", "component_start", "N", "M", "rows_per_split", "S", "tiles")
+        *("sample_start", "component_start", "N", "M", "rows_per_split", "splits", "S", "tiles"),
+        *("partials", "programs"),
     ],
-    do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
+    do_not_specialize_on_alignment=[
+        *("sample_eps", "component_eps", "other_component_eps", "partial_sums", "sums")
+    ],
 )
 def sums_of_pairs_kernel(
     y,  # (rows, S, E) strided
@@ -59,17 +63,23 @@ def sums_of_pairs_kernel(
     stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # ()
-    sample_active,  # (N, S) uint8
-    component_active,  # (M, S) uint8
-    state,  # (4, S, E)
-    # (programs, 3) float64, times 2, in the lost columns: of q; of g and k where EXCLUDE_DIAGONAL,
-    # else 0, as the logs of all columns are in other parts
-    partial_sums,
+    other_component_eps,  # of a second mixture, in which the roles of all rows are swapped
+    # (rows, S) strided bool; of the rows from the start where EXCLUDE_DIAGONAL: contributing ones
+    sample_mask,
+    component_mask,
+    state,  # (mixtures, 4, S, E)
+    partial_sums,  # (mixtures, partials, 3) float64, of other kernels
+    # (mixtures, programs, 3) float64, times 2: what each program adds up of these, and of lost
+    # columns q; g and k where EXCLUDE_DIAGONAL, else the logs of all columns are in `partial_sums`
+    sums,
     sample_start,
     component_start,
     N,
     M,
     rows_per_split,
+    splits,
+    partials,
+    programs,  # of a mixture
     S,
     E,
     tiles,
@@ -82,6 +92,17 @@ def sums_of_pairs_kernel(
 ):
     ACC: tl.constexpr = tl.float64
     tile, s, split = position(tiles, S)
+    mixture, split = split // splits, split % splits
+    state += 4 * mixture * S.to(tl.int64) * E
+    eps = tl.load(component_eps)
+    if other_component_eps is not None:
+        swap = mixture == 1
+        eps = tl.load(other_component_eps) if swap else eps
+        N, M = tl.where(swap, M, N), tl.where(swap, N, M)
+        i_start = tl.where(swap, component_start, sample_start)
+        l_start = tl.where(swap, sample_start, component_start)
+    else:
+        i_start, l_start = sample_start, component_start
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, N)
     q = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
     g = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
@@ -95,19 +116,21 @@ def sums_of_pairs_kernel(
         lost = lost_of(state, None, s, e, right)
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
-            row = sample_start + index
-            here = contributing(sample_active, index, s, S, end) & lost
+            row = i_start + index
+            flag = index if EXCLUDE_DIAGONAL else row
+            here = load_mask(sample_mask, flag, s, index < end) & lost
             sample = load(y, row, s, e, here, ACC)
             count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
             for partner in range(0, M, PARTNERS):
                 other = partner + tl.arange(0, PARTNERS)[None, :, None]
-                at = component_start + other
-                there = contributing(component_active, other, s, S, M) & lost
+                at = l_start + other
+                of_other = other if EXCLUDE_DIAGONAL else at
+                there = load_mask(component_mask, of_other, s, other < M) & lost
                 use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                 centre = load(x, at, s, e, there, ACC)
                 offset = load(mu, at, s, e, there, ACC)
                 sigma = load(stds, at, s, e, there, ACC)
-                root, log_terms = root_terms(sigma, tl.load(component_eps).to(ACC))
+                root, log_terms = root_terms(sigma, eps.to(ACC))
                 z = ((sample - centre) - offset) / root
                 q += tl.where(use, z * z, 0.0)
                 if EXCLUDE_DIAGONAL:
@@ -118,7 +141,12 @@ def sums_of_pairs_kernel(
                 _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
                 k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)
         column = next_of(all_lost, columns, column + FEATURES, right)
-    sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
-    tl.store(sums + 1, tl.sum(tl.sum(tl.sum(g, 2), 1), 0))
-    tl.store(sums + 2, tl.sum(tl.sum(tl.sum(k, 2), 1), 0))
+    number = tl.program_id(0) - mixture * programs
+    share = tl.cdiv(partials, programs)
+    part = number * share, min((number + 1) * share, partials)
+    partial_sums += mixture * partials.to(tl.int64) * 3
+    of_q, of_g, of_k = sums_of(partial_sums, part, 128)
+    sums += tl.program_id(0) * 3
+    tl.store(sums, of_q + tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
+    tl.store(sums + 1, of_g + tl.sum(tl.sum(tl.sum(g, 2), 1), 0))
+    tl.store(sums + 2, of_k + tl.sum(tl.sum(tl.sum(k, 2), 1), 0))

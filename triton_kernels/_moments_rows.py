@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._tiles import cast, contributing
+from ._tiles import cast, load_mask
 
 GROUP = tl.constexpr(4)
 
@@ -189,13 +189,13 @@ def _careful_log2(sigma, eps):
 
 
 @triton.jit
-def _log_sum(found, stds, eps, flags, part, place, inside):
+def _log_sum(found, stds, eps, mask, some, part, place, inside):
     """Sum of log v + log 2 pi, in float64, and the columns in which a v is out of range."""
     LARGEST: tl.constexpr = 2.0**62 if eps.dtype == tl.float32 else 2.0**505
     LN_2: tl.constexpr = 0.6931471805599453
     LOG_2PI: tl.constexpr = 1.8378770664093453
     start, _, begin, end = part
-    tile, s, S, _ = place
+    tile, s, _, _ = place
     count, total, least, largest = found
     odd = (tl.max(largest, 0) > LARGEST) | (tl.min(least, 0) < 1.0 / LARGEST)
     odd = odd & inside
@@ -204,7 +204,8 @@ def _log_sum(found, stds, eps, flags, part, place, inside):
         e = (tile * inside.shape[0] + tl.arange(0, inside.shape[0]))[None, :]
         stream = tl.arange(0, total.shape[0])[:, None]
         for first in range(begin, end, total.shape[0]):
-            use = contributing(flags, first + stream, s, S, end) & inside[None, :]
+            row = first + stream
+            use = load_mask(mask, start + row, s, (row < end) & some) & inside[None, :]
             sigma = _load(stds, start + first, s, stream, e, use, eps.dtype)
             total += tl.where(use, _careful_log2(sigma, eps), 0.0)
     of_all = tl.sum(tl.where(inside, tl.sum(total, 0), 0.0), 0).to(tl.float64)
@@ -218,12 +219,12 @@ def moments_of_rows(
     tensors,  # y, x, mu, stds: (rows, S, E) strided
     shifts,  # (FEATURES,) of y, x, mu; None of roles that these rows do not have
     eps,  # of samples and of components; None where there is no such variance
-    flags,  # (rows, S) uint8 of both roles: which rows contribute
-    counts,  # of all rows, how many contribute at s, in both roles
-    part,  # start of `rows` rows, whose flags these are; rows; begin and end of a range of them
+    masks,  # (rows, S) strided bool of both roles
+    counts,  # of these rows, how many contribute at s, in both roles: all that are active or none
+    part,  # start of `rows` rows; rows; begin and end of a range of them
     place,  # tile of features, s, S, E
     OWN_STDS: tl.constexpr,
-    SHARED: tl.constexpr,  # both roles have the variances and the flags of the components
+    SHARED: tl.constexpr,  # both roles have the variances and the mask of the components
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -235,7 +236,7 @@ def moments_of_rows(
     SAMPLES: tl.constexpr = shifts[0] is not None
     COMPONENTS: tl.constexpr = shifts[1] is not None
     start, rows, begin, end = part
-    tile, s, S, E = place
+    tile, s, _, E = place
     feature = tile * FEATURES + tl.arange(0, FEATURES)
     inside = feature < E
     # No wider than that, or the threads of a warp would have different rows.
@@ -263,12 +264,13 @@ def moments_of_rows(
     for first in range(whole, end, BLOCK):
         here_i = None
         here_l = None
+        row = first + local
         if COMPONENTS:
-            here_l = contributing(flags[1], first + local, s, S, end)
+            here_l = load_mask(masks[1], start + row, s, row < end) & (counts[1] > 0)
         if SHARED:
             here_i = here_l
         elif SAMPLES:
-            here_i = contributing(flags[0], first + local, s, S, end)
+            here_i = load_mask(masks[0], start + row, s, row < end) & (counts[0] > 0)
         at = (start + first, s, local, e)
         found = _add_group(
             found, tensors, shifts, eps, at, here_i, here_l, inside_e, OWN_STDS, SHARED, ACC
@@ -279,11 +281,15 @@ def moments_of_rows(
     log_i = tl.zeros((), tl.float64)
     log_l = tl.zeros((), tl.float64)
     if COMPONENTS:
-        log_l, odd = _log_sum(component_logs, tensors[3], eps[1], flags[1], part, place, inside)
+        log_l, odd = _log_sum(
+            component_logs, tensors[3], eps[1], masks[1], counts[1] > 0, part, place, inside
+        )
     if SHARED:
         log_i = log_l
     elif SAMPLES and OWN_STDS:
-        log_i, odd_i = _log_sum(sample_logs, tensors[3], eps[0], flags[0], part, place, inside)
+        log_i, odd_i = _log_sum(
+            sample_logs, tensors[3], eps[0], masks[0], counts[0] > 0, part, place, inside
+        )
         odd = odd | odd_i
     n, mean_y, m2_y = merge_streams(samples[0], samples[1], samples[2])
     weight, mean_c, m2_c = merge_streams(components[0], components[1], components[2])

@@ -13,18 +13,18 @@ def _kept(header, at, eps):
 
 
 @triton.jit
-def _sums(partial_sums, programs, BLOCK: tl.constexpr):
-    """Of q, g and k, of one mixture."""
+def sums_of(partial_sums, part, BLOCK: tl.constexpr):
+    """Of q, g and k, of the programs from the first to the end of `part`."""
     q = tl.zeros((BLOCK,), tl.float64)
     g = tl.zeros((BLOCK,), tl.float64)
     k = tl.zeros((BLOCK,), tl.float64)
-    for begin in range(0, programs, BLOCK):
+    for begin in range(part[0], part[1], BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        parts, inside = partial_sums + i.to(tl.int64) * 3, i < programs
+        parts, inside = partial_sums + i.to(tl.int64) * 3, i < part[1]
         q += tl.load(parts, mask=inside, other=0.0)
         g += tl.load(parts + 1, mask=inside, other=0.0)
         k += tl.load(parts + 2, mask=inside, other=0.0)
-    return tl.sum(q, 0) / 2, tl.sum(g, 0) / 2, tl.sum(k, 0) / 2
+    return tl.sum(q, 0), tl.sum(g, 0), tl.sum(k, 0)
 
 
 @triton.jit(
@@ -52,7 +52,8 @@ def reduce_kernel(
     of_g = tl.zeros((), tl.float64)
     of_k = tl.zeros((), tl.float64)
     for d in tl.static_range(MIXTURES):
-        q, g, k = _sums(partial_sums + d * programs.to(tl.int64) * 3, programs, BLOCK)
+        q, g, k = sums_of(partial_sums + d * programs.to(tl.int64) * 3, (0, programs), BLOCK)
+        q, g, k = q / 2, g / 2, k / 2
         tl.store(sums + 3 * d, q)
         tl.store(sums + 3 * d + 1, g)
         tl.store(sums + 3 * d + 2, k)

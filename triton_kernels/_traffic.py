@@ -74,6 +74,8 @@ def expected(launch: Launch, density: float = 1.0) -> AnyActive:
         if launch.kernel.__name__ in part.KERNELS:
             found: AnyActive = part.expected(a, density)
             return found
+    if "of_eps" in a and "N" in a:
+        return _active_of_roles(a, density)
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
@@ -88,6 +90,8 @@ def counted(launch: Launch) -> AnyActive:
         if launch.kernel.__name__ in part.KERNELS:
             found: AnyActive = part.counted(a)
             return found
+    if "of_eps" in a and "N" in a:
+        return _active_of_roles(a, None)
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
@@ -140,7 +144,7 @@ def _least(programs: int, a: dict[str, Any], active: Active) -> _Elements:
 
 
 def _stabiliser(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    return {"least": a["total"]}, {"eps": programs}, a["total"]
+    return {"least": programs * a["programs"]}, {"eps": programs}, programs * a["programs"]
 
 
 def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -159,8 +163,46 @@ def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
 
 
 def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    """Where no column is lost: a look at a plane of the state, and zeros."""
-    return {"state": programs // a["tiles"] * a["E"]}, {"partial_sums": 3 * programs}, 0
+    """Where no column is lost: a look at a plane of each state, and the sums of others."""
+    mixtures = programs // a["programs"]
+    read = {"state": programs // a["tiles"] * a["E"], "component_eps": programs}
+    read["partial_sums"] = 3 * mixtures * a["partials"]
+    if mixtures == 2:
+        read["other_component_eps"] = a["programs"]
+    return read, {"sums": 3 * programs}, 3 * mixtures * a["partials"]
+
+
+def _prepare(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    mixtures, N, M = a["MIXTURES"], a["N"], a["M"]
+    roles = a["of_eps"] // a["programs"]
+    counted = (programs - a["of_eps"]) // (a["splits"] * -(-a["S"] // a["BLOCK_S"]))
+    as_components, as_samples = (M, N)[:mixtures], (N, M)[:mixtures]
+    rows = [*as_components, *as_samples]
+    flags = [a["tiles"] * (i < roles) + (i < counted) for i in range(2 * mixtures)]
+    of_each = [n * a["S"] * times for n, times in zip(rows, flags, strict=True)]
+    elements = active.either * a["E"]
+    read = {"stds": elements, "component_mask": sum(of_each[:mixtures])}
+    read["sample_mask"] = sum(of_each[mixtures:])
+    written = {"least": a["of_eps"], "parts": 2 * counted * a["splits"] * a["S"]}
+    return read, written, 2 * elements
+
+
+def _settle(programs: int, a: dict[str, Any], active: Active) -> _Elements:
+    counts = 4 * a["MIXTURES"] * a["S"]
+    read = {"least": a["of_eps"] * a["programs"], "parts": a["splits"] * counts}
+    return read, {"eps": a["of_eps"], "counts": counts}, a["of_eps"] * a["programs"]
+
+
+def _active_of_roles(a: dict[str, Any], density: float | None) -> Active:
+    """Active (row, position) pairs of the roles that have stabilisers; None: from the masks."""
+    ranges = (a["component_start"], a["M"]), (a["sample_start"], a["N"])
+    D, found = a["MIXTURES"], 0.0
+    for role in range(a["of_eps"] // a["programs"]):
+        start, rows = ranges[role in (1, 2)]
+        mask = a["sample_mask" if role >= D else "component_mask"]
+        part = mask[start : start + rows]
+        found += density * rows * a["S"] if density is not None else int(part.sum())
+    return Active(0, 0, found, 0)
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -179,6 +221,8 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_least_kernel": _least,
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
+    "prepare_kernel": _prepare,
+    "settle_kernel": _settle,
     "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
     **_forward_traffic.KERNELS,

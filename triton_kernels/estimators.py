@@ -9,12 +9,14 @@ from fused_mi._estimators import (
     TERMS,
     Estimators,
     Upstream,
+    counts_in,
     jensen_divisor,
     jensen_state,
     kept_mixtures,
     moments_in,
 )
-from fused_mi._mixture import Inputs, Scoring, mixtures_of
+from fused_mi._mixture import Inputs, Mixture, Role, Scoring, mixtures_of
+from fused_mi._passes import nothing
 from fused_mi._precision import accumulation_dtype
 from torch import Tensor
 
@@ -22,7 +24,8 @@ from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
-from ._moments_launch import Terms
+from ._moments_launch import Terms, swapped
+from ._prepare import counts_of, prepare
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
@@ -31,11 +34,12 @@ logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_bac
 def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.jensen`."""
     state = jensen_state(inputs, scoring)
-    mixtures = mixtures_of(scoring, inputs, _variance.variance)
+    mixtures, counts = _prepared(state, inputs, scoring)
     terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
     total = terms.new_empty(())
     of_sums = Terms(state[:HEADER], total, terms, jensen_divisor(scoring, inputs))
-    _moments.moments(*inputs, mixtures, moments_in(state, scoring, inputs), of_sums)
+    moments = moments_in(state, scoring, inputs)
+    _moments.moments(*inputs, mixtures, moments, of_sums, counts)
     return total, terms, state
 
 
@@ -50,4 +54,31 @@ def jensen_backward(
     mixtures = kept_mixtures(state, scoring, inputs)
     of_loss = _moments.Upstream(*upstream, jensen_divisor(scoring, inputs))
     moments = moments_in(state, scoring, inputs)
-    return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted)
+    counts = counts_in(state, scoring, inputs)
+    return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted, counts)
+
+
+def _prepared(state: Tensor, inputs: Inputs, scoring: Scoring) -> tuple[Sequence[Mixture], Tensor]:
+    """The mixtures with their stabilisers; the counts of contributing rows, in the state."""
+    counts = counts_in(state, scoring, inputs)
+    bare = mixtures_of(scoring, inputs, lambda _, roles, *__: [None] * len(roles))
+    first, D = bare[0], len(bare)
+    if first.exclude_diagonal or nothing(inputs[0], bare):
+        return mixtures_of(scoring, inputs, _variance.variance), counts
+    one_mask = first.sample_mask is first.component_mask
+    # With one mask, the samples of a direction are the components of the other: see `mixtures_of`.
+    shared = D == 2 and scoring.component_mask is not None
+    known = scoring.own_stds if D == 2 else scoring.pairing != "all" or not scoring.own_stds
+    if not known or (shared and not one_mask):
+        mixtures = mixtures_of(scoring, inputs, _variance.variance)
+        counts.copy_(counts_of(mixtures, inputs[3], swapped(mixtures)))
+        return mixtures, counts
+    of_eps = D if shared or not scoring.own_stds else 2 * D
+    dtype = accumulation_dtype(*inputs)
+    eps = prepare(inputs[3], bare, counts, dtype, shared, of_eps, scoring.safety_factor)
+
+    def settled(_stds: Tensor, roles: Sequence[Role], *_rest: object) -> Sequence[Tensor]:
+        assert len(roles) == of_eps
+        return eps
+
+    return mixtures_of(scoring, inputs, settled), counts

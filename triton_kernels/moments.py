@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from fused_mi._precision import moments_dtype
 from torch import Tensor
 
 from ._configs import candidates, moments_tiles
-from ._gradients_launch import Upstream, backward
+from ._gradients_launch import Active, Upstream, backward
 from ._moments_launch import Inputs, Terms, forward, leave_one_out, reduce, swapped
 from ._positions import positions
+from ._prepare import counts_of
 from ._tune import best
 
 
@@ -27,11 +28,14 @@ def moments(
     mixtures: Sequence[Mixture],
     state: Tensor | None = None,
     terms: Terms | None = None,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fused_mi.reference.moments.moments`.
 
     Args:
         terms: written as well.
+        counts: (mixtures, 4, S), see `settle_kernel`, where they are known; not read for a mixture
+            without its diagonal.
     """
     inputs = (y, x, mu, stds)
     _, S, E = y.shape
@@ -43,17 +47,23 @@ def moments(
     if nothing(y, mixtures):
         reduce(sums.zero_()[:, None], sums, mixtures, terms)
         return sums, state.zero_()
-    where = [positions(m) for m in mixtures]
-    together = len(mixtures) if swapped(mixtures) else 1
-    at_once = terms if together == len(mixtures) else None
-    launches: Callable[..., None] = forward
-    tiles: Sequence[Any] = moments_tiles(E, *inputs, both=together == 2)
     if exact:
-        launches, tiles = leave_one_out, candidates(E, *inputs, heavy=True)
+        run = functools.partial(
+            leave_one_out, inputs, mixtures, positions(mixtures[0]), sums, state, terms
+        )
+        tiles: Sequence[Any] = candidates(E, *inputs, heavy=True)
+        run(best(_key("forward", inputs, mixtures), tiles, run, y.device))
+        return sums, state
+    both = swapped(mixtures)
+    if counts is None:
+        counts = counts_of(mixtures, stds, both)
+    together = len(mixtures) if both else 1
+    at_once = terms if together == len(mixtures) else None
+    tiles = moments_tiles(E, *inputs, both=both)
     for d in range(0, len(mixtures), together):
         of = slice(d, d + together)
-        of_these = inputs, mixtures[of], where[of], sums[of], state[of], at_once
-        run = functools.partial(launches, *of_these)
+        of_these = inputs, mixtures[of], counts[of], sums[of], state[of], at_once
+        run = functools.partial(forward, *of_these)
         run(best(_key("forward", inputs, mixtures[of]), tiles, run, y.device))
     if at_once is not terms:
         reduce(2 * sums[:, None], sums, mixtures, terms)
@@ -69,13 +79,21 @@ def moments_backward(
     state: Tensor,
     mixtures: Sequence[Mixture],
     wanted: Sequence[bool],
+    counts: Tensor | None = None,
 ) -> list[Tensor | None]:
     """See `fused_mi.reference.moments.moments_backward`; or from the gradients of the loss."""
     inputs = (y, x, mu, stds)
     plan = gradients(inputs, mixtures, wanted)
     if not plan.passes:
         return plan.tensors
-    where = [positions(m) for m in mixtures]
+    if mixtures[0].exclude_diagonal:
+        found = positions(mixtures[0])
+        where = Active(found.counts[None], found.sample_active, found.component_active)
+    else:
+        first = mixtures[0]
+        if counts is None:
+            counts = counts_of(mixtures, stds, swapped(mixtures))
+        where = Active(counts, first.sample_mask, first.component_mask)
     if isinstance(upstream, Tensor):
         upstream = upstream.contiguous()
     run = functools.partial(backward, upstream, inputs, state, mixtures, where, plan)

@@ -10,64 +10,49 @@ from fused_mi._mixture import Role
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
-from ._configs import ceil_div, features_tile, splits
+from ._configs import ceil_div, features_tile, least_splits
 from ._launch import accumulator, launch, strided
-from ._tiles import load, load_mask
+from ._tiles import load, load_mask, position_of
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("start", "rows", "rows_per_split"),
-        *("other_start", "other_rows", "other_rows_per_split"),
-        *("programs", "S", "tiles"),
-    ]
-)
-def _least_kernel(
-    stds,  # (rows, S, E) strided
-    mask,  # (rows, S) strided bool, of one role
-    other_mask,  # (rows, S) strided bool, of another
-    least,  # (programs,) ACC, of both
-    start,
-    rows,
-    rows_per_split,
-    other_start,
-    other_rows,
-    other_rows_per_split,
-    programs,  # of the first role
-    S,
-    E,
-    tiles,
+@triton.jit
+def least_of(
+    stds,
+    masks,  # two of them
+    second,  # which one
+    rows_of,  # start, rows, and how many of them are one item
+    program,
+    programs,  # that share the items: tiles of features, positions and ranges of rows
+    sizes,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    other = tl.program_id(0) >= programs
-    program = tl.program_id(0) - tl.where(other, programs, 0)
-    tile, s, split = program % tiles, (program // tiles) % S, program // tiles // S
-    start = tl.where(other, other_start, start)
-    rows = tl.where(other, other_rows, rows)
-    per_split = tl.where(other, other_rows_per_split, rows_per_split)
-    e = tile * FEATURES + tl.arange(0, FEATURES)[None, :]
+    """The least positive variance of active positions, infinity where there is none."""
+    start, rows, per_split = rows_of
+    S, E, tiles = sizes
     found = tl.full((ROWS, FEATURES), float("inf"), ACC)
-    end = min((split + 1) * per_split, rows)
-    for begin in range(split * per_split, end, ROWS):
-        index = begin + tl.arange(0, ROWS)[:, None]
-        row = start + index
-        inside = index < end
-        active = load_mask(mask, row, s, inside & ~other)
-        active |= load_mask(other_mask, row, s, inside & other)
-        sigma = load(stds, row, s, e, active & (e < E), ACC)
-        square = sigma * sigma
-        found = tl.where((square > 0) & (square < found), square, found)
-    tl.store(least + tl.program_id(0), tl.min(tl.min(found, 1), 0))
+    for item in range(program, tiles * S * tl.cdiv(rows, per_split), programs):
+        tile, s, split = position_of(item, tiles, S)
+        e = tile * FEATURES + tl.arange(0, FEATURES)[None, :]
+        end = min((split + 1) * per_split, rows)
+        for begin in range(split * per_split, end, ROWS):
+            index = begin + tl.arange(0, ROWS)[:, None]
+            row = start + index
+            inside = index < end
+            active = load_mask(masks[0], row, s, inside & ~second)
+            active |= load_mask(masks[1], row, s, inside & second)
+            sigma = load(stds, row, s, e, active & (e < E), ACC)
+            square = sigma * sigma
+            found = tl.where((square > 0) & (square < found), square, found)
+    return tl.min(tl.min(found, 1), 0)
 
 
-@triton.jit(do_not_specialize=["programs", "total", "low", "high"])
-def _stabiliser_kernel(
-    least,  # (total,) ACC, of one role or two
-    eps,  # (roles,) ACC
-    programs,  # of the first role
-    total,
+@triton.jit
+def stabiliser_of(
+    least,
+    first,
+    end,
     low,  # the bits of a float64, FACTOR, in two halves: an argument that is a float has 32
     high,
     SMALLEST: tl.constexpr,
@@ -75,9 +60,7 @@ def _stabiliser_kernel(
     BLOCK: tl.constexpr,
 ):
     """eps = FACTOR * min(least) within [SMALLEST, LARGEST], the minimum 1 where nothing counted; no
-    least number where FACTOR is 0."""
-    role = tl.program_id(0)
-    first, end = tl.where(role == 0, 0, programs), tl.where(role == 0, programs, total)
+    least number where FACTOR is 0. In float64."""
     found = tl.full((BLOCK,), float("inf"), least.dtype.element_ty)
     for begin in range(first, end, BLOCK):
         i = begin + tl.arange(0, BLOCK)
@@ -90,8 +73,64 @@ def _stabiliser_kernel(
     smallest = tl.where(factor > 0, tl.full((), SMALLEST, tl.float64), 0.0)
     scaled = tl.maximum(minimum * factor, smallest)
     # An infinite variance has no difference to another one.
-    scaled = tl.minimum(scaled, tl.full((), LARGEST, tl.float64))
-    tl.store(eps + role, scaled.to(eps.dtype.element_ty))
+    return tl.minimum(scaled, tl.full((), LARGEST, tl.float64))
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("start", "rows", "other_start", "other_rows"),
+        *("rows_per_split", "programs", "S", "tiles"),
+    ]
+)
+def _least_kernel(
+    stds,  # (rows, S, E) strided
+    mask,  # (rows, S) strided bool, of one role
+    other_mask,  # (rows, S) strided bool, of another
+    least,  # (roles, programs) ACC
+    start,
+    rows,
+    other_start,
+    other_rows,
+    rows_per_split,
+    programs,  # of a role
+    S,
+    E,
+    tiles,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    other = tl.program_id(0) >= programs
+    start, rows = tl.where(other, other_start, start), tl.where(other, other_rows, rows)
+    part, number = (start, rows, rows_per_split), tl.program_id(0) % programs
+    masks, sizes = (mask, other_mask), (S, E, tiles)
+    found = least_of(stds, masks, other, part, number, programs, sizes, ACC, ROWS, FEATURES)
+    tl.store(least + tl.program_id(0), found)
+
+
+@triton.jit(do_not_specialize=["programs", "low", "high"])
+def _stabiliser_kernel(
+    least,  # (roles, programs) ACC
+    eps,  # (roles,) ACC
+    programs,
+    low,
+    high,
+    SMALLEST: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    role = tl.program_id(0)
+    first, end = role * programs, (role + 1) * programs
+    found = stabiliser_of(least, first, end, low, high, SMALLEST, LARGEST, BLOCK)
+    tl.store(eps + role, found.to(eps.dtype.element_ty))
+
+
+def factor_and_bounds(dtype: torch.dtype, safety_factor: float) -> tuple[int, int, float, float]:
+    """Arguments `low` to `LARGEST` of `stabiliser_of`."""
+    factor, _ = stabiliser_factor(dtype, safety_factor)
+    _, smallest = stabiliser_factor(dtype, 1.0)
+    low, high = struct.unpack("<2i", struct.pack("<d", factor))
+    return low, high, smallest, torch.finfo(dtype).max
 
 
 def variance(
@@ -110,43 +149,39 @@ def _of_two(
     _, positions, features = stds.shape
     tile = features_tile(features, stds)
     tiles = ceil_div(features, tile.FEATURES)
-    ranges, programs = [], []
-    for _, (start, stop) in roles:
-        count, per_split = splits(stop - start, tiles * positions, tile.ROWS, stds.device)
-        ranges.append((start, stop - start, per_split))
-        programs.append(tiles * positions * count)
-    total = sum(programs)
-    least = torch.empty(total, dtype=dtype, device=stds.device)
-    if total:
-        masks = roles[0][0], roles[-1][0]
-        launch(
-            _least_kernel,
-            total,
-            strided(stds),
-            *map(strided, masks),
-            least,
-            *ranges[0],
-            *ranges[-1],
-            programs[0],
-            positions,
-            features,
-            tiles,
-            ACC=accumulator(dtype),
-            **tile._asdict(),
-        )
+    ranges = [(start, stop - start) for _, (start, stop) in roles]
+    rows = max(rows for _, rows in ranges)
+    programs, per_split = least_splits(rows, tiles * positions, tile.ROWS, stds.device)
+    least = torch.empty((len(roles), programs), dtype=dtype, device=stds.device)
+    launch(
+        _least_kernel,
+        len(roles) * programs,
+        strided(stds),
+        strided(roles[0][0]),
+        strided(roles[-1][0]),
+        least,
+        *ranges[0],
+        *ranges[-1],
+        per_split,
+        programs,
+        positions,
+        features,
+        tiles,
+        ACC=accumulator(dtype),
+        **tile._asdict(),
+    )
     eps = torch.empty(len(roles), dtype=dtype, device=stds.device)
-    factor, _ = stabiliser_factor(dtype, safety_factor)
-    _, smallest = stabiliser_factor(dtype, 1.0)
+    low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)
     launch(
         _stabiliser_kernel,
         len(roles),
         least,
         eps,
-        programs[0],
-        total,
-        *struct.unpack("<2i", struct.pack("<d", factor)),
+        programs,
+        low,
+        high,
         SMALLEST=smallest,
-        LARGEST=torch.finfo(dtype).max,
+        LARGEST=largest,
         BLOCK=1024,
     )
     return eps.unbind()

@@ -48,13 +48,19 @@ PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 LIMITS = {
     "halves": 16,  # y, stds; or x, mu, stds
     "both": 12,  # y, x, mu, stds
-    "stds": 48,  # of `_least_kernel`
+    "stds": 48,  # of `prepare_kernel` and `_least_kernel`
     "sub_batch": 8,  # of `accumulate_kernel`
     "symmetric": 8,
     "float64": 8,
     "other": 16,
 }
-STREAMING = ("_least_kernel", "accumulate_kernel", "leave_one_out_kernel", "gradient_kernel")
+STREAMING = (
+    "_least_kernel",
+    "prepare_kernel",
+    "accumulate_kernel",
+    "leave_one_out_kernel",
+    "gradient_kernel",
+)
 """They read the inputs, in a loop over rows."""
 LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
@@ -89,13 +95,13 @@ def rows(targets: list[str]) -> list[tuple[str, Row]]:
 def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
     if specialisation.kernel == "accumulate_kernel":
-        return "sub_batch" if "other_counts" in flags else "symmetric"
+        return "sub_batch" if flags["MIXTURES"] == 1 else "symmetric"
     if flags.get("EXCLUDE_DIAGONAL"):
         return "leave_one_out"
     if specialisation.kernel not in ("gradient_kernel", "gradient_of_pairs_kernel"):
         return ""
     # None is a constant: the first pass of "sub_batch" is of samples, the second of components.
-    apart = "component_active" in flags and "other_sample_active" in flags
+    apart = "component_mask" in flags and "other_sample_mask" in flags
     return "halves" if apart else "both"
 
 

@@ -36,7 +36,8 @@ Result jensen(
   const MomentsInputs& in = call.in;
   const Path path = checked(path_);
   const ScalarType type = in.wide ? ScalarType::Double : ScalarType::Float;
-  Tensor state = fresh({kHeader + in.count * 4 * in.S * in.E}, type);
+  // With room that other backends use, see `jensen_state`.
+  Tensor state = fresh({kHeader + in.count * 4 * in.S * (in.E + 1)}, type);
   call.stabilise(state, safety_factor, path);
   double sums[6] = {};
   bool known = true;

@@ -6,6 +6,7 @@ A backend that has nothing faster makes its operators of four building blocks, `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,10 +55,11 @@ class Sizes(NamedTuple):
 
 
 def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
-    """An empty state of `jensen`: a header, then (D, 4, S, E), see `reference.moments.moments`."""
+    """An empty state of `jensen`: a header, (D, 4, S, E), see `reference.moments.moments`, and room
+    for (D, 4, S) integers of 32 bits that a backend may keep."""
     _, S, E = inputs[0].shape
     dtype = moments_dtype(*inputs, exact=scoring.pairing == "leave_one_out")
-    count = Sizes.of(scoring, inputs).mixtures * 4 * S * E
+    count = Sizes.of(scoring, inputs).mixtures * 4 * S * (E + 1)
     return inputs[0].new_empty(HEADER + count, dtype=dtype)
 
 
@@ -204,8 +206,15 @@ def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixtu
 
 def moments_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
     """(D, 4, S, E) of a state of `jensen`."""
-    count = Sizes.of(scoring, inputs).mixtures
-    return state[HEADER:].view(count, 4, *inputs[0].shape[1:])
+    shape = Sizes.of(scoring, inputs).mixtures, 4, *inputs[0].shape[1:]
+    return state[HEADER : HEADER + math.prod(shape)].view(shape)
+
+
+def counts_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
+    """(D, 4, S) int32, in the room of a state of `jensen`."""
+    d, S, E = Sizes.of(scoring, inputs).mixtures, *inputs[0].shape[1:]
+    room = state[HEADER + d * 4 * S * E :].view(torch.int32)
+    return room[: d * 4 * S].view(d, 4, S)
 
 
 def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:
