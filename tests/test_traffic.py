@@ -7,10 +7,12 @@ import torch
 import triton
 import triton.language as tl
 from cases import mi_inputs, mixtures
+from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._backward_traffic import passes
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
+from fused_mi.triton_kernels.estimators import jensen, jensen_backward
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
 from interpreter_traffic import touched
@@ -247,3 +249,26 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     read = sum(part.read[name] for part in (accumulate, gradient) for name in NAMES)
     assert read == least["forward reads"] + least["backward reads"] + shifts
     assert sum(gradient.written.values()) == least["gradient writes"]
+
+
+@pytest.mark.parametrize("same_mask", [True, False])
+@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric"])
+def test_a_call_has_few_launches_and_each_is_modelled(pairing, same_mask, features):
+    """Forward 5, and 6 where the batch is split; backward 2."""
+    inputs, (mixture, *_) = case(pairing, features)
+    mask = mixture.sample_mask
+    scoring = Scoring(mask, mask if same_mask else None, pairing, True, True, 100.0)
+    with recorded() as forward:
+        total, terms, state = jensen(inputs, scoring)
+    with recorded() as backward:
+        jensen_backward((total, terms), inputs, scoring, state, ALL)
+    names = [this.kernel.__name__ for this in forward]
+    split = ["finish_kernel"] if features > 128 else []
+    assert names == [
+        *("prepare_kernel", "settle_kernel", "accumulate_kernel"),
+        *(*split, "sums_of_pairs_kernel", "reduce_kernel"),
+    ]
+    assert len(backward) == 2
+    if same_mask:  # of an expanded one the counter sees each access in every row
+        assert_modelled(forward)
+        assert_modelled(backward)
