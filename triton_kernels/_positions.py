@@ -29,7 +29,8 @@ class Positions(NamedTuple):
     do_not_specialize=[
         *("sample_start", "component_start", "N", "M", "S"),
         *("rows_per_split", "splits", "counting", "deciding"),
-    ]
+    ],
+    do_not_specialize_on_alignment=["counts", "parts"],
 )
 def _positions_kernel(
     sample_mask,  # (rows, S) strided bool
@@ -143,14 +144,14 @@ def _met(active, partners, both, first, alone, rows, EXCLUDE_DIAGONAL: tl.conste
     return count, first
 
 
-def positions(mixture: Mixture) -> Positions:
-    """The contributing positions of a mixture, on its device."""
+def positions(mixture: Mixture, counts: Tensor | None = None) -> Positions:
+    """The contributing positions of a mixture, on its device; the counts (4, S) may be given."""
     m, sample_mask, component_mask = mixture, mixture.sample_mask, mixture.component_mask
     S, device = sample_mask.shape[1], sample_mask.device
     result = Positions(
         torch.empty((m.samples, S), dtype=torch.uint8, device=device),
         torch.empty((m.components, S), dtype=torch.uint8, device=device),
-        torch.empty((4, S), dtype=torch.int32, device=device),
+        torch.empty((4, S), dtype=torch.int32, device=device) if counts is None else counts,
         torch.empty(1, dtype=torch.int32, device=device),
     )
     tile = positions_tile(S)

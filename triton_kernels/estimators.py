@@ -63,8 +63,9 @@ def _prepared(state: Tensor, inputs: Inputs, scoring: Scoring) -> tuple[Sequence
     counts = counts_in(state, scoring, inputs)
     bare = mixtures_of(scoring, inputs, lambda _, roles, *__: [None] * len(roles))
     first, D = bare[0], len(bare)
-    if first.exclude_diagonal or nothing(inputs[0], bare):
-        return mixtures_of(scoring, inputs, _variance.variance), counts
+    empty = nothing(inputs[0], bare)
+    if first.exclude_diagonal or empty:
+        return mixtures_of(scoring, inputs, _variance.variance), counts.zero_() if empty else counts
     one_mask = first.sample_mask is first.component_mask
     # With one mask, the samples of a direction are the components of the other: see `mixtures_of`.
     shared = D == 2 and scoring.component_mask is not None

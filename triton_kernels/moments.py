@@ -34,8 +34,8 @@ def moments(
 
     Args:
         terms: written as well.
-        counts: (mixtures, 4, S), see `settle_kernel`, where they are known; not read for a mixture
-            without its diagonal.
+        counts: (mixtures, 4, S), see `settle_kernel`, where they are known; those of a mixture
+            without its diagonal are written.
     """
     inputs = (y, x, mu, stds)
     _, S, E = y.shape
@@ -48,9 +48,8 @@ def moments(
         reduce(sums.zero_()[:, None], sums, mixtures, terms)
         return sums, state.zero_()
     if exact:
-        run = functools.partial(
-            leave_one_out, inputs, mixtures, positions(mixtures[0]), sums, state, terms
-        )
+        where = positions(mixtures[0], None if counts is None else counts[0])
+        run = functools.partial(leave_one_out, inputs, mixtures, where, sums, state, terms)
         tiles: Sequence[Any] = candidates(E, *inputs, heavy=True)
         run(best(_key("forward", inputs, mixtures), tiles, run, y.device))
         return sums, state

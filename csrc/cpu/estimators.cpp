@@ -8,6 +8,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstring>
 #include <tuple>
 
 namespace fused_mi {
@@ -37,7 +38,10 @@ Result jensen(
   const Path path = checked(path_);
   const ScalarType type = in.wide ? ScalarType::Double : ScalarType::Float;
   // With room that other backends use, see `jensen_state`.
-  Tensor state = fresh({kHeader + in.count * 4 * in.S * (in.E + 1)}, type);
+  const int64_t size = in.wide ? sizeof(double) : sizeof(float);
+  const int64_t used = kHeader + in.count * 4 * in.S * in.E, room = in.count * 4 * in.S * 4;
+  Tensor state = fresh({used + room / size}, type);
+  std::memset(static_cast<char*>(state.mutable_data_ptr()) + used * size, 0, room);
   call.stabilise(state, safety_factor, path);
   double sums[6] = {};
   bool known = true;

@@ -56,11 +56,11 @@ class Sizes(NamedTuple):
 
 def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
     """An empty state of `jensen`: a header, (D, 4, S, E), see `reference.moments.moments`, and room
-    for (D, 4, S) integers of 32 bits that a backend may keep."""
+    for (D, 4, S) integers of 32 bits that a backend may keep, else 0."""
     _, S, E = inputs[0].shape
     dtype = moments_dtype(*inputs, exact=scoring.pairing == "leave_one_out")
-    count = Sizes.of(scoring, inputs).mixtures * 4 * S * (E + 1)
-    return inputs[0].new_empty(HEADER + count, dtype=dtype)
+    count = Sizes.of(scoring, inputs).mixtures * 4 * S
+    return inputs[0].new_empty(HEADER + count * E + count * 4 // dtype.itemsize, dtype=dtype)
 
 
 def logsumexp_state(inputs: Inputs, scoring: Scoring) -> Tensor:
@@ -93,6 +93,7 @@ class Estimators:
         state = jensen_state(inputs, scoring)
         mixtures = mixtures_of(scoring, inputs, self._variance)
         _keep(state, mixtures)
+        counts_in(state, scoring, inputs).zero_()
         sums, _ = self._moments(*inputs, mixtures, moments_in(state, scoring, inputs))
         return *jensen_terms(sums, scoring, inputs), state
 
@@ -213,8 +214,7 @@ def moments_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
 def counts_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
     """(D, 4, S) int32, in the room of a state of `jensen`."""
     d, S, E = Sizes.of(scoring, inputs).mixtures, *inputs[0].shape[1:]
-    room = state[HEADER + d * 4 * S * E :].view(torch.int32)
-    return room[: d * 4 * S].view(d, 4, S)
+    return state[HEADER + d * 4 * S * E :].view(torch.int32).view(d, 4, S)
 
 
 def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:
