@@ -221,7 +221,7 @@ def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
 
 
 def _terms_on_cpu(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """`jensen_terms` as numbers: a dozen operators of torch take longer than those of a small loss."""
+    """`jensen_terms` as numbers: a dozen operators of torch take as long as a small loss."""
     divisor = jensen_divisor(scoring, inputs)
     q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums.tolist(), strict=True))
     dtype = accumulation_dtype(*inputs)
