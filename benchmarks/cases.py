@@ -63,6 +63,11 @@ class Case:
         return self.B - 1 if self.pairing == "leave_one_out" else self.B // 2
 
     @property
+    def pair_elements(self) -> int:
+        """N * M * S * E."""
+        return self.samples * self.components * self.S * self.E
+
+    @property
     def active(self) -> int:
         """Positions of each row that the mask leaves."""
         return max(1, round((1 - self.masked) * self.S))

@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from .cases import ALL, FLOATING, Case
 from .machine import available_memory
 from .measure import Run, Wrong
 from .peers import PEERS, Peer
-from .peers._peer import pair_elements
 
 Inputs = Sequence[Tensor]
 
@@ -63,7 +61,7 @@ def of(case: Case, device: str, most_work: float) -> list[Contestant]:
     if device == "cpu" and "cpu" in names:
         found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
     if case.wanted:
-        found.append(Contestant(BOUND, "bound", lambda inputs: _bound(case, inputs)))
+        found.append(Contestant(BOUND, "bound", lambda inputs: bound(case, inputs)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)
     return found + [_peer(case, peer, device, most_work) for peer in peers]
 
@@ -125,7 +123,7 @@ def _backend(case: Case, name: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
         return run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend(name))
 
-    work = pair_elements(case) if case.estimator == "logsumexp" and name == "reference" else 0.0
+    work = case.pair_elements if case.estimator == "logsumexp" and name == "reference" else 0
     return Contestant(name, "backend", make, _too_long(work, most_work))
 
 
@@ -158,7 +156,7 @@ def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
     needed = peer.temporary(case) * max(4, case.itemsize)
     available = available_memory(device)
     reason, lacks_memory = peer.why_not(case), False
-    reason = reason or _too_long(peer.work(case), most_work)
+    reason = reason or _too_long(peer.work * case.pair_elements, most_work)
     if reason is None and device == "cpu" and needed > 0.7 * available:
         # Where memory is overcommitted nothing raises: the process would be killed.
         reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
@@ -168,7 +166,7 @@ def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
     )
 
 
-def _bound(case: Case, inputs: Inputs) -> Run:
+def bound(case: Case, inputs: Inputs) -> Run:
     """What a call cannot avoid in this framework: the reads of the passes, gradients in new memory.
     No formula is computed, so there is nothing to check."""
     half = case.B // 2 if case.pairing == "sub_batch" else 0
@@ -211,23 +209,16 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[list[tuple[Any, tuple]]]:
-    from fused_mi import _estimators
-    from fused_mi.cpu import estimators, logsumexp, moments, pairs, variance
+    from fused_mi.cpu import estimators
 
     recorder = _Recorder(torch.ops.fused_mi_cpu)
     # Raw operators of whole losses allocate what they return. Those of the building blocks launch
     # the same kernels, and write into tensors that they are given.
-    blocks = _estimators.Estimators(variance, moments, pairs, logsumexp)
     with contextlib.ExitStack() as stack:
-        for name in ("jensen", "logsumexp"):
-            for direction in (name, f"{name}_backward"):
-                patch = mock.patch.object(estimators, direction, getattr(blocks, direction))
-                stack.enter_context(patch)
-        for name, module in list(sys.modules.items()):
-            of_kernels = name.startswith("fused_mi.cpu.") and name != "fused_mi.cpu._library"
-            if of_kernels and hasattr(module, "operators"):
-                patch = mock.patch.object(module, "operators", return_value=recorder)
-                stack.enter_context(patch)
+        for name in ("jensen", "jensen_backward", "logsumexp", "logsumexp_backward"):
+            block = getattr(estimators._by_blocks, name)
+            stack.enter_context(mock.patch.object(estimators, name, block))
+        stack.enter_context(mock.patch.object(torch.ops, "fused_mi_cpu", recorder))
         yield recorder.calls
 
 

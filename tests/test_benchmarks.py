@@ -67,14 +67,10 @@ def test_peers_agree_with_float64_or_say_why_not(peer, estimator, op):
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_reason(monkeypatch):
-    from benchmarks.peers import compiled, eager_pairs, keops
-
-    monkeypatch.setattr(keops.importlib.util, "find_spec", lambda name: None)
-    keops._missing.cache_clear()
-    assert "pip install pykeops" in keops.PEER.why_not(Case("x", 8, 1, 4))
-    keops._missing.cache_clear()
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    assert "compiler" in compiled.of(eager_pairs.PEER).why_not(Case("x", 8, 1, 4))
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert "pip install pykeops" in peers.KEOPS.why_not(Case("x", 8, 1, 4))
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    assert "compiler" in peers.compiled(peers.PAIRS).why_not(Case("x", 8, 1, 4))
 
 
 def test_a_wrong_result_gets_no_time():
