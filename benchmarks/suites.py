@@ -143,4 +143,4 @@ def measured(
     for case in distinct(suite.cases, text):
         yield case.name, bench.records(case, of)
     if trains(text):
-        yield TRAINING, end_to_end.steps(suite.train, device, about)
+        yield TRAINING, end_to_end.steps(suite, bench.clock, about)
