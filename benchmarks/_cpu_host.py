@@ -19,9 +19,10 @@ from .exact import exact
 from .measure import errors
 
 BLOCK = 3e-3  # seconds of a block, after one call that does not count
-SMALL, VECTORS, LONG = (32, 4, 128), (1024, 1, 128), (2048, 1, 128)
-BOTH = ("jensen", "logsumexp")
+SMALL, VECTORS = (32, 4, 128), (1024, 1, 128)
+OURS = "ours"
 Call = Callable[[], object]
+Shape = tuple[int, int, int]
 
 
 class Pair(NamedTuple):
@@ -29,8 +30,8 @@ class Pair(NamedTuple):
 
     name: str
     calls: tuple[Call, Call]
-    sign: str = ""  # of the target: "<=" or ">="
-    limit: float = 0.0
+    sign: str  # of the target: "<=" or ">="
+    limit: float
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -40,12 +41,10 @@ def show(part: str, threads: int, rounds: int) -> None:
         first, second = _times(calls, rounds, clock)
         ratio = median(first) / median(second)
         missed = ratio > limit if sign == "<=" else ratio < limit
-        print(
-            f"{threads} {part:10} {name:42} {1e6 * median(first):9.1f} {1e6 * median(second):9.1f}"
-            f" {ratio:7.2f} {min(first) / min(second):7.2f}  {f'{sign} {limit:g}' * bool(sign):6}"
-            f" {'missed' * missed}",
-            flush=True,
-        )
+        times = f"{1e6 * median(first):9.1f} {1e6 * median(second):9.1f}"
+        ratios = f"{ratio:7.2f} {min(first) / min(second):7.2f}"
+        target = f"{sign} {limit:<3g} {'missed' * missed}"
+        print(f"{threads} {part:10} {name:56} {times} {ratios}  {target}", flush=True)
 
 
 def _times(
@@ -73,44 +72,39 @@ def _often(call: Call) -> int:
     return max(1, round(BLOCK / taken))
 
 
-class _Passes:
-    """Both passes of losses on the inputs of one case."""
+def _pair(
+    shape: Shape, first: str, second: str, sign: str, limit: float, estimator: str = "jensen"
+) -> Pair:
+    """Contestants of a case."""
+    case = Case("host", *shape, estimator)
+    inputs = contestants.inputs_of(case, "cpu")
+    want = exact(case, inputs)
+    makes = {c.name: c.make for c in contestants.of(case, "cpu", float("inf"))}
+    makes[OURS] = lambda inputs: contestants.run_of(case, contestants.loss_of(case), inputs)
 
-    def __init__(self, shape: tuple[int, int, int], estimator: str) -> None:
-        self.case = Case("host", *shape, estimator)
-        self.inputs = contestants.inputs_of(self.case, "cpu")
-        self.loss = contestants.loss_of(self.case)
-        self.want = exact(self.case, self.inputs)
-
-    def of(self, loss: Callable[..., Any]) -> Call:
-        run = contestants.run_of(self.case, loss, self.inputs)
-        errors(self.case, run, self.want)  # raises where one is wrong
+    def call(name: str) -> Call:
+        run = makes[name](inputs)
+        if name != contestants.BOUND:
+            errors(case, run, want)  # raises where one is wrong
         return lambda: run()[1]()
 
-    def peer(self, peer: peers.Peer) -> Call:
-        return self.of(lambda *t: peer.loss(*t, self.case.estimator, "sub_batch", True))
+    return Pair(f"{first}, over {second}: {shape}", (call(first), call(second)), sign, limit)
 
 
 def _jensen(threads: int) -> Iterator[Pair]:
-    of_vectors = 4 if threads == 1 else 3
-    for shape, least in (((8, 4, 64), 3), (SMALL, 3), (VECTORS, of_vectors), (LONG, of_vectors)):
-        both = _Passes(shape, "jensen")
-        calls = both.peer(peers.LEAN), both.of(both.loss)
-        yield Pair(f"linear form, over ours: {shape}", calls, ">=", least)
-
-
-def _logsumexp(threads: int) -> Iterator[Pair]:
-    both = _Passes(SMALL, "logsumexp")
-    calls = both.peer(peers.PAIRS), both.of(both.loss)
-    yield Pair(f"pairs, over ours: {SMALL}", calls, ">=", 3)
+    least = 4 if threads == 1 else 3
+    for shape in ((8, 4, 64), SMALL):
+        yield _pair(shape, peers.LEAN.name, OURS, ">=", 3)
+    for shape in (VECTORS, (2048, 1, 128)):
+        yield _pair(shape, peers.LEAN.name, OURS, ">=", least)
 
 
 def _bound(threads: int) -> Iterator[Pair]:
-    shape = (64, 128, 384)
-    both = _Passes(shape, "jensen")
-    bound = contestants.bound(both.case, both.inputs)
-    calls = both.of(both.loss), lambda: bound()[1]()
-    yield Pair(f"ours, over reads + fills: {shape}", calls, "<=", 1.3)
+    yield _pair((64, 128, 384), OURS, contestants.BOUND, "<=", 1.3)
+
+
+def _logsumexp(threads: int) -> Iterator[Pair]:
+    yield _pair(SMALL, peers.PAIRS.name, OURS, ">=", 3, "logsumexp")
 
 
 def _host(threads: int) -> Iterator[Pair]:
@@ -138,14 +132,14 @@ def _host(threads: int) -> Iterator[Pair]:
 
 
 def _compiled(threads: int) -> Iterator[Pair]:
-    for estimator in BOTH:
+    for estimator in ("jensen", "logsumexp"):
         for shape in (SMALL, VECTORS):
             torch.compiler.reset()
             name = f"step, over loss outside: {estimator} {shape}"
             yield Pair(name, _steps(shape, estimator), "<=", 1)
 
 
-def _steps(shape: tuple[int, int, int], estimator: Any) -> tuple[Call, Call]:
+def _steps(shape: Shape, estimator: Any) -> tuple[Call, Call]:
     """A compiled noise layer and its loss: the loss in the same graph, and the loss after it."""
     mu, sigma, mask, x, noise = contestants.inputs_of(Case("host", *shape), "cpu")
     leaves = [t.detach().requires_grad_() for t in (mu, sigma, x)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import limits
 from benchmarks.cases import Case
-from benchmarks.records import OK, OURS, WRONG, BadFile, Record, read
+from benchmarks.records import OK, OURS, WRONG, NoRecords, Record, read
 
 from ._children import Ended, Row, run
 
@@ -40,7 +40,7 @@ def rows(seconds: float, out: Path, alone: bool = False) -> Iterator[Row]:
 def _read(path: Path) -> list[Record]:
     try:
         return read(path)
-    except BadFile:
+    except NoRecords:
         return []
 
 
