@@ -79,20 +79,19 @@ BOUND = "bound: reads, fresh gradients"
 def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
     """The public function of a case, summed over the samples."""
     options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
-    pairing: dict[str, Any] = {"pairing": case.pairing}
+    pairing: Any = case.pairing
 
-    def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(
-            mu, sigma, mask, x, y, combine, **options, **pairing
-        )
-
-    def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def loss(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if case.information:
+            return fused_mi.mutual_information_sub_batch(
+                mu, sigma, mask, x, y, combine, pairing=pairing, **options
+            )
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)
         return fused_mi.gaussian_mixture_entropy(
             x[old], y[new], mu[old], sigma[old], mask[new], component_mask=mask[old], **options
         )
 
-    return information if case.information else entropy
+    return loss
 
 
 def run_of(
@@ -150,20 +149,17 @@ def _too_long(work: float, most_work: float) -> str | None:
 
 
 def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
-    def loss(*inputs: Tensor) -> Tensor:
-        return peer.loss(*inputs, case.estimator, case.pairing, case.information)
+    def make(inputs: Inputs) -> Run:
+        options = case.estimator, case.pairing, case.information
+        return run_of(case, lambda *t: peer.loss(*t, *options), inputs)
 
-    needed = peer.temporary(case) * max(4, case.itemsize)
-    available = available_memory(device)
-    reason, lacks_memory = peer.why_not(case), False
-    reason = reason or _too_long(peer.work * case.pair_elements, most_work)
-    if reason is None and device == "cpu" and needed > 0.7 * available:
-        # Where memory is overcommitted nothing raises: the process would be killed.
+    reason = peer.why_not(case) or _too_long(peer.work * case.pair_elements, most_work)
+    needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
+    # Where memory is overcommitted nothing raises: the process would be killed.
+    lacks_memory = reason is None and device == "cpu" and needed > 0.7 * available
+    if lacks_memory:
         reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
-        lacks_memory = True
-    return Contestant(
-        peer.name, "peer", lambda inputs: run_of(case, loss, inputs), reason, lacks_memory
-    )
+    return Contestant(peer.name, "peer", make, reason, lacks_memory)
 
 
 def bound(case: Case, inputs: Inputs) -> Run:
@@ -172,13 +168,12 @@ def bound(case: Case, inputs: Inputs) -> Run:
     half = case.B // 2 if case.pairing == "sub_batch" else 0
     mu, sigma, _, x, y = inputs
     rows = slice(0, case.B - half), slice(half, None)
-    reads = [y[rows[0]], x[rows[1]], mu[rows[1]]] + (
-        [sigma] if case.information else [sigma[half:]]
-    )
+    stds = sigma if case.information else sigma[half:]
+    reads = [y[rows[0]], x[rows[1]], mu[rows[1]], stds]
     gradients = [inputs[FLOATING[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
-        value = torch.stack([t.sum() for t in (reads[-1], *reads)]).sum()
+        value = torch.stack([t.sum() for t in (stds, *reads)]).sum()
 
         def backward() -> Sequence[Tensor]:
             for t in reads:
