@@ -52,7 +52,7 @@ def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
     return [means, stds, mask, clean, noisy]
 
 
-def of(case: Case, device: str, most_work: float) -> list[Contestant]:
+def of(case: Case, device: str, most_work: float, without_peers: bool = False) -> list[Contestant]:
     """All of them, those that cannot run included. The first usable backend is ours."""
     names = backends(device)
     found = [_backend(case, name, most_work) for name in names]
@@ -60,6 +60,8 @@ def of(case: Case, device: str, most_work: float) -> list[Contestant]:
         found.append(_tuned(case))
     if device == "cpu" and "cpu" in names:
         found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
+    if without_peers:
+        return found
     if case.wanted:
         found.append(Contestant(BOUND, "bound", lambda inputs: bound(case, inputs)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)

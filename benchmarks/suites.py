@@ -1,6 +1,7 @@
 """From cases to records."""
 
 import dataclasses
+import functools
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from .cases import TRAINING, Case, Suite, distinct, trains
 from .contestants import Contestant
 from .exact import Exact
 from .measure import Clock, Run, Wrong, by_kernel
-from .records import OOM, OURS, REFUSED, WRONG, Record, record_of
+from .records import OOM, REFUSED, WRONG, Record, record_of
 
 _COPIES = 8  # of inputs, at most
 
@@ -135,11 +136,8 @@ def measured(
 ) -> Iterator[tuple[str, Iterable[Record]]]:
     """The name and the records of each case, the training step last."""
 
-    def of(*arguments: Any) -> list[Contestant]:
-        found = contestants.of(*arguments)
-        return [c for c in found if c.kind in OURS] if without_peers else found
-
     bench = Bench(suite, device, about)
+    of = functools.partial(contestants.of, without_peers=without_peers)
     for case in distinct(suite.cases, text):
         yield case.name, bench.records(case, of)
     if trains(text):
