@@ -21,7 +21,10 @@ def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]
     config = TrainConfig(device="cuda" if clock.cuda else "cpu")
     names = backends(config.device)
     try:
-        run = (_tiny if suite.train == "tiny" else _real)(config)
+        from fused_mi.train import trainer
+
+        tiny = suite.train == "tiny"  # else what `make train` does, with its defaults
+        run = _tiny(config) if tiny else trainer.prepare(config, Path("runs"), None)
     except (ImportError, ConfigError, OSError) as error:
         reason = " ".join(f"not installed: {error}".split())
         case = _case(suite, config, 0)
@@ -29,8 +32,6 @@ def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]
             more = {"mode": "step", "status": REFUSED, "reason": reason}
             yield record_of(case, name, "backend", about, **more)
         return
-    from fused_mi.train import trainer
-
     case = _case(suite, run.config, run.encoder.table.shape[1])
     loss = _loss_of_a_step(run)
     runs: dict[str, list[Run]] = {}
@@ -79,15 +80,8 @@ def _loss_of_a_step(run: Any) -> Callable[[], object]:
     return loss
 
 
-def _real(config: Any) -> Any:
-    """What `make train` does, with its defaults."""
-    from fused_mi.train import trainer
-
-    return trainer.prepare(config, Path("runs"), None)
-
-
 def _tiny(config: Any) -> Any:
-    """The same step around an encoder of two small layers, on random tokens."""
+    """A run around an encoder of two small layers, on random tokens."""
     import transformers
     from fused_mi.train import encoder, text, trainer
 

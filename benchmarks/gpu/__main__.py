@@ -10,7 +10,6 @@ Exit code 1 where something is wrong, 2 where there is no GPU.
 import argparse
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -83,11 +82,9 @@ def show(row: Row) -> None:
 
 def smi(fields: str = _SMI) -> str | None:
     """What nvidia-smi says of the first device, None where it is missing or fails."""
-    command = [shutil.which("nvidia-smi") or "", "--id=0", f"--query-gpu={fields}"]
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            [*command, "--format=csv,noheader"], capture_output=True, text=True, timeout=20
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
