@@ -1,7 +1,7 @@
 """What one would use without this package, all behind `Peer`.
 
-Losses compute in float32 or, where an input has it, in float64. Gradients are left to autograd. No
-loss makes the host wait for the device.
+Losses compute in float32 or, where an input has it, in float64; `lean` in the type of the inputs.
+Gradients are left to autograd. No loss makes the host wait for the device.
 """
 
 import functools
