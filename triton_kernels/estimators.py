@@ -15,7 +15,7 @@ from fused_mi._estimators import (
     kept_mixtures,
     moments_in,
 )
-from fused_mi._mixture import Inputs, Mixture, Role, Scoring, mixtures_of
+from fused_mi._mixture import Inputs, Mixture, Scoring, mixtures_of
 from fused_mi._passes import nothing
 from fused_mi._precision import accumulation_dtype
 from torch import Tensor
@@ -77,9 +77,10 @@ def _prepared(state: Tensor, inputs: Inputs, scoring: Scoring) -> tuple[Sequence
     of_eps = D if shared or not scoring.own_stds else 2 * D
     dtype = accumulation_dtype(*inputs)
     eps = prepare(inputs[3], bare, counts, dtype, shared, of_eps, scoring.safety_factor)
-
-    def settled(_stds: Tensor, roles: Sequence[Role], *_rest: object) -> Sequence[Tensor]:
-        assert len(roles) == of_eps
-        return eps
-
-    return mixtures_of(scoring, inputs, settled), counts
+    of_samples: Sequence[Tensor | None] = [None] * D
+    if scoring.own_stds:
+        of_samples = eps[::-1] if shared else eps[D:]
+    mixtures = [
+        m._replace(component_eps=eps[d], sample_eps=of_samples[d]) for d, m in enumerate(bare)
+    ]
+    return mixtures, counts
