@@ -11,6 +11,7 @@ from cases import (
     ESTIMATORS,
     FLOATING,
     PAIRINGS,
+    evaluate,
     mi,
     mi_inputs,
     mixtures,
@@ -327,3 +328,19 @@ def test_nan_gives_nan_where_it_is_active(dtype, estimator):
     assert mi(inputs, estimator=estimator).isnan()
     inputs[2][3, 1] = False
     assert mi(inputs, estimator=estimator).isfinite()
+
+
+def test_a_column_lost_in_one_direction_alone_has_no_gradient_in_the_other():
+    """Masks not combined, and no sample of the second half at a position: there the first half are
+    components of nobody, whatever their x, in a column that goes by pairs as samples."""
+    found = []
+    for unused in (0.0, math.nan):
+        means, stds, mask, clean, noisy = mi_inputs(b=6, s=2, e=3, dtype=F32, seed=9)
+        stds[:, 0, 1] *= 1e-13
+        stds[0, 0, 1] = stds[4, 0, 1] = 1e14
+        mask[:], mask[3:, 0] = True, False
+        means[:3, 0], clean[:3, 0], noisy[3:, 0] = unused, unused, unused
+        inputs = means, stds, mask, clean, noisy
+        found.append(evaluate(lambda t: mi(t, combine=False, pairing="symmetric"), inputs))
+    for plain, ours in zip(*found, strict=True):
+        assert not plain.isnan().any() and same_bits(plain, ours)
