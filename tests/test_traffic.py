@@ -51,8 +51,10 @@ def test_the_counter_refuses_what_it_was_not_given():
 
 @pytest.fixture(params=[(5, 1), (130, 12)], ids=["one tile", "tiles and splits"])
 def features(request, monkeypatch):
-    """Features of an embedding; and programs enough to split the batch for the larger number."""
+    """Features of an embedding; and programs enough to split the batch for the larger number, where
+    programs look for the least variance in several parts."""
     count, programs = request.param
+    monkeypatch.setattr(_configs, "_MAX_LEAST", 3 if count > 128 else 1024)
     monkeypatch.setattr(_configs, "_programs", lambda device: programs)
     monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     return count
