@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAINING := .venv/for-training
 STAMP := .venv/installed
 
-.PHONY: bench sanitize aarch64 train test lint kernels-check gpu clean
+.PHONY: bench sanitize aarch64 train test test-all lint kernels-check gpu clean
 .DELETE_ON_ERROR:
 
 train: $(TRAINING)
@@ -20,9 +20,14 @@ else
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
 endif
 
+# The same tests with every combination of their options, and more examples: some twenty minutes on two cores.
+test-all: export FUSED_MI_TEST_ALL = 1
+test-all: test
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	ln -sfn ../../triton_kernels python/fused_mi/triton_kernels  # where mypy finds what setup.py maps
 	$(BIN)/mypy
 
 kernels-check: $(STAMP)
@@ -59,5 +64,6 @@ aarch64:
 	csrc/tests/sanitize.sh aarch64
 
 clean:
+	rm -f python/fused_mi/triton_kernels
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python triton_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

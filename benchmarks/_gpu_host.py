@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import fused_mi
 import torch
@@ -96,9 +97,9 @@ def _times(function, rounds):
 def _stub():
     """Triton serves CPU tensors; what it compiles, launches, and asks the driver, is nothing."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts
-    choice = importlib.import_module("fused_mi.ops._triton")
+    choice: Any = importlib.import_module("fused_mi.ops._triton")
     choice.serves = lambda operator, device: (True, "stub")
-    configs = importlib.import_module("fused_mi.triton_kernels._configs")
+    configs: Any = importlib.import_module("fused_mi.triton_kernels._configs")
     configs._warps = lambda device: 4
     configs._programs = lambda device: 4 * MULTIPROCESSORS
     driver.set_active(

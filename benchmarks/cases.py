@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 ALL = ("means", "stds", "clean", "noisy")
+FLOATING = (0, 1, 3, 4)  # of ALL among (mu, sigma, mask, x, y)
 FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
 TRAINING = "training step"
 OPERATIONS = ("mutual information", "entropy")
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Case:
 
     @property
     def itemsize(self) -> int:
-        return _BYTES[self.dtype]
+        return ITEMSIZES[self.dtype]
 
     @property
     def samples(self) -> int:
@@ -69,6 +70,14 @@ class Case:
     @property
     def information(self) -> bool:
         return self.op == OPERATIONS[0]
+
+
+def directions(pairing: str, rows: int) -> list[tuple[slice, slice]]:
+    """Rows of the samples, and of the components, of each direction."""
+    first, second = slice(0, rows // 2), slice(rows // 2, rows)
+    if pairing == "leave_one_out":
+        return [(slice(0, rows), slice(0, rows))]
+    return [(first, second), (second, first)][: 2 if pairing == "symmetric" else 1]
 
 
 class Suite(NamedTuple):
@@ -143,7 +152,7 @@ _FULL = (
 _LARGE = ((4096, 16, 768), (65536, 1, 64), (8, 512, 4096))
 _GPU = (  # the most wanted first: time may end before the list
     *(
-        Case(group, *shape, estimator, dtype=dtype, compiled=dtype == "float32")
+        Case(group, *shape, estimator, dtype=dtype, compiled=True)
         for dtype in ("float32", "bfloat16")
         for estimator in BOTH
         for group, shape in (("BERT", (512, 128, 768)), ("LLM", (64, 512, 4096)))
@@ -179,10 +188,8 @@ _CPU = (  # what the targets of the CPU kernels are about
         )
     ),
     Case("page faults", 24, 512, 2048),
-    *(
-        Case("pairs kernels", *shape, "logsumexp")
-        for shape in ((128, 64, 768), (512, 64, 768), (128, 768, 64))
-    ),
+    Case("pairs kernels", 128, 64, 768, "logsumexp", compiled=True),
+    *(Case("pairs kernels", *shape, "logsumexp") for shape in ((512, 64, 768), (128, 768, 64))),
     *(Case("pairs", *shape, "logsumexp", masked=0.1) for shape in ((32, 64, 768), (128, 8, 768))),
     *(Case("representation", b, 1, 128) for b in (512, 2048)),
     *(Case("sweep B", 1 << n, 1, 128) for n in range(11, 17)),

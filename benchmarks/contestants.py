@@ -17,14 +17,13 @@ import fused_mi
 import torch
 from torch import Tensor
 
-from .cases import ALL, Case
+from .cases import ALL, FLOATING, Case
 from .machine import available_memory
 from .measure import Run, Wrong
 from .peers import PEERS, Peer
 from .peers._peer import pair_elements
 
 Inputs = Sequence[Tensor]
-_ORDER = (0, 1, 3, 4)  # of the floating inputs
 
 
 class Contestant(NamedTuple):
@@ -79,14 +78,15 @@ def backends(device: str) -> list[str]:
 BOUND = "bound: reads, fresh gradients"
 
 
-def loss_of(case: Case) -> Callable[..., Tensor]:
+def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
     """The public function of a case, summed over the samples."""
     options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
-
     pairing: dict[str, Any] = {"pairing": case.pairing}
 
     def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(mu, sigma, mask, x, y, **options, **pairing)
+        return fused_mi.mutual_information_sub_batch(
+            mu, sigma, mask, x, y, combine, **options, **pairing
+        )
 
     def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)
@@ -104,7 +104,7 @@ def run_of(
     around: Callable[[], Any] = contextlib.nullcontext,
 ) -> Run:
     """Both passes of a loss; leaves share the memory of the inputs."""
-    flags = {i: name in case.wanted for i, name in zip(_ORDER, ALL, strict=True)}
+    flags = {i: name in case.wanted for i, name in zip(FLOATING, ALL, strict=True)}
     leaves = [t.detach().requires_grad_(flags.get(i, False)) for i, t in enumerate(inputs)]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
 
@@ -177,7 +177,7 @@ def _bound(case: Case, inputs: Inputs) -> Run:
     reads = [y[rows[0]], x[rows[1]], mu[rows[1]]] + (
         [sigma] if case.information else [sigma[half:]]
     )
-    gradients = [inputs[_ORDER[ALL.index(name)]] for name in case.wanted]
+    gradients = [inputs[FLOATING[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
         value = torch.stack([t.sum() for t in (reads[-1], *reads)]).sum()

@@ -4,12 +4,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import fused_mi
 import torch
 
-from . import records
 from .cases import FROZEN_CLEAN, TRAINING, Case
 from .contestants import backends
 from .measure import Clock
@@ -31,16 +31,15 @@ def steps(encoder: str, device: str, about: dict[str, Any]) -> Iterator[Record]:
         reason = " ".join(f"not installed: {error}".split())
         case = _case(encoder, config, 0)
         for name in names:
-            record = record_of(case, name, "backend", about, status=REFUSED, reason=reason)
-            yield dataclasses.replace(record, mode="step")
+            more = {"mode": "step", "status": REFUSED, "reason": reason}
+            yield record_of(case, name, "backend", about, **more)
         return
     case = _case(encoder, run.config, run.encoder.table.shape[1])
     whole, loss = _interleaved(run, names, Clock(device), _SECONDS[encoder])
     for name in names:
-        record = record_of(case, name, "backend", about)
-        share = records.median(loss[name]) / records.median(whole[name])
-        record = dataclasses.replace(record, mode="step", loss_share=share)
-        yield records.timed(record, whole[name])
+        record = record_of(case, name, "backend", about, mode="step")
+        share = median(loss[name]) / median(whole[name])
+        yield dataclasses.replace(record, loss_share=share).timed(whole[name])
 
 
 def _case(encoder: str, config: Any, features: int) -> Case:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cases import ALL, Case
+from . import cases
+from .cases import ALL, FLOATING, Case
 
 _BLOCK = 1 << 22  # elements of a tensor at once
 _LOG_2PI = math.log(2 * math.pi)
-_ORDER = (0, 1, 3, 4)  # of ALL among (mu, sigma, mask, x, y)
 
 
 class Exact(NamedTuple):
@@ -37,7 +37,7 @@ def exact(case: Case, inputs: Sequence[Tensor]) -> Exact:
     """For the inputs (mu, sigma, mask, x, y) of a case."""
     directions = _directions(case, inputs)
     wide = case.dtype == "float64"
-    positions = [_ORDER[ALL.index(name)] for name in case.wanted]
+    positions = [FLOATING[ALL.index(name)] for name in case.wanted]
     kept = torch.float64 if wide else torch.float32
     gradients = [torch.zeros_like(inputs[i], dtype=kept) for i in positions]
     value = magnitude = 0.0
@@ -64,20 +64,13 @@ def exact(case: Case, inputs: Sequence[Tensor]) -> Exact:
 
 
 def _directions(case: Case, inputs: Sequence[Tensor]) -> list[_Direction]:
-    half, everything = case.B // 2, slice(None)
-    first, second = slice(0, half), slice(half, None)
-    cuts = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(everything, everything)],
-    }[case.pairing]
     accumulate = torch.float64 if case.dtype == "float64" else torch.float32
 
     def eps(rows: slice) -> float:
         active = inputs[1][rows][inputs[2][rows]].to(accumulate).square()
         return 100 * torch.finfo(accumulate).eps * active[active > 0].min().item()
 
-    return [_Direction(i, j, eps(i), eps(j)) for i, j in cuts]
+    return [_Direction(i, j, eps(i), eps(j)) for i, j in cases.directions(case.pairing, case.B)]
 
 
 def _blocks(case: Case) -> Iterator[tuple[slice, slice, slice]]:

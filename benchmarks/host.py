@@ -28,7 +28,7 @@ def compare(part, case, pair, limit, rounds, clock=time.perf_counter):
     """A row, from two functions without arguments. The first is ours, the other one is measured in
     its times; `limit` is an upper bound of ours over the other, or with a minus a lower bound of
     the other over ours, or None."""
-    times = [[], []]
+    times: list[list[float]] = [[], []]
     often = [_often(function) for function in pair]
     for turn in range(rounds):
         for i in (0, 1) if turn % 2 else (1, 0):
@@ -81,7 +81,8 @@ def shapes(part, threads, rounds):
         return lambda: run()[1]()
 
     def rows(name, shape, estimator, other, limit):
-        case = Case("host", *shape, estimator)
+        b, s, e = shape
+        case = Case("host", b, s, e, estimator)
         inputs, loss = contestants.inputs_of(case, "cpu"), contestants.loss_of(case)
         want = exact(case, inputs)
 
@@ -136,7 +137,8 @@ def step(part, shape, estimator, rounds):
     from . import contestants
     from .cases import Case
 
-    case = Case("host", *shape, estimator)
+    b, s, e = shape
+    case = Case("host", b, s, e, estimator)
     mu, sigma, mask, x, noise = contestants.inputs_of(case, "cpu")
     leaves = [t.detach().requires_grad_() for t in (mu, sigma, x)]
 

@@ -1,17 +1,24 @@
-"""What a measurement leaves: one record per case, contestant and mode; files of JSON lines."""
+"""What a measurement leaves: one record per case, contestant and mode; files of JSON lines; and
+what tables and pictures ask of them."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+import math
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from .cases import Case
 
 OK, WRONG, OOM, REFUSED = "ok", "wrong", "OOM", "refused"
 OURS = ("backend", "kernels")  # kinds
+ORDER = ("triton", "cpu", "reference")  # backends, the fastest first
+SWEEP = "sweep "  # what groups begin with in which one size grows
+_DERIVED = ("median", "p20", "p80", "gb_per_s", "of_copy", "gflop_per_s", "of_gemm")
+_MODES = ("fwd", "step", "both")  # the last one stands for the whole
 
 
 class BadFile(Exception):
@@ -36,17 +43,10 @@ class Record:
     wanted: tuple[str, ...]
     status: str = OK
     reason: str | None = None
-    median: float | None = None
-    p20: float | None = None
-    p80: float | None = None
     samples: tuple[float, ...] = ()
     host: float | None = None  # of a GPU: until both passes are queued
     bytes: float | None = None
     flops: float | None = None
-    gb_per_s: float | None = None
-    of_copy: float | None = None
-    gflop_per_s: float | None = None
-    of_gemm: float | None = None
     extra_bytes: int | None = None
     error: float | None = None
     gradient_error: float | None = None
@@ -62,56 +62,81 @@ class Record:
     def key(self) -> tuple[str, str, str]:
         return self.case, self.mode, self.contestant
 
+    def timed(self, samples: Iterable[float]) -> "Record":
+        return dataclasses.replace(self, samples=tuple(round(s, 6) for s in samples))
 
-def timed(record: Record, samples: Sequence[float]) -> Record:
-    """With everything that follows from its times."""
-    middle = median(samples)
-    fifths = quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else 4 * [middle]
-    rates: dict[str, Any] = {}
-    if record.bytes and record.kind != "bound":
-        rates["gb_per_s"] = record.bytes / middle / 1e6
-        if record.copy:
-            rates["of_copy"] = rates["gb_per_s"] / record.copy
-    if record.flops and record.kind != "bound":
-        rates["gflop_per_s"] = record.flops / middle / 1e6
-        if record.gemm:
-            rates["of_gemm"] = rates["gflop_per_s"] / record.gemm
-    return dataclasses.replace(
-        record,
-        median=middle,
-        p20=fifths[0],
-        p80=fifths[3],
-        samples=tuple(round(s, 6) for s in samples),
-        **rates,
-    )
+    @cached_property
+    def median(self) -> float | None:
+        return statistics.median(self.samples) if self.samples else None
+
+    @cached_property
+    def _fifths(self) -> list[Any]:
+        if len(self.samples) < 2:
+            return [self.median] * 4
+        return statistics.quantiles(self.samples, n=5, method="inclusive")
+
+    @property
+    def p20(self) -> float | None:
+        return self._fifths[0]
+
+    @property
+    def p80(self) -> float | None:
+        return self._fifths[3]
+
+    @property
+    def gb_per_s(self) -> float | None:
+        return self._rate(self.bytes)
+
+    @property
+    def of_copy(self) -> float | None:
+        return _ratio(self.gb_per_s, self.copy)
+
+    @property
+    def gflop_per_s(self) -> float | None:
+        return self._rate(self.flops)
+
+    @property
+    def of_gemm(self) -> float | None:
+        return _ratio(self.gflop_per_s, self.gemm)
+
+    @property
+    def errors(self) -> list[float]:
+        """Of the value and of the gradients."""
+        return [e for e in (self.error, self.gradient_error) if e is not None]
+
+    def _rate(self, amount: float | None) -> float | None:
+        rate = _ratio(amount, self.median) if self.kind != "bound" else None
+        return rate and rate / 1e6
+
+    def times(self, own: "Record | None") -> float | None:
+        """How many times as long as `own` it takes."""
+        return _ratio(self.median, own.median if own else None)
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Record)]
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
 
 
 def record_of(case: Case, contestant: str, kind: str, about: dict[str, Any], **more: Any) -> Record:
     """Without a mode yet."""
-    return Record(
-        case=case.name,
-        group=case.group,
-        op=case.op,
-        mode="",
-        contestant=contestant,
-        kind=kind,
-        estimator=case.estimator,
-        pairing=case.pairing,
-        shape=case.shape,
-        dtype=case.dtype,
-        masked=1 - case.active / case.S,
-        wanted=case.wanted,
-        machine=about,
-        **more,
-    )
+    names = ("group", "op", "estimator", "pairing", "shape", "dtype", "wanted")
+    of_case = {name: getattr(case, name) for name in names}
+    masked = 1 - case.active / case.S
+    more = {"mode": "", **of_case, "masked": masked, "machine": about, **more}
+    return Record(case=case.name, contestant=contestant, kind=kind, **more)
 
 
 def write(records: Iterable[Record], path: Path) -> None:
-    """Append."""
+    """Append; with what follows from the times, for other readers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         for record in records:
-            stream.write(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n")
+            derived = {name: getattr(record, name) for name in _DERIVED}
+            line = {**dataclasses.asdict(record), **derived}
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def read(*paths: Path) -> list[Record]:
@@ -131,10 +156,70 @@ def read(*paths: Path) -> list[Record]:
         for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
+                values = {name: values[name] for name in _FIELDS if name in values}
                 for name in ("shape", "wanted", "samples"):
                     values[name] = tuple(values[name])
                 values["faults"] = values.get("faults") and tuple(values["faults"])
                 found.append(Record(**values))
             except (ValueError, TypeError, KeyError) as error:
                 raise BadFile(f"{path}, line {number}: no record: {error}") from None
+    return found
+
+
+def by_case(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.case, []).append(record)
+    return found
+
+
+def whole(records: Iterable[Record]) -> list[Record]:
+    """One for each contestant of a case: both passes, or the only one there is."""
+    best: dict[tuple[str, str], Record] = {}
+    for record in records:
+        if record.mode in _MODES:
+            before = best.setdefault((record.case, record.contestant), record)
+            if _MODES.index(record.mode) > _MODES.index(before.mode):
+                best[record.case, record.contestant] = record
+    return list(best.values())
+
+
+def ours(records: Iterable[Record]) -> Record | None:
+    """Of one case: the backend that serves it when nobody forces one; none where that one failed,
+    and with it whatever is said in multiples of its time."""
+    found = {r.contestant: r for r in whole(records) if r.kind == "backend"}
+    first = next((found[name] for name in ORDER if name in found), None)
+    return first if first and first.status == OK else None
+
+
+class Line(NamedTuple):
+    """A contestant in a sweep."""
+
+    group: str
+    estimator: str
+    contestant: str
+    sizes: list[int]
+    ms: list[float]
+    slope: float  # of their logarithms
+
+
+def sweeps(records: Iterable[Record]) -> Iterator[Line]:
+    lines: dict[tuple[str, str, str], dict[int, float]] = {}
+    for r in whole(records):
+        if r.group.startswith(SWEEP) and r.status == OK and r.median:
+            size = r.shape["BSE".index(r.group[-1])]
+            lines.setdefault((r.group, r.estimator, r.contestant), {})[size] = r.median
+    for key, points in lines.items():
+        sizes, ms = map(list, zip(*sorted(points.items()), strict=True))
+        if len(sizes) > 1:
+            logs = [list(map(math.log, values)) for values in (sizes, ms)]
+            yield Line(*key, sizes, ms, statistics.linear_regression(*logs).slope)
+
+
+def failures(records: Iterable[Record]) -> dict[tuple[str, str, str], list[str]]:
+    """Cases by contestant, status and reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for r in whole(records):
+        if r.status != OK:
+            found.setdefault((r.contestant, r.status, r.reason or ""), []).append(r.case)
     return found

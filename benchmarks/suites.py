@@ -4,11 +4,12 @@ import dataclasses
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 
-from . import contestants, end_to_end, limits, machine, measure, records
+from . import contestants, end_to_end, limits, machine, measure
 from .cases import TRAINING, Case, Suite, distinct, trains
 from .contestants import Contestant
 from .exact import exact
@@ -52,13 +53,13 @@ class Bench:
         del want
         times, of_yardsticks = measure.interleaved(runs, self.yardsticks, self.clock, self.suite)
         rates: dict[str, Any] = {
-            name: self.yardsticks[name].amount / records.median(ms) / 1e6
+            name: self.yardsticks[name].amount / median(ms) / 1e6
             for name, ms in of_yardsticks.items()
         }
         for name, record in found.items():
             record = dataclasses.replace(record, **rates)
             if self.device == "cuda" and name in times:
-                record = dataclasses.replace(record, host=records.median(times[name]["host"]))
+                record = dataclasses.replace(record, host=median(times[name]["host"]))
             if name in runs and name not in times:
                 record = dataclasses.replace(record, status=OOM, reason="while it was timed")
             yield from self._by_mode(case, record, times.get(name, {}))
@@ -126,7 +127,7 @@ class Bench:
         except Exception as error:  # a missing or forbidden profiler must not cost the times
             yield dataclasses.replace(record, status=REFUSED, reason=_said(error))
             return
-        yield records.timed(dataclasses.replace(record, kernels=us), [sum(us.values()) / 1e3])
+        yield dataclasses.replace(record, kernels=us).timed([sum(us.values()) / 1e3])
 
     def _record(self, case: Case, entry: Contestant, status: str, reason: str | None) -> Record:
         return record_of(case, entry.name, entry.kind, self.about, status=status, reason=reason)
@@ -139,7 +140,7 @@ class Bench:
             of_mode = dataclasses.replace(
                 record, mode=mode, bytes=moved[mode], flops=computed[mode]
             )
-            yield records.timed(of_mode, times[mode]) if times else of_mode
+            yield of_mode.timed(times[mode]) if times else of_mode
 
 
 def _said(error: BaseException) -> str:

@@ -1,11 +1,10 @@
-"""Records in the terminal, as plain text: nothing needs to be installed for it."""
+"""Records as plain text, for the terminal and the report: nothing needs to be installed for it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import summary
-from .records import OK, REFUSED, Record
+from .records import OK, REFUSED, SWEEP, Record, by_case, failures, ours, sweeps, whole
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -17,22 +16,18 @@ _COLUMNS += ["% copy", "% GEMM", "MiB", "error", "x"]
 def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Columns as wide as their widest cell, the first ones to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    sides = ["<" if i < left else ">" for i in range(len(widths))]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return [form.format(*row).rstrip() for row in rows]
 
 
 def lines(records: Sequence[Record]) -> Iterator[str]:
     """A section for each case; then the slopes of sweeps, and who could not take part."""
     yield "Medians; x: how many times as long as the backend in use."
-    for case, of_case in summary.by_case(records).items():
-        own = summary.ours(of_case)
+    for case, of_case in by_case(records).items():
+        own = ours(of_case)
         rows = []
-        for record in summary.whole(of_case):
+        for record in whole(of_case):
             if record.status == OK:
                 rows.append([record.contestant.ljust(29), *_cells(record, of_case, own)])
             elif record.status != REFUSED:
@@ -45,17 +40,14 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
         if r.loss_share is not None:
             share = f"{r.loss_share:.1%} of {number(r.median)} ms"
             yield f"{r.case}: with {r.contestant}, the loss takes {share}"
-    for (contestant, status, reason), cases in summary.failures(records).items():
+    for (contestant, status, reason), cases in failures(records).items():
         count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
         yield f"{contestant}: {status} in {count}: {reason}"
 
 
 def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> list[str]:
     times = {r.mode: r.median for r in of_case if r.contestant == record.contestant}
-    if record.mode == "step":
-        times["both"] = record.median
-    ratio = summary.speedup(record, own)
-    errors = [e for e in (record.error, record.gradient_error) if e is not None]
+    times.setdefault("both", times.get("step"))
     spread = None
     if record.median and record.p20 is not None and record.p80 is not None:
         spread = (record.p80 - record.p20) / record.median
@@ -66,13 +58,13 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
         _percent(record.of_copy),
         _percent(record.of_gemm),
         number(None if record.extra_bytes is None else record.extra_bytes / 2**20),
-        f"{max(errors):.0e}" if errors else "",
-        "" if ratio is None or record.kind == "bound" else number(ratio),
+        f"{max(record.errors):.0e}" if record.errors else "",
+        "" if record.kind == "bound" else number(record.times(own)),
     ]
 
 
 def _details(of_case: Sequence[Record]) -> Iterator[str]:
-    for record in summary.whole(of_case):
+    for record in whole(of_case):
         if record.faults:
             faults, system = record.faults
             said = f"{faults:,.0f} page faults a pass, {number(system)} ms in the system"
@@ -83,10 +75,10 @@ def _details(of_case: Sequence[Record]) -> Iterator[str]:
 
 def _slopes(records: Sequence[Record]) -> Iterator[str]:
     rows = [["sweep", "estimator", "contestant", "sizes", "slope"]]
-    for group, estimator, contestant, sizes, _, slope in summary.slopes(records):
-        ends = f"{sizes[0]:g} to {sizes[-1]:g}"
-        name = group.removeprefix(summary.SWEEP)
-        rows.append([name, estimator, contestant, ends, f"{slope:.2f}"])
+    for line in sweeps(records):
+        ends = f"{line.sizes[0]:g} to {line.sizes[-1]:g}"
+        name = line.group.removeprefix(SWEEP)
+        rows.append([name, line.estimator, line.contestant, ends, f"{line.slope:.2f}"])
     if len(rows) > 1:
         yield from ("", "Growth: ms ~ size ^ slope", *columns(rows, left=4))
 

@@ -7,6 +7,7 @@ import fused_mi
 import torch
 
 DEVICE = torch.device(os.environ.get("FUSED_MI_TEST_DEVICE", "cpu"))  # see conftest.py
+ALL_CASES = os.environ.get("FUSED_MI_TEST_ALL", "0") != "0"  # so is this
 MI_ARGUMENTS = (
     "means_tensor",
     "stds_tensor",
@@ -37,6 +38,14 @@ def mi_inputs(b=6, s=4, e=3, dtype=torch.float64, seed=0, offset=0.0, density=0.
         stds[:, 0, 0] = 0.4
     means, stds, clean, noisy = (t.to(device, dtype) for t in (means, stds, clean, noisy))
     return [means, stds, mask.to(device), clean, noisy]
+
+
+def directions(pairing, rows):
+    """Rows of the samples, and of the components, of each direction."""
+    first, second = slice(0, rows // 2), slice(rows // 2, rows)
+    if pairing == "leave_one_out":
+        return [(slice(0, rows), slice(0, rows))]
+    return [(first, second), (second, first)][: 2 if pairing == "symmetric" else 1]
 
 
 def interpreted():
@@ -70,8 +79,19 @@ def value_and_gradients(function, inputs, dtype=None):
     return value.detach(), gradients(value, fresh)
 
 
+def evaluate(function, inputs):
+    """The same as one list."""
+    value, grads = value_and_gradients(function, inputs)
+    return [value, *grads]
+
+
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def assert_same_bits(found, wanted):
+    for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert same_bits(a, b), number
 
 
 def mixtures(pairing, mask, component_mask=None, eps=1e-3):
@@ -96,10 +116,21 @@ def far_apart(tensor):
     return apart.copy_(tensor)
 
 
+def assert_addresses_do_not_matter(inputs):
+    """Neither value nor gradients depend on them, beyond 32 bits either."""
+    apart = [far_apart(t) if i in FLOATING else t for i, t in enumerate(inputs)]
+    found = []
+    for given in (inputs, apart):
+        wanted = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        value = mi(wanted)
+        found.append([value, *gradients(value, wanted)])
+    assert_same_bits(*found)
+
+
 @contextlib.contextmanager
 def fresh_memory_full_of_nan():
     """What is read before it is written becomes NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -3,6 +3,9 @@
 `--device cuda` (or FUSED_MI_TEST_DEVICE) runs on a GPU what is the same on every device: the tests
 marked `every_backend` and `every_device`. Of those, the ones marked `own_process` get a process
 each, because an illegal access ends the use of the device.
+
+`--all-cases` (or FUSED_MI_TEST_ALL=1) runs every combination of the options of a test, where
+`covering` chooses some, and more examples of the laws.
 """
 
 import importlib.util
@@ -11,33 +14,38 @@ import subprocess
 import sys
 from pathlib import Path
 
+import covering
 import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVICE, CHILD = "FUSED_MI_TEST_DEVICE", "FUSED_MI_TEST_CHILD"
+DEVICE, CHILD, ALL = "FUSED_MI_TEST_DEVICE", "FUSED_MI_TEST_CHILD", "FUSED_MI_TEST_ALL"
 
 if importlib.util.find_spec("fused_mi") is None:  # a tree that nobody installed
-    sys.path.insert(0, str(ROOT))
     from benchmarks import _source_tree
 
     _source_tree.use()
 
-hypothesis.settings.register_profile(
-    "fused_mi",
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("fused_mi")
+import fused_mi  # noqa: E402
+from fused_mi.cpu import _library  # noqa: E402
+
+for _name, _examples in (("some", 25), ("all", 500)):
+    hypothesis.settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 
 
 def pytest_addoption(parser):
     default = os.environ.get(DEVICE, "cpu")
     parser.addoption("--device", default=default, help=f"cpu or cuda; default: {DEVICE}, cpu")
+    given = os.environ.get(ALL, "0") != "0"
+    parser.addoption("--all-cases", action="store_true", default=given, help=f"default: {ALL}")
 
 
 def pytest_configure(config):
@@ -45,6 +53,9 @@ def pytest_configure(config):
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device {device}: there is no GPU that torch can use")
     os.environ[DEVICE] = device  # for cases.DEVICE, and for processes of their own
+    every = config.getoption("--all-cases")
+    os.environ[ALL] = str(int(every))  # for cases.ALL_CASES
+    hypothesis.settings.load_profile("all" if every else "some")
     if device == "cpu":
         # Before anything imports Triton: its kernels run in the interpreter.
         os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -52,15 +63,18 @@ def pytest_configure(config):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--device") == "cpu":
-        return
-    kept, others = [], []
-    for item in items:
-        same = item.get_closest_marker("every_backend") or item.get_closest_marker("every_device")
-        (kept if same else others).append(item)
+    kept = items
+    if config.getoption("--device") != "cpu":
+        marks = "every_backend", "every_device"
+        kept = [item for item in items if any(map(item.get_closest_marker, marks))]
+    by_name = any("[" in argument for argument in config.args)
+    if not (by_name or config.getoption("--all-cases")):
+        kept = covering.chosen(kept)
+    left = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in left])
     items[:] = kept
-    config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -87,3 +101,11 @@ def _two_threads_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=_library.supported() if _library.usable()[0] else ())
+def path(request, monkeypatch):
+    """The CPU library, forced, on each instruction path that this machine has."""
+    monkeypatch.setenv("FUSED_MI_CPU", request.param)
+    with fused_mi.use_backend("cpu"):
+        yield request.param

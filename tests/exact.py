@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import mpmath
 import torch
-from cases import FLOATING, MASK
+from cases import FLOATING, MASK, directions
 from mpmath import mpf
 
 MEANS, STDS, CLEAN, NOISY = range(4)
@@ -41,13 +41,8 @@ def eps_of(stds, mask, safety_factor, dtype):
 def mutual_information(inputs, estimator, pairing, safety_factor, dtype):
     """Of (means, stds, mask, clean, noisy) with `reduction="sum"`; eps is that of `dtype`."""
     tensors = [_numbers(inputs[i]) for i in FLOATING]
-    half, rows = len(inputs[MASK]) // 2, len(inputs[MASK])
-    first, second, every = range(half), range(half, rows), range(rows)
-    directions = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(every, every)],
-    }[pairing]
+    rows = len(inputs[MASK])
+    cuts = [[range(rows)[role] for role in both] for both in directions(pairing, rows)]
     value = scale = mpf(0)
     gradients, scales = ([[[mpf(0)] * len(t[0]) for _ in t] for t in tensors] for _ in range(2))
 
@@ -55,7 +50,7 @@ def mutual_information(inputs, estimator, pairing, safety_factor, dtype):
         gradients[which][row][k] += term
         scales[which][row][k] += magnitude
 
-    for samples, components in directions:
+    for samples, components in cuts:
         eps = [
             eps_of(*(inputs[n][role.start : role.stop] for n in (1, MASK)), safety_factor, dtype)
             for role in (samples, components)
@@ -64,8 +59,8 @@ def mutual_information(inputs, estimator, pairing, safety_factor, dtype):
             partners = [j for j in components if pairing != "leave_one_out" or j != i]
             pairs = [_pair(tensors, inputs[MASK], i, j, *eps) for j in partners]
             of_sample, weights = _estimate([pair.energy for pair in pairs], estimator)
-            weights = [w / len(directions) for w in weights]
-            value += of_sample / len(directions)
+            weights = [w / len(cuts) for w in weights]
+            value += of_sample / len(cuts)
             mean = sum(w * p.magnitude for w, p in zip(weights, pairs, strict=True))
             scale += 1 + mean
             for j, weight, pair in zip(partners, weights, pairs, strict=True):

@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from cases import directions
 
 LOG_2PI = math.log(2 * math.pi)
 MAHALANOBIS = "gaussian_mixture_mahalanobis_distance_loss"
@@ -132,11 +133,7 @@ def roles(inputs, pairing, combine, safety_factor, eps_dtype):
     """The (samples, components) of each direction."""
     means, stds, mask, clean, noisy = inputs
     mask = mask != 0
-    half = len(means) // 2
-    first, second = slice(0, half), slice(half, None)
-    cuts = {"sub_batch": [(first, second)], "symmetric": [(first, second), (second, first)]}
-    cuts["leave_one_out"] = [(slice(None), slice(None))]
-    for i, j in cuts[pairing]:
+    for i, j in directions(pairing, len(means)):
         component_mask = mask[j] if combine else None
         yield (
             Role((noisy[i],), stds[i], mask[i], eps_of(stds[i], mask[i], safety_factor, eps_dtype)),

@@ -7,7 +7,7 @@ For logsumexp the weights depend on the energies, and an energy wrong by d chang
 """
 
 import torch
-from cases import FLOATING, leaves, value_and_gradients
+from cases import FLOATING, directions, leaves, value_and_gradients
 from oracle import (
     LOG_2PI,
     TOTAL,
@@ -55,15 +55,10 @@ def scales(inputs, estimator, pairing, combine, reduction, safety_factor, eps_dt
     """sum |terms| of the mutual information and of its gradients by (means, stds, clean, noisy)."""
     wide = [t.cpu().double() if t.is_floating_point() and t.dim() == 3 else t.cpu() for t in inputs]
     value, grads = 0.0, [torch.zeros_like(wide[i]) for i in FLOATING]
-    half = len(wide[0]) // 2
-    cuts = {
-        "sub_batch": [(slice(0, half), slice(half, None))],
-        "symmetric": [(slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))],
-        "leave_one_out": [(slice(None), slice(None))],
-    }[pairing]
-    directions = list(roles(wide, pairing, combine, safety_factor, eps_dtype))
-    for (i, j), (samples, components) in zip(cuts, directions, strict=True):
-        factor = (len(samples.stds) if reduction == "sum" else 1) / len(directions)
+    cuts = directions(pairing, len(wide[0]))
+    both_roles = roles(wide, pairing, combine, safety_factor, eps_dtype)
+    for (i, j), (samples, components) in zip(cuts, both_roles, strict=True):
+        factor = (len(samples.stds) if reduction == "sum" else 1) / len(cuts)
         loo = pairing == "leave_one_out"
         v, y, x, sl, si = _direction_scales(samples, components, estimator, factor, loo)
         value = value + v

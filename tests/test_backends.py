@@ -1,21 +1,15 @@
-"""Which backend serves: by itself, forced, and when Triton is missing or broken."""
+"""Which backend serves by itself, and when Triton is missing or broken."""
 
 import importlib
 import inspect
 import logging
-import os
-import subprocess
-import sys
-import textwrap
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from itertools import permutations
 
 import fused_mi
 import pytest
 import torch
 from cases import mi, mi_inputs
 from fused_mi.ops import _backends, _triton
+from processes import python
 
 LOSS = """
 import sys, torch, fused_mi
@@ -23,17 +17,7 @@ t = torch.ones(4, 2, 3)
 mask = torch.ones(4, 2, dtype=torch.bool)
 print(fused_mi.mutual_information_sub_batch(t, t, mask, t, t).item())
 """
-
-
-def python(code, tmp_path=None, **environment):
-    """Run `code` in a process of its own; variables that are None are unset."""
-    variables = {**os.environ, **environment}
-    if tmp_path is not None:
-        variables["PYTHONPATH"] = str(tmp_path)
-    variables = {name: value for name, value in variables.items() if value is not None}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=variables, capture_output=True, text=True
-    )
+INFO = "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()"
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +56,6 @@ def test_explain_wants_tensors_on_one_device():
         fused_mi.explain(torch.ones(1), torch.ones(1, device="meta"))
 
 
-def test_a_forced_choice_says_so():
-    with fused_mi.use_backend("reference"):
-        assert {c.reason for c in fused_mi.explain(torch.ones(1))} == {"forced"}
-
-
 def test_the_choice_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="fused_mi"):
         for _ in range(3):
@@ -85,163 +64,8 @@ def test_the_choice_is_logged_once(caplog):
     assert len(served) == 1
 
 
-@pytest.fixture
-def _no_logsumexp(monkeypatch):
-    """As if Triton did not serve this operator."""
-    monkeypatch.setattr(_triton, "OPERATORS", ("jensen", "distances", "variance"))
-
-
-@pytest.mark.usefixtures("_no_logsumexp")
-def test_a_forced_backend_is_used_or_raises():
-    inputs = mi_inputs()
-    with fused_mi.use_backend("triton"):
-        assert {c.backend for c in map(_serving, ("variance", "jensen"))} == {"triton"}
-        mi(inputs)
-        with pytest.raises(RuntimeError, match="'triton' was forced and cannot serve logsumexp"):
-            mi(inputs, estimator="logsumexp")
-        with fused_mi.use_backend("reference"):
-            mi(inputs, estimator="logsumexp")
-        # No operator: exempt.
-        fused_mi.square_mahalanobis_distance(*inputs[3:], inputs[1], inputs[2])
-        fused_mi.masked_negative_log_mean(inputs[1])
-    assert _backends.forced() is None
-
-
-def _serving(operator):
-    return _backends._choose(operator, "cpu", _backends.forced())
-
-
-@pytest.mark.usefixtures("_no_logsumexp")
-def test_the_environment_forces_too_and_the_context_goes_first(monkeypatch):
-    monkeypatch.setenv("FUSED_MI_BACKEND", "triton")
-    assert _backends.forced() == "triton"
-    with pytest.raises(RuntimeError, match="cannot serve logsumexp"):
-        fused_mi.explain(torch.ones(1))
-    with fused_mi.use_backend("reference"):
-        assert {c.backend for c in fused_mi.explain(torch.ones(1))} == {"reference"}
-    monkeypatch.setenv("FUSED_MI_BACKEND", "")
-    assert _backends.forced() is None
-
-
-def test_unknown_names_are_errors_that_list_the_known_ones(monkeypatch):
-    with (
-        pytest.raises(ValueError, match="use_backend: expected one of 'triton', 'cpu'"),
-        fused_mi.use_backend("cuda"),
-    ):
-        pass
-    monkeypatch.setenv("FUSED_MI_BACKEND", "fast")
-    with pytest.raises(ValueError, match=r"FUSED_MI_BACKEND: expected one of .* got 'fast'"):
-        mi(mi_inputs())
-
-
-def test_an_error_inside_leaves_nothing_forced():
-    with pytest.raises(KeyError), fused_mi.use_backend("reference"):
-        raise KeyError
-    assert _backends.forced() is None
-
-
-@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
-def test_blocks_left_in_any_order(order):
-    """The one entered last of those still open counts, two of the same backend included."""
-    names = ("reference", "cpu", "reference")
-    blocks = [fused_mi.use_backend(name) for name in names]
-    for block in blocks:
-        block.__enter__()
-    still = [0, 1, 2]
-    for i in order:
-        assert _backends.forced() == names[still[-1]]
-        blocks[i].__exit__(None, None, None)
-        still.remove(i)
-    assert _backends.forced() is None
-
-
-def test_generators_closed_out_of_order():
-    def forcing(name):
-        with fused_mi.use_backend(name):
-            yield
-
-    first, second = forcing("reference"), forcing("cpu")
-    next(first)
-    next(second)
-    first.close()
-    assert _backends.forced() == "cpu"
-    with pytest.raises(KeyError):
-        second.throw(KeyError)
-    assert _backends.forced() is None
-    abandoned = forcing("reference")
-    next(abandoned)
-    del abandoned  # which closes it
-    assert _backends.forced() is None
-
-
-def test_blocks_of_threads_that_overlap():
-    entered, left = threading.Barrier(2), threading.Barrier(2)
-
-    def first():
-        with fused_mi.use_backend("reference"):
-            entered.wait(10)
-        left.wait(10)
-
-    def second():
-        entered.wait(10)
-        with fused_mi.use_backend("cpu"):
-            left.wait(10)  # the other one has left by now
-            return _backends.forced()
-
-    with ThreadPoolExecutor(2) as pool:
-        results = [pool.submit(first), pool.submit(second)]
-        assert [r.result(20) for r in results] == [None, "cpu"]
-    assert _backends.forced() is None
-
-
-def test_other_threads_are_forced_too():
-    """The threads of autograd among them."""
-    with fused_mi.use_backend("reference"), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(_backends.forced).result(20) == "reference"
-
-
-def test_many_threads_leave_nothing_forced():
-    start = threading.Barrier(8)
-
-    def work(i):
-        start.wait(10)
-        for _ in range(200):
-            with fused_mi.use_backend(("reference", "cpu")[i % 2]):
-                assert _backends.forced() is not None
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert _backends.forced() is None
-
-
-def test_as_a_decorator():
-    @fused_mi.use_backend("reference")
-    def forced():
-        return _backends.forced()
-
-    assert [forced(), forced(), _backends.forced()] == ["reference", "reference", None]
-
-
-def test_inside_a_compiled_function_it_breaks_the_graph_and_holds(monkeypatch):
-    used = []
-
-    def choose(*arguments):
-        used.append(_backends.forced())
-        return _backends.choose(*arguments)
-
-    def forcing(*inputs):
-        with fused_mi.use_backend("reference"):
-            return mi(inputs)
-
-    monkeypatch.setattr("fused_mi.ops._operator.choose", choose)
-    inputs = mi_inputs()
-    value = torch.compile(forcing, backend="eager")(*inputs)
-    assert used == ["reference"]
-    assert torch.equal(value, forcing(*inputs))
-
-
 def test_a_loss_on_the_cpu_does_not_import_triton():
-    done = python(LOSS + "print('triton' in sys.modules)", TRITON_INTERPRET=None)
+    done = python("-c", LOSS + "print('triton' in sys.modules)", TRITON_INTERPRET=None)
     assert done.stdout.split()[-1] == "False", done.stderr
 
 
@@ -257,13 +81,9 @@ def test_a_loss_on_the_cpu_does_not_import_triton():
 def test_a_broken_triton_leaves_the_plain_path(tmp_path, source, said):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton/__init__.py").write_text(source)
-    done = python(LOSS, tmp_path)
+    done = python("-c", f"{LOSS}\n{INFO}", PYTHONPATH=tmp_path)
     assert done.returncode == 0, done.stderr
-    info = python(
-        "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()", tmp_path
-    )
-    assert info.returncode == 0, info.stderr
-    (line,) = [li for li in info.stdout.splitlines() if li.startswith("backend triton")]
+    (line,) = [li for li in done.stdout.splitlines() if li.startswith("backend triton")]
     assert "not usable" in line
     assert said in line
 
@@ -280,11 +100,7 @@ def test_an_old_triton_is_refused(monkeypatch):
 
 
 def test_info_names_what_a_bug_report_needs():
-    done = python(
-        "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()",
-        FUSED_MI_BACKEND="fast",
-        MALLOC_TRIM_THRESHOLD_="4294967296",
-    )
+    done = python("-c", INFO, FUSED_MI_BACKEND="fast", MALLOC_TRIM_THRESHOLD_="4294967296")
     assert done.returncode == 0, done.stderr
     for expected in (
         f"fused_mi                {fused_mi.__version__}",
@@ -335,35 +151,36 @@ def _estimators_of(module):
     return "jensen", "jensen_backward", "logsumexp", "logsumexp_backward"
 
 
+AGAIN = """
+import importlib, sys, torch, fused_mi
+from fused_mi.ops import _library, _operator, distances, estimators, variance
+
+t = [torch.randn(4, 2, 3).requires_grad_() for _ in range(4)]
+mask = torch.ones(4, 2, dtype=torch.bool)
+
+def value_and_gradient(package, compiled=False):
+    def loss(mu, stds, x, y):
+        return package.mutual_information_sub_batch(mu, stds, mask, x, y)
+
+    torch._dynamo.reset()
+    call = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+    value = call(*t)
+    return value.item(), torch.autograd.grad(value, t)[1].sum().item()
+
+found = [value_and_gradient(fused_mi)]
+for module in (_library, _operator, estimators, distances, variance, fused_mi.losses):
+    importlib.reload(module)
+found.append(value_and_gradient(importlib.reload(fused_mi), compiled=True))
+for name in [name for name in sys.modules if name.startswith("fused_mi")]:
+    del sys.modules[name]
+import fused_mi as again
+assert again is not fused_mi
+found += [value_and_gradient(again), value_and_gradient(again, compiled=True)]
+assert len(set(found)) == 1, found
+"""
+
+
 def test_operators_can_be_imported_again():
     """As a notebook does that reloads what was edited, and as a fresh import does."""
-    done = python(
-        """
-        import importlib, sys, torch, fused_mi
-        from fused_mi.ops import _library, _operator, distances, estimators, variance
-
-        t = [torch.randn(4, 2, 3).requires_grad_() for _ in range(4)]
-        mask = torch.ones(4, 2, dtype=torch.bool)
-
-        def value_and_gradient(package, compiled=False):
-            def loss(mu, stds, x, y):
-                return package.mutual_information_sub_batch(mu, stds, mask, x, y)
-
-            torch._dynamo.reset()
-            call = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
-            value = call(*t)
-            return value.item(), torch.autograd.grad(value, t)[1].sum().item()
-
-        found = [value_and_gradient(fused_mi)]
-        for module in (_library, _operator, estimators, distances, variance, fused_mi.losses):
-            importlib.reload(module)
-        found.append(value_and_gradient(importlib.reload(fused_mi), compiled=True))
-        for name in [name for name in sys.modules if name.startswith("fused_mi")]:
-            del sys.modules[name]
-        import fused_mi as again
-        assert again is not fused_mi
-        found += [value_and_gradient(again), value_and_gradient(again, compiled=True)]
-        assert len(set(found)) == 1, found
-        """
-    )
+    done = python("-c", AGAIN)
     assert done.returncode == 0, done.stderr

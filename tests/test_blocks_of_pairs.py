@@ -3,8 +3,9 @@
 import fused_mi
 import pytest
 import torch
-from cases import DEVICE, PAIRINGS
+from cases import DEVICE
 from fused_mi import _estimators
+from marks import combine, pairing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS, POSITIONS, FEATURES = 8, 2, 5
@@ -32,8 +33,8 @@ def evaluate(inputs, mask, **options):
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, pytest.param(13, marks=pytest.mark.every_backend)])
-@pytest.mark.parametrize("combine", [True, False])
-@pytest.mark.parametrize("pairing", PAIRINGS)
+@combine
+@pairing
 def test_blocks_give_what_all_pairs_give(monkeypatch, pairing, combine, pairs_at_once):
     inputs, mask = batch(spoiled=combine)
     combination = {"combine_noise_masks_for_mutual_information_sub_batches": combine}

@@ -1,62 +1,21 @@
 """The CPU kernels of the pairs, on every instruction path that this machine has."""
 
-import functools
-
 import pytest
 import torch
-from cases import (
-    FLOATING,
-    MASK,
-    PAIRINGS,
-    fresh_memory_full_of_nan,
-    mi,
-    mi_inputs,
-    mixtures,
-    same_bits,
-)
-from cases import value_and_gradients as evaluate
-from fused_mi import pairwise_square_mahalanobis_distance, use_backend
+from cases import assert_same_bits, mi_inputs, mixtures, same_bits
+from fused_mi import pairwise_square_mahalanobis_distance
 from fused_mi._mixture import Mixture
-from fused_mi.cpu import _library
+from fused_mi.cpu import pairs
 from fused_mi.reference import pairs as reference
-from fused_mi.reference.rows import first_active_row
-from rules import assert_rule10
+from marks import dtypes, every_dtype, pairing
+from pair_rules import NAMES, pair_case, scales, upstream_of
 
-WORKS = _library.usable()[0] and "pairs" in _library.OPERATORS
-pytestmark = pytest.mark.skipif(not WORKS, reason="the library was not built")
-if WORKS:
-    from fused_mi.cpu import pairs
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NAMES = ("y", "x", "mu", "stds")
-logsumexp = functools.partial(mi, estimator="logsumexp")
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+pytestmark = pytest.mark.usefixtures("path")
 
 
-@pytest.fixture(autouse=True)
-def _forced():
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture(autouse=True, params=_library.supported() if WORKS else ())
-def path(request, monkeypatch):
-    monkeypatch.setenv("FUSED_MI_CPU", request.param)
-    return request.param
-
-
-def arguments(n=5, m=3, s=4, e=37, dtype=torch.float32, seed=0, offset=0.0, own=True):
-    """(y, x, mu, stds) and one mixture of the first n rows against the last m, masks combined."""
-    means, stds, mask, clean, noisy = mi_inputs(n + m, s, e, dtype, seed, offset)
-    eps_i = torch.tensor(2e-3) if own else None
-    rows = (0, n), (n, n + m)
-    return (noisy, clean, means, stds), [Mixture(mask, mask, torch.tensor(1e-3), eps_i, *rows)]
-
-
-def upstream_of(energies, seed=0, zeros=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    upstream = torch.randn(energies.shape, generator=generator, dtype=torch.float64)
-    return upstream * (torch.rand(energies.shape, generator=generator) >= zeros)
+def case(n=5, m=3, s=4, e=37, **more):
+    inputs, mixture = pair_case((n, m, s, e), **more)
+    return inputs, [mixture]
 
 
 def both_directions(tensors, given, upstream=None, wanted=(True,) * 4):
@@ -64,35 +23,6 @@ def both_directions(tensors, given, upstream=None, wanted=(True,) * 4):
     energies = pairs.pairs(*tensors, given)
     upstream = upstream_of(energies) if upstream is None else upstream
     return [energies, *pairs.pairs_backward(upstream, *tensors, None, given, wanted)]
-
-
-def scales(tensors, given, upstream):
-    """sum |terms| of the energies and of the gradients (y, x, mu, stds), in float64. The terms of
-    a difference are those of `(y - shift) - (c - shift)`."""
-    y, x, mu, stds = (None if t is None else t.double() for t in tensors)
-    y_scale, x_scale, stds_scale = (torch.zeros_like(t) for t in (y, x, stds))
-    energies = []
-    for mixture, u in zip(given, upstream.abs(), strict=True):
-        i, j = slice(*mixture.sample_rows), slice(*mixture.component_rows)
-        active_i, active_l = (t.double()[..., None] for t in mixture.contributing())
-        shift = first_active_row(x[j], active_l[..., 0] > 0)
-        centre = x[j] if mu is None else x[j] + mu[j]
-        v = stds[j].square() + mixture.component_eps
-        apart = (y[i] - shift).abs()[:, None] + (centre - shift).abs()
-        weight = active_i[:, None] * active_l
-        squares = weight * apart.square() / v
-        logs_l = (weight * (v.log().abs() + 2)).sum((2, 3)) / 2
-        y_scale[i] += (weight * u[0][..., None, None] * apart / v).sum(1)
-        x_scale[j] += (weight * u[0][..., None, None] * apart / v).sum(0)
-        by_stds = weight * u[1][..., None, None] + u[0][..., None, None] * squares
-        stds_scale[j] += by_stds.sum(0) * stds[j].abs() / v
-        logs_i = torch.zeros_like(logs_l)
-        if mixture.sample_eps is not None:
-            own = stds[i].square() + mixture.sample_eps
-            logs_i = (weight * (own.log().abs() + 2)[:, None]).sum((2, 3)) / 2
-            stds_scale[i] += (weight * u[2][..., None, None]).sum(1) * stds[i].abs() / own
-        energies.append(torch.stack((squares.sum((2, 3)) / 2, logs_l, logs_i)))
-    return [torch.stack(energies), y_scale, x_scale, x_scale, stds_scale]
 
 
 def assert_close(tensors, given, upstream=None):
@@ -120,27 +50,6 @@ def assert_close(tensors, given, upstream=None):
     return found
 
 
-@pairing
-@every_dtype
-@pytest.mark.parametrize("combine", [True, False])
-def test_rule10(pairing, dtype, combine):
-    inputs = mi_inputs(b=8, s=3, e=37, dtype=dtype, seed=1)
-    inputs[MASK][:, 2] = False
-    options = {"pairing": pairing, "combine": combine, "estimator": "logsumexp"}
-    assert_rule10(lambda t: mi(t, **options), inputs, options)
-
-
-@pairing
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 1), (6, 1, 3), (10, 2, 127), (6, 3, 129), (4, 1, 4097), (50, 1, 5)], ids=str
-)
-@pytest.mark.parametrize("offset", [0.0, 5e5])
-def test_odd_sizes(pairing, shape, offset):
-    inputs = mi_inputs(*shape, dtype=torch.float32, seed=2, offset=offset)
-    options = {"pairing": pairing, "estimator": "logsumexp"}
-    assert_rule10(lambda t: mi(t, **options), inputs, options)
-
-
 @every_dtype
 @pytest.mark.parametrize(
     "shape",
@@ -148,12 +57,12 @@ def test_odd_sizes(pairing, shape, offset):
     ids=str,
 )
 def test_any_upstream(shape, dtype):
-    assert_close(*arguments(*shape, dtype=dtype, seed=3))
+    assert_close(*case(*shape, dtype=dtype, seed=3))
 
 
 @pytest.mark.parametrize("shape", [(140, 130, 1, 30), (6, 5, 300, 16), (3, 2, 40, 700)], ids=str)
 def test_many_tiles_and_splits(shape):
-    tensors, given = arguments(*shape, seed=4, offset=100.0)
+    tensors, given = case(*shape, seed=4, offset=100.0)
     assert_close(tensors, given)
     assert_close(tensors, [given[0]._replace(sample_mask=torch.ones_like(given[0].sample_mask))])
 
@@ -169,7 +78,7 @@ def test_both_roles_and_mixed_dtypes(pairing):
 
 @every_dtype
 def test_without_mu_and_without_variances_of_the_samples(dtype):
-    (y, x, _, stds), _ = arguments(6, 9, dtype=dtype, seed=6)
+    (y, x, _, stds), _ = case(6, 9, dtype=dtype, seed=6)
     mask = torch.rand(15, 4) < 0.7
     given = [Mixture.of_all_rows(mask[:6], mask[6:], torch.tensor(1e-3))]
     assert_close((y[:6], x[6:], None, stds[6:]), given)
@@ -183,7 +92,7 @@ def test_rows_outside_of_every_range_have_zero_gradients():
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3])
 def test_rows_that_are_almost_equal(distance):
-    (y, x, mu, stds), given = arguments(8, 8, dtype=torch.float32, seed=8, offset=3.0)
+    (y, x, mu, stds), given = case(8, 8, dtype=torch.float32, seed=8, offset=3.0)
     x[8:] = x[8]
     y[:8] = x[8] + mu[8] + distance * torch.randn_like(y[:8])
     mu[8:] = mu[8] + distance * torch.randn_like(mu[8:])
@@ -195,7 +104,7 @@ def test_rows_that_are_almost_equal(distance):
 
 @every_dtype
 def test_layouts_do_not_matter(dtype):
-    (y, x, mu, stds), given = arguments(5, 5, 6, 34, dtype=dtype, seed=9)
+    (y, x, mu, stds), given = case(5, 5, 6, 34, dtype=dtype, seed=9)
     mu, stds = mu[:1].expand(10, 6, 34), stds[:, :1].expand(10, 6, 34)
     views = [y.transpose(0, 1).contiguous().transpose(0, 1), torch.cat((x, x), 2)[..., 34:]]
     views += [mu, stds]
@@ -203,13 +112,12 @@ def test_layouts_do_not_matter(dtype):
     last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in copies]
     ours = both_directions(views, given)
     for others in (copies, last):
-        for a, b in zip(ours, both_directions(others, given), strict=True):
-            assert same_bits(a, b)
+        assert_same_bits(ours, both_directions(others, given))
 
 
 @every_dtype
 def test_expanded_zero_and_nan_upstream(dtype):
-    tensors, given = arguments(6, 7, dtype=dtype, seed=10)
+    tensors, given = case(6, 7, dtype=dtype, seed=10)
     mask = given[0].sample_mask
     mask[:, :2] = True
     mask[:, 2:] = False
@@ -217,7 +125,7 @@ def test_expanded_zero_and_nan_upstream(dtype):
     one = torch.ones((), dtype=torch.float64)
     expanded = both_directions(tensors, given, one.expand(energies.shape))
     full = both_directions(tensors, given, torch.ones_like(energies))
-    assert all(same_bits(a, b) for a, b in zip(expanded, full, strict=True))
+    assert_same_bits(expanded, full)
     zero = both_directions(tensors, given, torch.zeros_like(energies))[1:]
     assert not any(g.any() for g in zero)
     spoiled = torch.ones_like(energies)
@@ -231,29 +139,8 @@ def test_expanded_zero_and_nan_upstream(dtype):
         assert not gradient[:, 2:].any()
 
 
-@pairing
-@every_dtype
-def test_what_is_masked_has_no_influence(pairing, dtype):
-    inputs = mi_inputs(b=8, s=6, e=19, dtype=dtype, seed=11)
-    mask = inputs[MASK]
-    mask[:, 1:3] = False
-    mask[1, 2] = True  # nobody else is active there
-    spoiled = [t.clone() for t in inputs]
-    for i, value in zip(FLOATING, (torch.nan, torch.inf, -torch.inf, torch.nan), strict=True):
-        spoiled[i][~mask] = value
-        spoiled[i][1, 2] = value
-    results = [evaluate(lambda t: logsumexp(t, pairing=pairing), t) for t in (inputs, spoiled)]
-    (value, grads), (other, other_grads) = results
-    assert same_bits(value, other)
-    assert all(same_bits(a, b) for a, b in zip(grads, other_grads, strict=True))
-    spoiled[MASK][:] = False
-    value, grads = evaluate(lambda t: logsumexp(t, pairing=pairing), spoiled)
-    assert value == 0
-    assert not any(g.any() for g in grads)
-
-
 def test_one_position_and_disjoint_masks():
-    tensors, given = arguments(4, 4, 5, 20, seed=12)
+    tensors, given = case(4, 4, 5, 20, seed=12)
     mask = given[0].sample_mask
     mask[:] = False
     mask[2, 3] = mask[5, 3] = True
@@ -265,7 +152,7 @@ def test_one_position_and_disjoint_masks():
 
 
 def test_an_infinite_sample_reaches_only_the_pairs_that_share_the_position():
-    (y, x, mu, stds), given = arguments(5, 6, 3, 20, seed=13)
+    (y, x, mu, stds), given = case(5, 6, 3, 20, seed=13)
     mask = given[0].sample_mask
     mask[:] = True
     mask[7, 1] = False  # component 2
@@ -298,14 +185,11 @@ def test_extreme_variances(pairing, sigma, where):
     torch.testing.assert_close(ours[0][:, 1:], theirs[:, 1:], rtol=1e-5, atol=1e-3)
     finite = ours[0].isfinite()
     torch.testing.assert_close(ours[0][finite], theirs[finite], rtol=1e-3, atol=1e-3)
-    inputs = [means, stds, mask, clean, noisy]
-    value, grads = evaluate(lambda t: logsumexp(t, pairing=pairing), inputs)
-    assert not value.isnan() and not any(g.isnan().any() for g in grads)
 
 
 @pairing
 @pytest.mark.parametrize("shape", [(260, 2, 129), (12, 1, 3), (16, 70, 64), (8, 3, 1500)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@dtypes(torch.float32, torch.bfloat16)
 def test_bits_do_not_depend_on_threads(pairing, shape, dtype):
     means, stds, mask, clean, noisy = mi_inputs(*shape, dtype=dtype, seed=15)
     found = []
@@ -313,20 +197,7 @@ def test_bits_do_not_depend_on_threads(pairing, shape, dtype):
         torch.set_num_threads(threads)
         found.append(both_directions((noisy, clean, means, stds), mixtures(pairing, mask)))
     for again in found[1:]:
-        assert all(same_bits(a, b) for a, b in zip(found[0], again, strict=True))
-
-
-@pairing
-@every_dtype
-def test_memory_is_written_before_it_is_read(pairing, dtype):
-    inputs = mi_inputs(b=6, s=3, e=21, dtype=dtype, seed=16)
-    inputs[MASK][:, 1:2] = False
-    value, grads = evaluate(lambda t: logsumexp(t, pairing=pairing), inputs)
-    with fresh_memory_full_of_nan():
-        again, again_grads = evaluate(lambda t: logsumexp(t, pairing=pairing), inputs)
-    assert same_bits(value, again)
-    assert all(same_bits(a, b) for a, b in zip(grads, again_grads, strict=True))
-    assert not any(g.isnan().any() for g in grads)
+        assert_same_bits(again, found[0])
 
 
 @pairing
@@ -341,11 +212,11 @@ def test_single_gradients(pairing, wanted):
         assert same_bits(one, full) if needed else one is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@dtypes(torch.float32, torch.bfloat16)
 def test_gradients_that_go_past_the_caches(dtype):
     """Large ones do, small ones do not: the same bits."""
     repeats = 64 if dtype == torch.float32 else 128
-    tensors, given = arguments(5, 3, 4, 2048, dtype=dtype, seed=18)
+    tensors, given = case(5, 3, 4, 2048, dtype=dtype, seed=18)
     wide = [t.repeat(1, repeats, 1) for t in tensors]
     masks = given[0].sample_mask.repeat(1, repeats)
     upstream = upstream_of(torch.empty(1, 3, 5, 3))
@@ -358,7 +229,7 @@ def test_gradients_that_go_past_the_caches(dtype):
 
 
 def test_empty_batches_and_positions():
-    (y, x, mu, stds), given = arguments(dtype=torch.float64)
+    (y, x, mu, stds), given = case(dtype=torch.float64)
     for rows in (((0, 0), (5, 8)), ((0, 5), (5, 5))):
         empty = [given[0]._replace(sample_rows=rows[0], component_rows=rows[1])]
         energies, *gradients = both_directions((y, x, mu, stds), empty)

@@ -5,7 +5,9 @@ import math
 import fused_mi
 import pytest
 import torch
-from cases import DEVICE, ESTIMATORS, REDUCTIONS, gradients, leaves, mi_inputs
+from arguments import entropy_inputs
+from cases import DEVICE, ESTIMATORS, REDUCTIONS, gradients, leaves
+from marks import dtypes, estimator, options
 from oracle import (
     ASSIGNMENT,
     ENTROPY,
@@ -18,23 +20,7 @@ from oracle import (
 
 pytestmark = pytest.mark.every_backend
 
-every_option = pytest.mark.parametrize(
-    "options",
-    [
-        {"estimator": e, "reduction": r, "combined": c}
-        for e in ESTIMATORS
-        for r in REDUCTIONS
-        for c in (True, False)
-    ],
-    ids=lambda o: "-".join(str(v) for v in o.values()),
-)
-
-
-def entropy_inputs(n=4, m=3, s=5, e=3, dtype=torch.float64, offset=0.0):
-    """(clean, transformed, means, stds, mask), component_mask; N differs from M."""
-    means, stds, component_mask, clean, _ = mi_inputs(m, s, e, dtype, 1, offset)
-    _, _, mask, _, transformed = mi_inputs(n, s, e, dtype, 2, offset)
-    return [clean, transformed, means, stds, mask], component_mask
+every_option = options(estimator=ESTIMATORS, reduction=REDUCTIONS, combined=(True, False))
 
 
 def run(inputs, component_mask, combined, losses=None, **options):
@@ -71,7 +57,7 @@ def test_float64_value_entries_and_gradients(options, offset):
 
 
 @every_option
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@dtypes(torch.float32, torch.float16, torch.bfloat16)
 def test_lower_precision(options, dtype):
     inputs, component_mask = entropy_inputs(dtype=dtype)
     ours_in, naive_in, true_in = leaves(inputs), leaves(inputs), leaves(inputs, torch.float64)
@@ -92,7 +78,7 @@ def test_lower_precision(options, dtype):
         assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + floor
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_sum_is_n_times_mean(estimator):
     inputs, component_mask = entropy_inputs()
     means = run(inputs, component_mask, True, estimator=estimator)
@@ -110,7 +96,7 @@ def test_jensen_is_the_default_and_an_upper_bound():
     assert default > run(inputs, component_mask, False, estimator="logsumexp")
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_one_gaussian_gives_its_negative_log_density(estimator):
     inputs, _ = entropy_inputs(m=1)
     inputs[4][:] = True
@@ -128,9 +114,9 @@ def test_equal_components_are_one_gaussian():
         *(t.expand(5, -1, -1) for t in inputs[2:4]),
         inputs[4],
     ]
-    for estimator in ESTIMATORS:
-        one = fused_mi.gaussian_mixture_entropy(*inputs, estimator=estimator)
-        five = fused_mi.gaussian_mixture_entropy(*many, estimator=estimator)
+    for each in ESTIMATORS:
+        one = fused_mi.gaussian_mixture_entropy(*inputs, estimator=each)
+        five = fused_mi.gaussian_mixture_entropy(*many, estimator=each)
         assert five.item() == pytest.approx(one.item(), rel=1e-12)
     losses = {}
     fused_mi.gaussian_mixture_entropy(*many, losses, estimator="logsumexp")
@@ -158,11 +144,11 @@ def test_the_sample_mask_may_have_any_dtype():
     assert torch.equal(run(inputs, component_mask.to(torch.float16) * -2, True), before)
 
 
-def test_nothing_active():
+@estimator
+def test_nothing_active(estimator):
     inputs, component_mask = entropy_inputs()
     inputs[4][:] = False
-    for estimator in ESTIMATORS:
-        fresh = leaves(inputs)
-        value = run(fresh, component_mask, True, estimator=estimator)
-        assert value.item() == 0
-        assert all((g == 0).all() for g in gradients(value, fresh))
+    fresh = leaves(inputs)
+    value = run(fresh, component_mask, True, estimator=estimator)
+    assert value.item() == 0
+    assert all((g == 0).all() for g in gradients(value, fresh))

@@ -7,23 +7,19 @@ import pytest
 import torch
 from cases import (
     DEVICE,
-    ESTIMATORS,
     FLOATING,
     MASK,
-    PAIRINGS,
     gradients,
     leaves,
     mi,
     mi_inputs,
     value_and_gradients,
 )
+from marks import estimator, pairing
 from oracle import TOTAL
 from rules import assert_rule10
 
 pytestmark = pytest.mark.every_backend
-
-estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 
 
 def no_nan(value, grads):

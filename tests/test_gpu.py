@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import fused_mi
 import pytest
 import torch
-from cases import DEVICE, ESTIMATORS, PAIRINGS, mi, mi_inputs, same_bits, value_and_gradients
+from cases import DEVICE, assert_same_bits, mi, mi_inputs, value_and_gradients
 from large import large_inputs, without_copies
+from marks import dtypes, every_mode
 
 pytestmark = [
     pytest.mark.every_device,
@@ -14,12 +15,7 @@ pytestmark = [
 ]
 SHAPE = (64, 33, 200)
 LONG = 50_000_000  # cycles, tens of milliseconds: long enough that a missing wait shows
-every_mode = pytest.mark.parametrize(
-    "options",
-    [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],
-    ids=lambda o: "-".join(o.values()),
-)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+every_dtype = dtypes(torch.float32, torch.bfloat16)
 
 
 def evaluate(inputs, options):
@@ -30,7 +26,7 @@ def evaluate(inputs, options):
 
 
 def assert_same(found, want):
-    assert all(same_bits(a, b) for a, b in zip(found, want, strict=True))
+    assert_same_bits(found, want)
 
 
 def on_a_stream_of_its_own(inputs, options):

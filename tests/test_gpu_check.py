@@ -1,28 +1,20 @@
 """`make gpu` as far as it goes without a GPU: what it says there, and its parts."""
 
+import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from cases import PAIRINGS
+from processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import records  # noqa: E402
-from benchmarks.cases import ALL, Case  # noqa: E402
-from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload  # noqa: E402
-from benchmarks.limits import bytes_moved  # noqa: E402
-
-
-def python(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+from benchmarks import records
+from benchmarks.cases import ALL, BOTH, OPERATIONS, Case
+from benchmarks.gpu import __main__, _children, ncu, sanitizer, suite, tests, workload
+from benchmarks.limits import bytes_moved
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
@@ -109,11 +101,25 @@ def test_reports_of_ncu():
 def test_the_model_of_the_traffic_meets_the_launches():
     rows = list(workload.traffic((8, 3, 4096), "cpu"))
     assert [row["kernel"] for row in rows][-4:] == [
-        *["gradient_kernel"] * 2,
-        *["gradient_of_pairs_kernel"] * 2,
+        *["gradient_kernel", "gradient_of_pairs_kernel"] * 2,
     ]
     floor = bytes_moved(Case("x", 8, 3, 4096))["both"]
     assert floor <= sum(row["read"] + row["written"] for row in rows) < 2 * floor
+
+
+def test_the_sanitizer_sees_every_option(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(
+        workload,
+        "evaluate",
+        lambda case, device, combine=True: seen.add(
+            (case.estimator, case.pairing, case.dtype, case.op, combine)
+        ),
+    )
+    workload.small("cpu")
+    of_case = [BOTH, PAIRINGS, ("float32", "bfloat16"), OPERATIONS[:1], (True, False)]
+    assert seen > set(itertools.product(*of_case))
+    assert {op for *_, op, _ in seen} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ pytest.main(sys.argv[1:])
 """
     options = ["-p", "benchmarks.gpu.log", "-q", "-p", "no:cacheprovider", "tests/test_slow.py"]
     found = {}
-    for row in tests.rows(25, [sys.executable, "-I", "-S", "-c", code, *options]):
+    for row in tests.rows(15, [sys.executable, "-I", "-S", "-c", code, *options]):
         found[row["name"].split("::")[-1]] = row
     assert found["test_good"]["passed"] is True, found
     assert found["test_bad"]["passed"] is False and "assert" in found["test_bad"]["message"]
@@ -161,8 +167,8 @@ pytest.main(sys.argv[1:])
 
 
 def test_every_file_of_the_tests_is_there_and_has_a_mark():
-    for file in tests.files():
-        assert "every_" in (ROOT / file).read_text(), file
+    for name in tests.files():
+        assert "every_" in (ROOT / name).read_text(), name
     for file in {*(ROOT / "tests").glob("test_*.py")} - {Path(__file__)}:
         marked = "mark.every_" in file.read_text()
         assert not marked or f"tests/{file.name}" in tests.files(), file
@@ -213,9 +219,9 @@ def record(shape, contestant, estimator="jensen", **more):
 
 def test_targets():
     found = [
-        record(suite.LLM, "triton", of_copy=0.9, median=1.0),
-        record(suite.BERT, "triton", of_copy=0.5, median=1.0),
-        record(suite.BERT, "linear form, compiled", median=1.6),
+        record(suite.LLM, "triton", bytes=0.9e6, copy=1.0, samples=(1.0,)),
+        record(suite.BERT, "triton", bytes=0.5e6, copy=1.0, samples=(1.0,)),
+        record(suite.BERT, "linear form, compiled", samples=(1.6,)),
         record(
             suite.BERT, "triton kernels", "logsumexp", fma=5e4, kernels={"distances_kernel": 1e3}
         ),

@@ -115,7 +115,7 @@ def assert_pairs(inputs, eps):
     on_host = Mixture(masks, masks, eps.cpu(), 2 * eps.cpu(), (0, N), (N, B))
     sample = [t.double() for t in sample]
     true = reference.pairs_backward(upstream, *sample, None, [on_host], [True] * 4)
-    _, sizes = scales(sample, on_host, upstream[0])
+    _, *sizes = scales(sample, [on_host], upstream)
     for name, a, b, size in zip(
         ("noisy", "clean", "means", "stds"), ours, true, sizes, strict=True
     ):

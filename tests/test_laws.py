@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import FLOATING, MASK, mi, same_bits, value_and_gradients
+from cases import FLOATING, MASK, assert_same_bits, evaluate, mi, value_and_gradients
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import TOTAL, accumulation_dtype
@@ -158,9 +158,7 @@ def test_sum_is_n_times_mean(inputs, chosen):
 
 @given(mi_batches(dtype=torch.float32), options())
 def test_repeats_are_bit_equal(inputs, chosen):
-    runs = [value_and_gradients(lambda t: mi(t, **chosen), inputs) for _ in range(2)]
-    assert same_bits(runs[0][0], runs[1][0])
-    assert all(same_bits(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+    assert_same_bits(*(evaluate(lambda t: mi(t, **chosen), inputs) for _ in range(2)))
 
 
 @given(mi_batches(dtype=torch.float32, even=False), st.booleans())

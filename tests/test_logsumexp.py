@@ -6,7 +6,7 @@ import fused_mi
 import pytest
 import torch
 from blocks import logsumexp
-from cases import fresh_memory_full_of_nan, same_bits
+from cases import assert_same_bits, fresh_memory_full_of_nan, same_bits
 from fused_mi.cpu import _library
 from fused_mi.ops import _triton
 from fused_mi.reference import logsumexp as reference
@@ -180,7 +180,7 @@ def test_what_is_left_out_has_no_influence(backend, value):
     plain = evaluate(logsumexp, energies, 1, upstream_of(1))
     energies[0, :, range(5), range(1, 6)] = value
     spoiled = evaluate(logsumexp, energies, 1, upstream_of(1))
-    assert all(same_bits(a, b) for a, b in zip(plain, spoiled, strict=True))
+    assert_same_bits(plain, spoiled)
     assert (spoiled[1][0, :, range(5), range(1, 6)] == 0).all()
 
 
@@ -201,7 +201,7 @@ def test_strides_do_not_matter(backend):
     energies = energies_of((2, 5, 7))
     laid_out = energies.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     results = [evaluate(logsumexp, e, 0, upstream_of(2)) for e in (energies, laid_out)]
-    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+    assert_same_bits(*results)
 
 
 def test_mixtures_do_not_meet(backend):
@@ -219,7 +219,7 @@ def test_memory_is_written_before_it_is_read(backend):
     before = evaluate(logsumexp, energies, 0, upstream_of(2))
     with fresh_memory_full_of_nan():
         again = evaluate(logsumexp, energies, 0, upstream_of(2))
-    assert all(same_bits(a, b) for a, b in zip(before, again, strict=True))
+    assert_same_bits(before, again)
 
 
 @needs_library
@@ -235,7 +235,7 @@ def test_bits_do_not_depend_on_threads(monkeypatch, shape):
             with fused_mi.use_backend("cpu"):
                 found.append(evaluate(logsumexp, energies, None, upstream))
         for again in found[1:]:
-            assert all(same_bits(a, b) for a, b in zip(found[0], again, strict=True))
+            assert_same_bits(found[0], again)
 
 
 @needs_library

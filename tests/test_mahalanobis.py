@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import DEVICE
 from fused_mi import pairwise_square_mahalanobis_distance, square_mahalanobis_distance
+from marks import dtypes
 from oracle import eps_of
 
 S, E = 4, 3
@@ -51,7 +52,7 @@ def used_stds_mask(stds, mask, lead):
 
 
 @every_pattern
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@dtypes(torch.float64, torch.float32)
 def test_value_and_gradients(pattern, dtype):
     x, y, stds, mask = make(pattern, dtype)
     lead = torch.broadcast_shapes(*pattern)

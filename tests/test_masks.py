@@ -7,32 +7,21 @@ import pytest
 import torch
 from cases import (
     DEVICE,
-    ESTIMATORS,
     FLOATING,
     MASK,
     MI_ARGUMENTS,
-    PAIRINGS,
     mi,
     mi_inputs,
     same_bits,
     value_and_gradients,
 )
+from marks import dtypes, estimator, every_mode_and_mask
 from oracle import mutual_information
 from rules import assert_rule10
 
 pytestmark = pytest.mark.every_backend
 
 POISONS = [float("nan"), float("inf"), float("-inf")]
-every_mode = pytest.mark.parametrize(
-    "options",
-    [
-        {"estimator": e, "pairing": p, "combine": c}
-        for e in ESTIMATORS
-        for p in PAIRINGS
-        for c in (True, False)
-    ],
-    ids=lambda o: "-".join(str(v) for v in o.values()),
-)
 
 
 def used_positions(mask, pairing, combine):
@@ -78,9 +67,9 @@ def assert_inert(function, inputs, unused, poison):
             assert (b[unused[index]] == 0).all()
 
 
-@every_mode
+@every_mode_and_mask
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@dtypes(torch.float32, torch.float64)
 def test_hidden_values_in_all_inputs(options, poison, dtype):
     inputs = mi_inputs(b=6, s=7, dtype=dtype, seed=1, density=0.3)
     inputs[MASK][:, 0] = True
@@ -93,7 +82,7 @@ def test_hidden_values_in_all_inputs(options, poison, dtype):
     assert_inert(lambda t: mi(t, **options), inputs, unused, poison)
 
 
-@every_mode
+@every_mode_and_mask
 @pytest.mark.parametrize("index", FLOATING, ids=lambda i: MI_ARGUMENTS[i])
 def test_hidden_values_in_one_input(options, index):
     inputs = mi_inputs(b=6, s=5, dtype=torch.float32, seed=2, density=0.3)
@@ -106,7 +95,7 @@ def test_hidden_values_in_one_input(options, index):
         assert not options["combine"], "with combined masks something is always hidden here"
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 @pytest.mark.parametrize("component_mask", [True, False])
 @pytest.mark.parametrize("poison", POISONS)
 def test_hidden_values_of_the_entropy(estimator, component_mask, poison):
@@ -126,7 +115,7 @@ def test_hidden_values_of_the_entropy(estimator, component_mask, poison):
     assert_inert(entropy, inputs, unused, poison)
 
 
-@every_mode
+@every_mode_and_mask
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_nothing_active_is_zero(options, reduction):
     for poison in (0.0, float("nan")):
@@ -142,7 +131,7 @@ def test_nothing_active_is_zero(options, reduction):
         assert all((g == 0).all() for g in grads)
 
 
-@every_mode
+@every_mode_and_mask
 @pytest.mark.parametrize("row", [0, 4])
 def test_one_active_row(options, row):
     """With combined masks no pair shares a position: exactly 0, whatever the values."""
@@ -163,7 +152,7 @@ def test_one_active_row(options, row):
     assert all((g == 0).all() for g in grads)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_leave_one_out_with_one_active_sample_and_free_components(estimator):
     """Not combined: the lonely row scores all other components, never its own."""
     options = {"estimator": estimator, "pairing": "leave_one_out", "combine": False}
@@ -176,7 +165,7 @@ def test_leave_one_out_with_one_active_sample_and_free_components(estimator):
     assert_inert(lambda t: mi(t, **options), inputs, {0: own, 3: own}, float("nan"))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_disjoint_pairs(estimator):
     """Each sample shares positions with some components only; the other pairs have no energy."""
     inputs = mi_inputs(b=6, s=4, seed=7)
@@ -188,15 +177,16 @@ def test_disjoint_pairs(estimator):
     assert_rule10(lambda t: mi(t, **options), inputs, options)
 
 
-def test_one_true_in_a_half():
+@estimator
+def test_one_true_in_a_half(estimator):
     inputs = mi_inputs(b=6, s=4, seed=8, dtype=torch.float32)
     inputs[MASK][:3] = False
     inputs[MASK][1, 0] = True
-    for options in ({"estimator": estimator} for estimator in ESTIMATORS):
-        assert_rule10(functools.partial(mi, **options), inputs, options)
+    options = {"estimator": estimator}
+    assert_rule10(lambda t: mi(t, **options), inputs, options)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_the_minimum_runs_over_each_role_s_own_active_stds(estimator):
     """Hidden stds, tiny, zero or inf, leave the stabiliser alone; a tiny active one moves it."""
     options = {"estimator": estimator, "safety_factor": 1e5}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cases import (
     DEVICE,
-    ESTIMATORS,
     FLOATING,
     MASK,
-    PAIRINGS,
+    assert_same_bits,
+    evaluate,
     gradients,
     leaves,
     mi,
@@ -18,15 +18,10 @@ from cases import (
     same_bits,
     value_and_gradients,
 )
+from marks import combine, dtypes, every_mode
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.every_device
-
-every_mode = pytest.mark.parametrize(
-    "options",
-    [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],
-    ids=lambda o: "-".join(o.values()),
-)
 
 
 def tiny(options, dtype=torch.float64):
@@ -40,7 +35,7 @@ def tiny(options, dtype=torch.float64):
 
 
 @every_mode
-@pytest.mark.parametrize("combine", [True, False])
+@combine
 def test_first_and_second_derivatives(options, combine):
     inputs = leaves(tiny(options))
     mask = inputs[MASK]
@@ -115,18 +110,16 @@ def test_no_grad_inference_mode_and_detect_anomaly_keep_the_value(options):
     plain = gradients(value, inputs)
     with torch.autograd.detect_anomaly(check_nan=True):
         checked = gradients(mi(inputs, **options), inputs)
-    assert all(same_bits(a, b) for a, b in zip(plain, checked, strict=True))
+    assert_same_bits(plain, checked)
 
 
 @every_mode
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_changes_nothing(options, amp):
     inputs = mi_inputs(dtype=torch.float32, seed=2)
-    plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+    plain = evaluate(lambda t: mi(t, **options), inputs)
     with torch.autocast(DEVICE.type, amp):
-        value, grads = value_and_gradients(lambda t: mi(t, **options), inputs)
-    assert same_bits(value, plain)
-    assert all(same_bits(a, b) for a, b in zip(grads, plain_grads, strict=True))
+        assert_same_bits(evaluate(lambda t: mi(t, **options), inputs), plain)
 
 
 @every_mode
@@ -134,25 +127,19 @@ def test_retain_graph_and_repeats_are_bit_equal(options):
     inputs = leaves(mi_inputs(dtype=torch.float32, seed=3))
     value = mi(inputs, **options)
     first = gradients(value, inputs, retain_graph=True)
-    second = gradients(value, inputs)
+    assert_same_bits(gradients(value, inputs), first)
     again = mi(inputs, **options)
-    assert same_bits(again, value)
-    third = gradients(again, inputs)
-    for a, b, c in zip(first, second, third, strict=True):
-        assert same_bits(a, b)
-        assert same_bits(a, c)
+    assert_same_bits([again, *gradients(again, inputs)], [value, *first])
 
 
 @every_mode
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@dtypes(torch.float32, torch.bfloat16)
 def test_a_hundred_runs_are_bit_equal(options, dtype):
     """At a size that takes several programs and threads."""
     inputs = mi_inputs(*(64, 33, 200) if DEVICE.type == "cuda" else (20, 9, 50), dtype=dtype)
-    value, grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+    first = evaluate(lambda t: mi(t, **options), inputs)
     for _ in range(100 if DEVICE.type == "cuda" else 5):
-        again, again_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
-        assert same_bits(again, value)
-        assert all(same_bits(a, b) for a, b in zip(again_grads, grads, strict=True))
+        assert_same_bits(evaluate(lambda t: mi(t, **options), inputs), first)
 
 
 @every_mode
@@ -169,12 +156,11 @@ def test_an_in_place_edit_before_backward_raises(options, index):
 @every_mode
 def test_checkpoint(options):
     inputs = mi_inputs(dtype=torch.float32, seed=4)
-    plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
-    value, grads = value_and_gradients(
+    plain = evaluate(lambda t: mi(t, **options), inputs)
+    found = evaluate(
         lambda t: checkpoint(lambda *a: mi(a, **options), *t, use_reentrant=False), inputs
     )
-    assert same_bits(value, plain)
-    assert all(same_bits(a, b) for a, b in zip(grads, plain_grads, strict=True))
+    assert_same_bits(found, plain)
 
 
 @every_mode
@@ -217,34 +203,32 @@ def test_a_grad_scaler_multiplies_by_a_power_of_two_exactly(options):
 @every_mode
 def test_global_settings_change_nothing(options):
     inputs = mi_inputs(dtype=torch.float32, seed=9)
-    plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+    plain = evaluate(lambda t: mi(t, **options), inputs)
     torch.set_default_dtype(torch.float16)
     torch.use_deterministic_algorithms(True)
     try:
-        value, grads = value_and_gradients(lambda t: mi(t, **options), inputs)
+        found = evaluate(lambda t: mi(t, **options), inputs)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
-    assert same_bits(value, plain)
-    assert all(same_bits(a, b) for a, b in zip(grads, plain_grads, strict=True))
+    assert_same_bits(found, plain)
 
 
 def test_threads():
     cases = [mi_inputs(dtype=torch.float32, seed=seed) for seed in range(8)]
-    want = [value_and_gradients(mi, case) for case in cases]
+    want = [evaluate(mi, case) for case in cases]
     got = [None] * len(cases)
 
     def work(i):
-        got[i] = value_and_gradients(mi, cases[i])
+        got[i] = evaluate(mi, cases[i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for (a, grads_a), (b, grads_b) in zip(want, got, strict=True):
-        assert same_bits(a, b)
-        assert all(same_bits(x, y) for x, y in zip(grads_a, grads_b, strict=True))
+    for a, b in zip(got, want, strict=True):
+        assert_same_bits(a, b)
 
 
 @every_mode
@@ -279,8 +263,7 @@ def test_compile_with_a_full_graph(options):
     torch._dynamo.reset()
     compiled = torch.compile(lambda *t: mi(t, **options), backend="eager", fullgraph=True)
     inputs = mi_inputs(dtype=torch.float32, seed=6)
-    plain, plain_grads = value_and_gradients(lambda t: mi(t, **options), inputs)
-    value, grads = value_and_gradients(lambda t: compiled(*t), inputs)
-    torch.testing.assert_close(value, plain, rtol=1e-6, atol=1e-6)
-    for a, b in zip(grads, plain_grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    plain = evaluate(lambda t: mi(t, **options), inputs)
+    value, *grads = evaluate(lambda t: compiled(*t), inputs)
+    torch.testing.assert_close(value, plain[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads, plain[1:], rtol=1e-5, atol=1e-6)

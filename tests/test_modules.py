@@ -8,8 +8,8 @@ import pickle
 import fused_mi
 import pytest
 import torch
+from arguments import entropy_inputs
 from cases import ESTIMATORS, MASK, mi, mi_inputs
-from test_entropy import entropy_inputs
 
 
 def test_mutual_information_passes_every_option():

@@ -11,6 +11,7 @@ from fused_mi._estimators import HEADER
 from fused_mi._mixture import Mixture, Scoring
 from fused_mi.reference import estimators
 from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
+from marks import pairing
 
 F32, F64 = torch.float32, torch.float64
 
@@ -197,7 +198,7 @@ def test_more_positions_and_features_than_one_block_holds():
     assert results[0][0].item() == pytest.approx(want.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("pairing", ["sub_batch", "symmetric", "leave_one_out"])
+@pairing
 @pytest.mark.parametrize(
     ("change", "known"),
     [

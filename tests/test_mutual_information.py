@@ -3,17 +3,16 @@
 import pytest
 import torch
 from cases import (
+    ALL_CASES,
     DEVICE,
-    ESTIMATORS,
     MASK,
-    PAIRINGS,
-    REDUCTIONS,
     gradients,
     interpreted,
     leaves,
     mi,
     mi_inputs,
 )
+from marks import combine, dtypes, estimator, every_mode, every_option
 from oracle import (
     ASSIGNMENT,
     ENTROPY,
@@ -28,23 +27,6 @@ from oracle import (
 from rules import assert_rule10
 
 pytestmark = pytest.mark.every_backend
-
-every_option = pytest.mark.parametrize(
-    "options",
-    [
-        {"estimator": estimator, "pairing": pairing, "combine": combine, "reduction": reduction}
-        for estimator in ESTIMATORS
-        for pairing in PAIRINGS
-        for combine in (True, False)
-        for reduction in REDUCTIONS
-    ],
-    ids=lambda o: "-".join(str(v) for v in o.values()),
-)
-estimator_and_pairing = pytest.mark.parametrize(
-    "options",
-    [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],
-    ids=lambda o: "-".join(o.values()),
-)
 
 
 def calling(options):
@@ -61,7 +43,7 @@ def test_the_two_oracles_agree(options):
 
 
 @every_option
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@dtypes(torch.float64, torch.float32)
 def test_value_and_gradients(options, dtype):
     assert_rule10(calling(options), mi_inputs(dtype=dtype, seed=1), options)
 
@@ -115,13 +97,13 @@ def test_weighted_entries_backpropagate_together():
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@estimator_and_pairing
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@every_mode
+@dtypes(torch.float16, torch.bfloat16)
 def test_half_types(options, dtype):
     assert_rule10(calling(options), mi_inputs(dtype=dtype, seed=6), options)
 
 
-@estimator_and_pairing
+@every_mode
 @pytest.mark.parametrize("position", [0, 1, 3, 4])
 @pytest.mark.parametrize("odd_one", [torch.float64, torch.bfloat16], ids=["f64", "bf16"])
 def test_mixed_dtypes(options, position, odd_one):
@@ -130,16 +112,16 @@ def test_mixed_dtypes(options, position, odd_one):
     assert_rule10(calling(options), inputs, options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@dtypes(torch.float64, torch.float32)
 @pytest.mark.parametrize("offset", [1e3, 5e5])
-@pytest.mark.parametrize("combine", [True, False])
-@estimator_and_pairing
+@combine
+@every_mode
 def test_offsets(options, combine, offset, dtype):
     inputs = mi_inputs(b=8, e=5, dtype=dtype, offset=offset, seed=8)
     assert_rule10(calling({**options, "combine": combine}), inputs, {**options, "combine": combine})
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_a_spread_that_differs_by_position_with_offsets_of_both_signs(estimator):
     inputs = mi_inputs(b=8, s=6, e=8, dtype=torch.float32, seed=9)
     outliers = torch.tensor([0.0, 5e5, -5e5, 1e3, -1e3, 3e4, 0.0, 7.0], device=DEVICE)
@@ -149,22 +131,23 @@ def test_a_spread_that_differs_by_position_with_offsets_of_both_signs(estimator)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3), (4, 1, 1), (4, 3, 1), (6, 1, 127), (4, 2, 129)])
-@estimator_and_pairing
+@every_mode
 def test_shapes(options, shape):
     inputs = mi_inputs(*shape, dtype=torch.float32, seed=10)
     assert_rule10(calling(options), inputs, options)
 
 
 @pytest.mark.parametrize("b", [3, 5])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_odd_batches_leave_one_out(estimator, b):
     options = {"estimator": estimator, "pairing": "leave_one_out"}
     assert_rule10(calling(options), mi_inputs(b=b, dtype=torch.float32, seed=11), options)
 
 
-@estimator_and_pairing
+@every_mode
 def test_a_large_batch_of_single_tokens(options):
-    b = 4096 if options == {"estimator": "jensen", "pairing": "sub_batch"} else 1024
+    b = 1024 if ALL_CASES else 512
+    b = 4096 if options == {"estimator": "jensen", "pairing": "sub_batch"} else b
     if options["estimator"] == "logsumexp" and interpreted():
         b = 128  # the interpreter takes minutes for more pairs
     inputs = mi_inputs(b=b, s=1, e=2, dtype=torch.float32, seed=12)
@@ -174,7 +157,7 @@ def test_a_large_batch_of_single_tokens(options):
 @pytest.mark.parametrize(
     "kind", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float16]
 )
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@estimator
 def test_any_mask_dtype_and_any_non_zero_value_is_active(estimator, kind):
     inputs = mi_inputs(seed=13)
     plain = mi(inputs, estimator=estimator)
@@ -188,7 +171,7 @@ def test_any_mask_dtype_and_any_non_zero_value_is_active(estimator, kind):
 
 
 @pytest.mark.parametrize("safety_factor", [0.0, 10.0, 1e5])
-@estimator_and_pairing
+@every_mode
 def test_safety_factor(options, safety_factor):
     options = {**options, "safety_factor": safety_factor}
     assert_rule10(calling(options), mi_inputs(dtype=torch.float32, seed=14), options)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from blocks import pairs
 from cases import MASK, mi_inputs
+from marks import dtypes
 from oracle import Role, broadcast_energies, eps_of, loop_energies
 from test_moments import energies, pair_arguments
 
@@ -22,7 +23,7 @@ def oracle(y, centers, stds, mask, component_mask, eps, formula=loop_energies, d
 
 @pytest.mark.parametrize("combined", [True, False])
 @pytest.mark.parametrize("offset", [0.0, 1e3, 5e5])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@dtypes(torch.float64, torch.float32, torch.bfloat16)
 def test_pairwise(combined, offset, dtype):
     y, centers, stds, mask, component_mask = pairwise_inputs(dtype=dtype, offset=offset)
     given = component_mask if combined else None

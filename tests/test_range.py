@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from cases import ESTIMATORS, PAIRINGS, leaves, mi, value_and_gradients
+from cases import leaves, mi, value_and_gradients
 from exact import mutual_information
 from fused_mi import use_backend
 from fused_mi.cpu import _library
+from marks import dtypes, estimator, pairing
 from rules import FLOAT64_RELATIVE
 
 
@@ -21,8 +22,6 @@ def _backend(request):
         yield
 
 
-estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
 safety = pytest.mark.parametrize("safety_factor", [0.0, 100.0])
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -150,7 +149,7 @@ def test_scales_of_rows(estimator, pairing, safety_factor, dtype, powers):
 
 @estimator
 @pairing
-@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+@dtypes(F32, F64, BF16)
 def test_each_row_of_its_own_scale(estimator, pairing, dtype):
     """In range, yet the first row, from which the others are measured, may hide them."""
     powers = [(8, -8, 0, 3), (-6, 8, 3, 0), (4, 0, -2, 1), (6, -6, 6, -6), (2, 0, 1, -1)]
@@ -163,7 +162,7 @@ def test_each_row_of_its_own_scale(estimator, pairing, dtype):
 
 
 @estimator
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@dtypes(F32, F64)
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("which", [3, 4], ids=["clean", "noisy"])
 def test_an_infinite_row_is_as_bad_wherever_it_stands(estimator, dtype, row, which):

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from cases import ESTIMATORS, FLOATING, MASK, PAIRINGS, mi, mi_inputs
+from cases import ESTIMATORS, FLOATING, MASK, mi, mi_inputs
+from marks import dtypes, every_mode
 from rules import assert_rule10
 
 pytestmark = pytest.mark.every_backend
-
-every_mode = pytest.mark.parametrize(
-    "options",
-    [{"estimator": e, "pairing": p} for e in ESTIMATORS for p in PAIRINGS],
-    ids=lambda o: "-".join(o.values()),
-)
 
 
 def transposed(t):
@@ -66,7 +61,7 @@ def test_layouts(options, layout):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@dtypes(torch.float32, torch.bfloat16)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 @every_mode
 def test_layouts_of_every_input(options, layout, dtype):

@@ -3,11 +3,11 @@
 import fused_mi
 import pytest
 import torch
-from cases import ESTIMATORS, leaves, mi, mi_inputs
+from cases import leaves, mi, mi_inputs
+from marks import combine, estimator
 
 pytestmark = pytest.mark.every_backend
 
-estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 TOTAL, ENTROPY, STD_LOG = (
     "mutual_information_loss",
     "gaussian_mixture_entropy_loss",
@@ -29,7 +29,7 @@ def test_an_edit_in_place_changes_one_tensor(estimator):
 
 
 @estimator
-@pytest.mark.parametrize("combine", [True, False])
+@combine
 def test_a_spoiled_std_of_a_sample_spoils_what_depends_on_it(estimator, combine):
     """NaN in the samples' own stds alone is in k, and for "jensen" in nothing else."""
     inputs = mi_inputs()
@@ -49,11 +49,9 @@ def test_a_mapping_used_again_forgets_the_other_estimator():
     mi(mi_inputs(), losses=losses)
     assert ASSIGNMENT not in losses
     means, stds, mask, clean, noisy = mi_inputs()
-    for estimator in ("logsumexp", "jensen"):
-        fused_mi.gaussian_mixture_entropy(
-            clean, noisy, means, stds, mask, losses, estimator=estimator
-        )
-        assert (ASSIGNMENT in losses) == (estimator == "logsumexp")
+    for each in ("logsumexp", "jensen"):
+        fused_mi.gaussian_mixture_entropy(clean, noisy, means, stds, mask, losses, estimator=each)
+        assert (ASSIGNMENT in losses) == (each == "logsumexp")
     assert losses["mine"] == 1
 
 

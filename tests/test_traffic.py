@@ -6,17 +6,18 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import PAIRINGS, mi_inputs, mixtures
+from cases import mi_inputs, mixtures
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, floor, total, traffic
 from fused_mi.triton_kernels.moments import moments, moments_backward
 from fused_mi.triton_kernels.variance import variance
 from interpreter_traffic import touched
+from marks import pairing
 
 ALL = (True,) * 4
 NAMES = ("y", "x", "mu", "stds")
-pairing = pytest.mark.parametrize("pairing", PAIRINGS)
+ACCUMULATE = ("accumulate_kernel", "leave_one_out_kernel")
 
 
 @triton.jit
@@ -50,6 +51,7 @@ def features(request, monkeypatch):
     """Features of an embedding; and programs enough to split the batch for the larger number."""
     count, programs = request.param
     monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     return count
 
 
@@ -77,14 +79,10 @@ def run(launches):
     """Execute recorded launches; each with the accesses that it made."""
     found = []
     for this in launches:
-        with touched(*this.arguments) as counts:
+        with touched(*this.named().values()) as counts:
             launch(this.kernel, this.programs, *this.arguments, **this.meta)
         found.append((this, counts))
     return found
-
-
-def named(this):
-    return dict(zip(this.kernel.arg_names, this.arguments, strict=False)) | this.meta
 
 
 def accesses(found, tensor, kind):
@@ -92,7 +90,7 @@ def accesses(found, tensor, kind):
     each = [
         getattr(counts, kind)(tensor)
         for this, counts in found
-        if any(argument is tensor for argument in this.arguments)
+        if any(argument is tensor for argument in this.named().values())
     ]
     return torch.stack(each).sum(0)
 
@@ -101,9 +99,10 @@ def assert_modelled(launches):
     """The model says to the byte what every launch loads from and stores to every tensor."""
     for this, counts in run(launches):
         model = traffic(this, counted(this))
-        tensors = {name: t for name, t in named(this).items() if isinstance(t, torch.Tensor)}
+        tensors = {name: t for name, t in this.named().items() if isinstance(t, torch.Tensor)}
         for of_model, of_kernel in ((model.read, counts.loads), (model.written, counts.stores)):
-            expected_bytes = collections.Counter()  # one tensor may be in several arguments
+            # One tensor may be in several arguments.
+            expected_bytes = collections.defaultdict(float)
             for name, size in of_model.items():
                 expected_bytes[tensors[name].data_ptr()] += size
             for name, tensor in tensors.items():
@@ -125,15 +124,13 @@ def roles(shape, mixtures):
 
 
 def assert_read_once(launches, inputs, mixtures):
-    """Every element of a contributing position once, the others never; and the shifts of y and x
-    once more for each program that needs them."""
+    """Every element of a contributing position once, the others never; and the shifts of y, x and
+    mu once more for each program that needs them."""
     found = run(launches)
     samples, components, shift_y, shift_x = roles(inputs[0].shape, mixtures)
     contributing = (samples, components, components, samples | components)
-    nothing = torch.zeros_like(samples)
-    for name, tensor, here, shift in zip(
-        NAMES, inputs, contributing, (shift_y, shift_x, nothing, nothing), strict=True
-    ):
+    shifts = (shift_y, shift_x, shift_x, torch.zeros_like(samples))
+    for name, tensor, here, shift in zip(NAMES, inputs, contributing, shifts, strict=True):
         loads = accesses(found, tensor, "loads")
         assert (loads[~here] == 0).all(), name
         assert (loads[here & ~shift] == 1).all(), name
@@ -145,7 +142,7 @@ def assert_read_once(launches, inputs, mixtures):
 def test_model_of_forward_and_backward(pairing, features, own):
     inputs, mixtures = case(pairing, features, own=own)
     forward, backward, _ = record(inputs, mixtures)
-    splits = [named(this).get("sample_splits", 1) for this in forward]
+    splits = [this.named().get("splits", 1) for this in forward]
     assert max(splits) == (2 if features > 128 else 1)
     assert_modelled(forward)
     assert_modelled(backward)
@@ -235,12 +232,17 @@ def test_dense_inputs_and_gradients_move_as_the_floor_says(pairing, features):
     inputs, mixtures = case(pairing, features)
     inputs = [t.to("meta") for t in inputs]
     forward, backward, _ = record(inputs, mixtures)
+    accumulate = next(la for la in forward if la.kernel.__name__ in ACCUMULATE)
     shifts = 0
-    for a in map(named, (*forward, *backward)):
-        if "ROWS" in a and "SAMPLES" in a and "LOOK" not in a:
-            splits = -(-a["rows"] // a["rows_per_split"])
-            shifts += splits * a["S"] * a["E"] * 4 * (a["SAMPLES"] + a["COMPONENTS"])
-    accumulate = total(forward, expected)["accumulate_kernel"]
+    for this in (accumulate, *backward):
+        a = this.named()
+        if this is accumulate:
+            planes = 2 if pairing == "leave_one_out" else 3 * len(mixtures)
+        else:
+            planes = "LOOK" not in a and 2 * a.get("SAMPLES", 0) + 3 * a.get("COMPONENTS", 0)
+        if planes:
+            shifts += planes * this.programs // a["tiles"] * a["E"] * 4
+    accumulate = total([accumulate], expected)[accumulate.kernel.__name__]
     gradient = total(backward, expected)["gradient_kernel"]
     least = floor(*inputs, mixtures, ALL)
     read = sum(part.read[name] for part in (accumulate, gradient) for name in NAMES)

@@ -2,24 +2,23 @@
 
 import pytest
 import torch
-from cases import mi_inputs
 from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels import _configs, logsumexp, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, total
+from pair_rules import pair_case
 from test_traffic import ALL, NAMES, assert_modelled, run
 
 
-def pair_case(n, m, s, e, dtype=torch.float32, exclude=False):
-    """y, x, mu, stds, and one mixture; the last position has no active row, a tile of samples none
-    at the first."""
-    rows = n if exclude else n + m
-    mu, stds, mask, x, y = mi_inputs(rows, s, e, dtype=dtype, seed=1)
+def case(n, m, s, e, dtype=torch.float32, exclude=False):
+    """The last position has no active row, a tile of samples none at the first."""
+    inputs, mixture = pair_case((n, m, s, e), dtype, seed=1)
+    if exclude:
+        inputs, masks = [t[:n] for t in inputs], mixture.sample_mask[:n]
+        mixture = Mixture(masks, masks, *mixture[2:4], (0, n), (0, n), True)
+    mask = mixture.sample_mask
     mask[:, -1], mask[64:n, 0] = False, False
-    acc = torch.promote_types(dtype, torch.float32)
-    eps = torch.tensor(1e-3, dtype=acc), torch.tensor(2e-3, dtype=acc)
-    ranges = ((0, n), (0, n)) if exclude else ((0, n), (n, rows))
-    return [y, x, mu, stds], Mixture(mask, mask, *eps, *ranges, exclude)
+    return inputs, mixture
 
 
 def without_data(inputs, mixture):
@@ -42,7 +41,7 @@ PAIRS = {"one tile": (5, 4, 3, 7), "many": (70, 40, 2, 9), "features": (5, 4, 2,
 @pytest.mark.parametrize("exclude", [False, True], ids=["one role", "both roles"])
 @pytest.mark.parametrize("shape", PAIRS.values(), ids=PAIRS)
 def test_model_of_the_pairs(shape, exclude):
-    inputs, mixture = pair_case(*shape, exclude=exclude)
+    inputs, mixture = case(*shape, exclude=exclude)
     forward, backward, _ = record_pairs(inputs, mixture)
     assert_modelled(forward)
     assert_modelled(backward)
@@ -50,7 +49,7 @@ def test_model_of_the_pairs(shape, exclude):
 
 @pytest.mark.parametrize("wanted", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1)], ids=str)
 def test_model_of_one_gradient_of_the_pairs(wanted):
-    inputs, mixture = pair_case(5, 4, 2, 7, torch.float16)
+    inputs, mixture = case(5, 4, 2, 7, torch.float16)
     forward, backward, _ = record_pairs(inputs, mixture, [bool(one) for one in wanted])
     run(forward)
     assert_modelled(backward)
@@ -59,7 +58,7 @@ def test_model_of_one_gradient_of_the_pairs(wanted):
 def test_model_of_the_pairs_in_chunks_and_without_mu(monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 8)
     monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
-    (y, x, _, stds), mixture = pair_case(5, 4, 3, 20)
+    (y, x, _, stds), mixture = case(5, 4, 3, 20)
     forward, backward, _ = record_pairs((y, x, None, stds), mixture)
     distances = next(la for la in forward if la.kernel.__name__ == "distances_kernel")
     assert distances.programs == 9
@@ -70,7 +69,7 @@ def test_model_of_the_pairs_in_chunks_and_without_mu(monkeypatch):
 def test_pairs_of_one_tile_read_each_element_once_and_shifts():
     """Distances read y, x, mu and stds once; the rest of each pass reads some of them again."""
     n, m, s, e = 32, 32, 2, 64
-    forward, backward, _ = record_pairs(*without_data(*pair_case(n, m, s, e)))
+    forward, backward, _ = record_pairs(*without_data(*case(n, m, s, e)))
     half = n * s * e * 4
     found = total(forward, expected)
     read = {k: v / half for k, v in found["distances_kernel"].read.items() if k in NAMES}
@@ -121,7 +120,7 @@ def test_energies_are_read_once_in_each_direction_and_written_once():
 
 def test_large_batches_of_pairs_read_again_for_each_tile():
     n, m, s, e = 256, 256, 2, 64
-    forward, _, _ = record_pairs(*without_data(*pair_case(n, m, s, e)))
+    forward, _, _ = record_pairs(*without_data(*case(n, m, s, e)))
     found = total(forward, expected)["distances_kernel"]
     tile = _configs.pairs_tile(n, m, torch.float32)
     half = n * s * e * 4
@@ -136,7 +135,7 @@ def test_large_batches_of_pairs_read_again_for_each_tile():
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_expected_pairs_are_those_of_a_mask_like_that(density):
     n, m, s, e = 70, 40, 40, 4
-    inputs, mixture = pair_case(n, m, s, e)
+    inputs, mixture = case(n, m, s, e)
     mask = mixture.sample_mask
     mask.copy_(torch.rand(mask.shape) < density)
     forward, backward, _ = record_pairs(inputs, mixture)

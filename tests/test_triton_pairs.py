@@ -2,38 +2,28 @@
 
 import pytest
 import torch
-from cases import PAIRINGS, far_apart, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
+from cases import assert_same_bits, far_apart, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
 from fused_mi import use_backend
-from fused_mi._mixture import Mixture
 from fused_mi.reference import pairs as reference
 from fused_mi.triton_kernels import _configs, pairs
 from fused_mi.triton_kernels._launch import recorded
-from pair_rules import scales
+from marks import dtypes, pairing
+from pair_rules import NAMES, pair_case, scales
 from rules import FLOAT64_RELATIVE, assert_rule10
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
 )
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-NAMES = ("y", "x", "mu", "stds")
 # (N, M, S, E): less than a tile; several of samples, of components and of features.
 SHAPES = [(1, 1, 1, 1), (5, 3, 2, 7), (3, 5, 1, 66), (66, 34, 2, 3), (9, 40, 1, 16)]
 shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def case(shape, dtypes=(F32,) * 4, seed=0, eps=(1e-3, 2e-3)):
-    """y, x, mu, stds (N + M, S, E), and one mixture: the first N rows against the last M."""
-    N, M, S, E = shape
-    mu, stds, mask, x, y = mi_inputs(N + M, S, E, seed=seed)
-    inputs = [t.to(dtype) for t, dtype in zip((y, x, mu, stds), dtypes, strict=True)]
-    acc = F64 if F64 in dtypes else F32
-    of_components, of_samples = (torch.tensor(e, dtype=acc) for e in eps)
-    return inputs, Mixture(mask, mask, of_components, of_samples, (0, N), (N, N + M))
-
-
-def evaluate(function, backward, inputs, mixture, upstream):
-    energies = function(*inputs, [mixture])
-    return energies[0], backward(upstream, *inputs, None, [mixture], [True] * 4)
+def evaluate(module, inputs, mixture, upstream):
+    """Energies and gradients of a backend."""
+    pull = module.pairs_backward(upstream, *inputs, None, [mixture], [True] * 4)
+    return [module.pairs(*inputs, [mixture])[0], *pull]
 
 
 def assert_close(inputs, mixture, upstream=None):
@@ -41,10 +31,10 @@ def assert_close(inputs, mixture, upstream=None):
     N, M = mixture.samples, mixture.components
     if upstream is None:
         upstream = torch.randn(1, 3, N, M, dtype=F64)
-    ours, of_ours = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    ours, *of_ours = evaluate(pairs, inputs, mixture, upstream)
     wide = [None if t is None else t.double() for t in inputs]
-    true, of_true = evaluate(reference.pairs, reference.pairs_backward, wide, mixture, upstream)
-    scale, of_scale = scales(inputs, mixture, upstream[0])
+    true, *of_true = evaluate(reference, wide, mixture, upstream)
+    (scale,), *of_scale = scales(inputs, [mixture], upstream)
     exact = mixture.component_eps.dtype == F64
     relative = FLOAT64_RELATIVE if exact else 8 * torch.finfo(F32).eps
     assert ours.dtype == F64
@@ -61,26 +51,26 @@ def assert_close(inputs, mixture, upstream=None):
 
 
 @shape
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@dtypes(F32, F64)
 def test_energies_and_gradients_of_every_shape(shape, dtype):
-    assert_close(*case(shape, (dtype,) * 4))
+    assert_close(*pair_case(shape, dtype))
 
 
 @pytest.mark.parametrize(
     "dtypes", [(BF16,) * 4, (F16,) * 4, (F16, F32, BF16, F32), (F32, BF16, F64, F16)], ids=str
 )
 def test_dtypes(dtypes):
-    assert_close(*case((5, 3, 2, 18), dtypes))
+    assert_close(*pair_case((5, 3, 2, 18), dtypes))
 
 
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@dtypes(F32, F64)
 @pytest.mark.parametrize("programs", [1, 10**6], ids=["one split", "many"])
 @pytest.mark.parametrize("e", [16, 41])
 def test_chunks_and_splits(monkeypatch, e, programs, dtype):
     """Chunks that end within a position; few or many of a program."""
     monkeypatch.setattr(pairs, "CHUNK", 16)
     monkeypatch.setattr(_configs, "_programs", lambda device: programs)
-    inputs, mixture = case((4, 3, 5, e), (dtype,) * 4)
+    inputs, mixture = pair_case((4, 3, 5, e), dtype)
     with recorded() as launches:
         pairs.pairs(*inputs, [mixture])
     splits = next(launch.arguments[-1] for launch in launches if "splits" in launch.kernel.__name__)
@@ -90,28 +80,26 @@ def test_chunks_and_splits(monkeypatch, e, programs, dtype):
 
 
 def test_a_long_row_is_more_than_one_chunk():
-    assert_close(*case((2, 2, 1, _configs.CHUNK + 9)))
+    assert_close(*pair_case((2, 2, 1, _configs.CHUNK + 9)))
 
 
 @shape
 def test_without_mu(shape):
-    (y, x, _, stds), mixture = case(shape)
+    (y, x, _, stds), mixture = pair_case(shape)
     assert_close((y, x, None, stds), mixture)
 
 
 def test_tiles_without_an_active_position():
     """Of samples, of components, of both; and NaN wherever no pair looks."""
     N, M, S, E = 70, 35, 4, 5
-    inputs, mixture = case((N, M, S, E))
+    inputs, mixture = pair_case((N, M, S, E))
     mask = mixture.sample_mask
     mask[:64, 1], mask[N : N + 32, 2], mask[:, 3] = False, False, False
     poisoned = [t.masked_fill(~mask[..., None], torch.nan) for t in inputs]
     clean, _ = assert_close(inputs, mixture)
     upstream = torch.ones(1, 3, N, M, dtype=F64)
     for function in (pairs, reference):
-        energies, of_energies = evaluate(
-            function.pairs, function.pairs_backward, poisoned, mixture, upstream
-        )
+        energies, *of_energies = evaluate(function, poisoned, mixture, upstream)
         assert all((g[~mask] == 0).all() for g in of_energies)
         assert not any(g.isnan().any() for g in of_energies)
         if function is pairs:
@@ -119,10 +107,10 @@ def test_tiles_without_an_active_position():
 
 
 def test_nothing_active_at_all():
-    inputs, mixture = case((5, 3, 2, 7))
+    inputs, mixture = pair_case((5, 3, 2, 7))
     mixture.sample_mask.zero_()
     upstream = torch.ones(1, 3, 5, 3, dtype=F64)
-    energies, gradients = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    energies, *gradients = evaluate(pairs, inputs, mixture, upstream)
     assert (energies == 0).all()
     assert all((g == 0).all() for g in gradients)
 
@@ -140,14 +128,14 @@ def test_nothing_active_at_all():
     ids=["expanded", "transposed", "every other", "zero", "q", "k"],
 )
 def test_any_upstream_gradient(upstream):
-    _, gradients = assert_close(*case((6, 5, 2, 7)), upstream)
+    _, gradients = assert_close(*pair_case((6, 5, 2, 7)), upstream)
     if not upstream.any():
         assert all((g == 0).all() for g in gradients)
 
 
 @pytest.mark.parametrize("only", range(4), ids=NAMES)
 def test_one_gradient(only):
-    inputs, mixture = case((5, 3, 2, 7))
+    inputs, mixture = pair_case((5, 3, 2, 7))
     upstream = torch.randn(1, 3, 5, 3, dtype=F64)
     everything = pairs.pairs_backward(upstream, *inputs, None, [mixture], [True] * 4)
     wanted = [i == only for i in range(4)]
@@ -157,58 +145,46 @@ def test_one_gradient(only):
 
 
 def test_strides():
-    inputs, mixture = case((5, 3, 2, 7))
+    inputs, mixture = pair_case((5, 3, 2, 7))
     upstream = torch.randn(1, 3, 5, 3, dtype=F64)
     y, x, mu, stds = inputs
     storage = torch.full((8, 2, 14), torch.nan)
     storage[..., ::2] = stds
     laid_out = y.permute(2, 1, 0).contiguous().permute(2, 1, 0), x, mu, storage[..., ::2]
-    results = [
-        evaluate(pairs.pairs, pairs.pairs_backward, given, mixture, upstream)
-        for given in (inputs, laid_out)
-    ]
-    assert same_bits(results[0][0], results[1][0])
-    assert all(same_bits(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert_same_bits(*(evaluate(pairs, t, mixture, upstream) for t in (inputs, laid_out)))
     assert_close((y, x, mu[:1, :1].expand(8, 2, 7), stds), mixture)
 
 
 def test_addresses_beyond_32_bits():
     """Rows 2^30 elements apart: the last ones begin beyond 2^31."""
-    inputs, mixture = case((2, 2, 2, 3), (F16,) * 4)
+    inputs, mixture = pair_case((2, 2, 2, 3), F16)
     apart = [far_apart(tensor) for tensor in inputs]
     upstream = torch.randn(1, 3, 2, 2, dtype=F64)
-    results = [
-        evaluate(pairs.pairs, pairs.pairs_backward, given, mixture, upstream)
-        for given in (inputs, apart)
-    ]
-    assert same_bits(results[0][0], results[1][0])
-    assert all(same_bits(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert_same_bits(*(evaluate(pairs, t, mixture, upstream) for t in (inputs, apart)))
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
 def test_memory_is_written_before_it_is_read(shape):
     """Fresh memory full of NaN changes nothing."""
-    inputs, mixture = case(shape)
+    inputs, mixture = pair_case(shape)
     upstream = torch.randn(1, 3, *shape[:2], dtype=F64)
-    arguments = pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream
-    energies, gradients = evaluate(*arguments)
+    plain = evaluate(pairs, inputs, mixture, upstream)
     with fresh_memory_full_of_nan():
-        again, again_gradients = evaluate(*arguments)
-    assert same_bits(energies, again)
-    assert all(same_bits(a, b) for a, b in zip(gradients, again_gradients, strict=True))
+        again = evaluate(pairs, inputs, mixture, upstream)
+    assert_same_bits(again, plain)
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-15, 1e15, 1e19, 1e20])
 def test_variances_out_of_range(size):
     """q is that of standardised inputs, though no square is in the range of float32."""
-    inputs, mixture = case((5, 3, 2, 7))
+    inputs, mixture = pair_case((5, 3, 2, 7))
     eps = torch.tensor(1e-5 * size**2, dtype=F64).to(F32)  # of a large size inf, if not for 1e-5
     mixture = mixture._replace(component_eps=eps, sample_eps=eps)
     scaled = [t * size for t in inputs]
     q = pairs.pairs(*scaled, [mixture])[0, 0]
     wide = [t.double() for t in scaled]
     true = reference.pairs(*wide, [mixture])[0, 0]
-    scale, _ = scales(scaled, mixture, torch.zeros(3, 5, 3))
+    (scale,), *_ = scales(scaled, [mixture], torch.zeros(1, 3, 5, 3))
     assert ((q - true).abs() <= 8 * torch.finfo(F32).eps * scale[0]).all()
 
 
@@ -217,21 +193,21 @@ def test_variances_out_of_range(size):
 )
 def test_one_row_far_out_of_the_range_of_the_others(least):
     """Their eps is tiny or not; an infinite variance gives q = 0 and no NaN."""
-    inputs, mixture = case((5, 3, 2, 7))
+    inputs, mixture = pair_case((5, 3, 2, 7))
     inputs[3][0:6] = least
     inputs[3][6], inputs[3][7] = 1e20, 3e38
     eps = torch.tensor(least**2 * 1e-5, dtype=F64).to(F32)
     mixture = mixture._replace(component_eps=eps, sample_eps=eps)
     upstream = torch.ones(1, 3, 5, 3, dtype=F64)
-    energies, gradients = evaluate(pairs.pairs, pairs.pairs_backward, inputs, mixture, upstream)
+    energies, *gradients = evaluate(pairs, inputs, mixture, upstream)
     assert not energies.isnan().any()
     assert not any(g.isnan().any() for g in gradients)
     true = reference.pairs(*(t.double() for t in inputs), [mixture])[0, 0]
-    scale, _ = scales(inputs, mixture, torch.zeros(3, 5, 3))
+    (scale,), *_ = scales(inputs, [mixture], torch.zeros(1, 3, 5, 3))
     assert ((energies[0] - true).abs() <= 8 * torch.finfo(F32).eps * scale[0] + 1e-30).all()
 
 
-@pytest.mark.parametrize("pairing", PAIRINGS)
+@pairing
 def test_near_duplicates_far_from_zero(pairing):
     """Samples next to centres at 5e5, where a product of rows would cancel."""
     inputs = mi_inputs(b=6, s=2, e=5, dtype=F32, offset=5e5, seed=3)

@@ -13,6 +13,8 @@ _WARP = 32
 _VECTOR_BYTES = 16  # of one load or store of one thread
 _MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its length
 _MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more than it hides
+_MAX_ROWS_PER_STREAM = 128  # the same, where rows are added four at a time
+_MIN_GROUPS = 2  # of rows of a program: fewer, and parts are as much traffic as the rows
 _MAX_SPLITS = 512  # one program merges them, 16 at a time
 
 
@@ -54,6 +56,55 @@ def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Til
     return found
 
 
+class MomentsTile(NamedTuple):
+    """ROWS x FEATURES elements of a program, four times, of which a thread loads VECTOR at once."""
+
+    ROWS: int
+    FEATURES: int
+    VECTOR: int
+    num_warps: int
+    maxnreg: int
+
+
+def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTile]:
+    """Tiles of `accumulate_kernel`, of which the first is used without a measurement. Programs of
+    one warp, which waits for no other; a thread has one vector of each input in each of four rows.
+    Eight warps of an SM have registers: enough, as a group is 4 KiB at least.
+
+    Args:
+        both: rows have both roles: registers allow no more than 4 elements.
+    """
+    vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
+    vector = min(vector, 4) if both else vector
+    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
+    first = MomentsTile(_WARP * vector // width, width, vector, 1, _ALL_REGISTERS)
+    wider = [MomentsTile(1, w * _WARP * vector, vector, w, _ALL_REGISTERS) for w in (2, 4)]
+    return [first, *(tile for tile in wider if features >= tile.FEATURES)]
+
+
+class MomentsSplits(NamedTuple):
+    """How many programs share the batch, and rows of either role for each of them."""
+
+    parts: int
+    samples: int
+    components: int
+
+
+def moments_splits(
+    samples: int, components: int, programs: int, tile_rows: int, device: torch.device
+) -> MomentsSplits:
+    """Programs of one warp: four times as many as of others fill the machine."""
+    block, rows = 4 * tile_rows, max(samples, components)
+    fill = triton.cdiv(4 * _programs(device), programs)
+    accuracy = triton.cdiv(rows, _MAX_ROWS_PER_STREAM * tile_rows)
+    wanted = min(max(fill, accuracy), _MAX_SPLITS, triton.cdiv(rows, block * _MIN_GROUPS))
+    per_split = triton.cdiv(triton.cdiv(rows, wanted), block) * block
+    count = triton.cdiv(rows, per_split)
+    return MomentsSplits(
+        count, *(triton.cdiv(triton.cdiv(n, count), block) * block for n in (samples, components))
+    )
+
+
 class LostTile(NamedTuple):
     """ROWS x PARTNERS x FEATURES elements of a program, in LOOK columns that it looks at."""
 
@@ -73,11 +124,10 @@ def lost_tile(features: int) -> LostTile:
     return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
 
 
-def finish_tile(splits: int, features: int) -> Tile:
-    """For the merge of the parts, in float64: ROWS splits at a time."""
-    rows = min(triton.next_power_of_2(splits), 16)
-    width = min(triton.next_power_of_2(max(features, 1)), 256 // rows)
-    return Tile(rows, width, max(1, min(4, rows * width // 64)))
+def finish_tile(features: int, dtype: torch.dtype) -> Tile:
+    """For the merge of the parts: 16 splits at a time, each a stream of its own, and a cache line
+    of each. Nothing depends on the batch."""
+    return Tile(16, _between(features, 1, 128 // dtype.itemsize), 4)
 
 
 def positions_block(rows: int, positions: int) -> dict[str, int]:
@@ -201,4 +251,5 @@ def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
 
 def _between(size: int, least: int, largest: int) -> int:
     """The power of two that holds `size`, within bounds."""
-    return min(max(triton.next_power_of_2(max(size, 1)), least), largest)
+    power: int = triton.next_power_of_2(max(size, 1))
+    return min(max(power, least), largest)

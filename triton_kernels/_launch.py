@@ -19,6 +19,12 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
     meta: dict[str, Any]
 
+    def named(self) -> dict[str, Any]:
+        """Arguments and constants by name, tensors without strides; none of them is None."""
+        given = (a[0] if isinstance(a, tuple) else a for a in self.arguments)
+        named = dict(zip(self.kernel.arg_names, given, strict=False)) | self.meta
+        return {name: value for name, value in named.items() if value is not None}
+
 
 _recorded: list[Launch] | None = None
 
@@ -59,6 +65,7 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def strides(*tensors: Tensor | None) -> list[int]:
-    """Three for each (rows, S, E), 0 for one that is missing."""
-    return [stride for t in tensors for stride in ((0, 0, 0) if t is None else t.stride())]
+def strided(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """One argument of a kernel: a tensor and its strides; None for one that is missing. Triton
+    specialises all of a tuple, whatever `do_not_specialize` says of the argument."""
+    return None if tensor is None else (tensor, *tensor.stride())

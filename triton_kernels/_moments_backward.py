@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from ._tiles import load, partners, position, store_rows, variance_terms, weighted
+from ._tiles import (
+    contributing,
+    load,
+    partners,
+    position,
+    store_rows,
+    two_sum,
+    variance_terms,
+    weighted,
+)
 
 
 @triton.jit(
@@ -16,61 +25,45 @@ from ._tiles import load, partners, position, store_rows, variance_terms, weight
     ],
 )
 def gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # () of the mixture in which these rows are components
     sample_active,  # (rows, S) uint8, of the mixture in which these rows are samples
     component_active,  # (rows, S) uint8, of the one in which they are components
-    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
-    component_counts,
     sample_state,  # (4, S, E) ACC, of the same mixtures, see finish_kernel
     component_state,
     sample_upstream,  # (3,) float64, of the same mixtures: gradients of the sums of q, g and k
     component_upstream,
-    d_y,  # (rows, S, E), written
+    d_y,  # (rows, S, E), written; None where there is nothing to write
     d_x,
     d_mu,
     d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
-    rows_per_split,
-    partner_start,  # first row of the other role, whose first contributing row is the shift
+    partner_start,  # first row of the other role
     S,
     E,
+    rows_per_split,
     tiles,
+    sample_counts,  # (4, S) int32, of the same mixtures, see Positions
+    component_counts,
     SAMPLES: tl.constexpr,
     OWN_STDS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
-    D_Y: tl.constexpr,
-    D_X: tl.constexpr,
-    D_MU: tl.constexpr,
-    D_STDS: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
     """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
     the columns that `gradient_of_pairs_kernel` writes."""
-    PULL_Y: tl.constexpr = SAMPLES and D_Y
-    PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and D_STDS
-    PULL_C: tl.constexpr = COMPONENTS and (D_X or D_MU)
-    PULL_STDS: tl.constexpr = COMPONENTS and D_STDS
+    PULL_Y: tl.constexpr = SAMPLES and d_y is not None
+    PULL_OWN: tl.constexpr = SAMPLES and OWN_STDS and d_stds is not None
+    PULL_C: tl.constexpr = COMPONENTS and (d_x is not None or d_mu is not None)
+    PULL_STDS: tl.constexpr = COMPONENTS and d_stds is not None
     DIAGONAL: tl.constexpr = EXCLUDE_DIAGONAL and (PULL_Y or PULL_C or PULL_STDS)
 
     tile, s, split = position(tiles, S)
@@ -88,7 +81,8 @@ def gradient_kernel(
         eps_l = tl.load(component_eps).to(ACC)
     if PULL_Y or DIAGONAL:
         first = partner_row + tl.load(sample_counts + 3 * S + s)
-        x_shift = load(x, first, s, e, x_stride_row, x_stride_s, x_stride_e, some_i, ACC)
+        of_x, of_mu = load(x, first, s, e, some_i, ACC), load(mu, first, s, e, some_i, ACC)
+        c_shift, rest = two_sum(of_x, of_mu)
     if PULL_Y:
         state = sample_state + at_position
         delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
@@ -98,11 +92,14 @@ def gradient_kernel(
         eps_i = tl.load(sample_eps).to(ACC)
         upstream_k = tl.load(sample_upstream + 2).to(ACC)
     if PULL_C or PULL_STDS or DIAGONAL:
-        first = partner_row + tl.load(component_counts + 2 * S + s)
-        y_shift = load(y, first, s, e, y_stride_row, y_stride_s, y_stride_e, some_l, ACC)
+        first = tl.zeros((1, 1), tl.int32) + start + tl.load(component_counts + 3 * S + s)
+        x_shift, mu_shift = load(x, first, s, e, some_l, ACC), load(mu, first, s, e, some_l, ACC)
     if PULL_C or PULL_STDS:
         state = component_state + at_position
-        delta_y = tl.load(state, mask=some_l, other=0.0)
+        first = partner_row + tl.load(component_counts + 2 * S + s)
+        own_shift, own_rest = two_sum(x_shift, mu_shift)
+        from_y = own_shift - load(y, first, s, e, some_l, ACC)
+        from_y += own_rest - tl.load(state, mask=some_l, other=0.0)
         upstream_c = tl.load(component_upstream).to(ACC)
     if PULL_STDS:
         m2_y = tl.load(state + plane, mask=some_l, other=0.0)
@@ -113,13 +110,12 @@ def gradient_kernel(
         index = begin + tl.arange(0, ROWS)[:, None]
         row = start + index
         inside = (index < end) & inside_e
-        at = index.to(tl.int64) * S + s
         here_i = tl.zeros((ROWS, 1), tl.int1)
         here_l = tl.zeros((ROWS, 1), tl.int1)
         if SAMPLES:
-            here_i = tl.load(sample_active + at, mask=index < end, other=0) != 0
+            here_i = contributing(sample_active, index, s, S, end)
         if COMPONENTS:
-            here_l = tl.load(component_active + at, mask=index < end, other=0) != 0
+            here_l = contributing(component_active, index, s, S, end)
         use_i = here_i & inside_e
         use_l = here_l & inside_e
         gradient_y = tl.zeros((ROWS, FEATURES), ACC)
@@ -130,22 +126,22 @@ def gradient_kernel(
             use = use_l
             if PULL_OWN:
                 use = use | use_i
-            sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+            sigma = load(stds, row, s, e, use, ACC)
             sigma = tl.where(use, sigma, 1.0)
         if PULL_Y or DIAGONAL:
-            value = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use_i, ACC)
-            from_x_shift = value - x_shift
+            value = load(y, row, s, e, use_i, ACC)
+            from_shift = value - c_shift
         if PULL_C or PULL_STDS or DIAGONAL:
             precision, _ = variance_terms(sigma, eps_l)
-            value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use_l, ACC)
-            offset = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use_l, ACC)
-            from_y_shift = (value - y_shift) + offset
+            value = load(x, row, s, e, use_l, ACC)
+            offset = load(mu, row, s, e, use_l, ACC)
+            centre = (value - x_shift) + (offset - mu_shift)
         if DIAGONAL:
-            own = from_x_shift - ((value - x_shift) + offset)
+            own = from_shift - (centre + rest)
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = (from_x_shift - delta_c) * weight
+            pull = (from_shift - delta_c) * weight
             if EXCLUDE_DIAGONAL:
                 pull -= own * precision
             gradient_y = tl.where(use_i, weighted(upstream_y, pull), 0.0)
@@ -155,7 +151,7 @@ def gradient_kernel(
             pull = (sigma * of_own) * (upstream_k * others)
             gradient_stds += tl.where(use_i, pull, 0.0)
         if PULL_C or PULL_STDS:
-            from_mean = from_y_shift - delta_y
+            from_mean = centre + from_y
             over = from_mean * precision
             count = samples.to(ACC)
             if PULL_C:
@@ -173,11 +169,7 @@ def gradient_kernel(
                 # A sigma of 0 must not meet an overflow.
                 gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
 
-        if D_Y:
-            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-        if D_X:
-            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-        if D_MU:
-            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-        if D_STDS:
-            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+        store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+        store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)

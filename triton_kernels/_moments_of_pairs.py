@@ -8,7 +8,7 @@ ones among them it takes in tiles of ROWS x PARTNERS x FEATURES.
 import triton
 import triton.language as tl
 
-from ._tiles import load, position, root_terms, store_rows, weighted
+from ._tiles import contributing, load, position, root_terms, store_rows, weighted
 
 
 @triton.jit
@@ -32,12 +32,6 @@ def _next(lost, e, column, end):
 
 
 @triton.jit
-def _active(flags, index, s, S, end):
-    """Which rows contribute, of `flags` (rows, S)."""
-    return tl.load(flags + (index.to(tl.int64) * S + s), mask=index < end, other=0) != 0
-
-
-@triton.jit
 def _root(sigma, eps):
     root, _ = root_terms(sigma, eps)
     return root
@@ -57,28 +51,18 @@ def _met(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
     do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def sums_of_pairs_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     sample_eps,  # ()
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     state,  # (4, S, E)
-    partial_sums,  # (programs, 3) float64: of q, g, k, times 2, in the lost columns
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
+    # (programs, 3) float64, times 2, in the lost columns: of q; of g and k where EXCLUDE_DIAGONAL,
+    # else 0, as the logs of all columns are in other parts
+    partial_sums,
     sample_start,
     component_start,
     N,
@@ -110,28 +94,25 @@ def sums_of_pairs_kernel(
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = sample_start + index
-            here = _active(sample_active, index, s, S, end) & lost
-            sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+            here = contributing(sample_active, index, s, S, end) & lost
+            sample = load(y, row, s, e, here, ACC)
             count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
             for partner in range(0, M, PARTNERS):
                 other = partner + tl.arange(0, PARTNERS)[None, :, None]
                 at = component_start + other
-                there = _active(component_active, other, s, S, M) & lost
+                there = contributing(component_active, other, s, S, M) & lost
                 use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                centre = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
-                offset = load(mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC)
-                sigma = load(
-                    stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                )
+                centre = load(x, at, s, e, there, ACC)
+                offset = load(mu, at, s, e, there, ACC)
+                sigma = load(stds, at, s, e, there, ACC)
                 root, log_terms = root_terms(sigma, tl.load(component_eps).to(ACC))
                 z = ((sample - centre) - offset) / root
                 q += tl.where(use, z * z, 0.0)
-                g += tl.where(use, log_terms, 0.0)
-                count += use.to(ACC)
-            if OWN_STDS:
-                sigma = load(
-                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                )
+                if EXCLUDE_DIAGONAL:
+                    g += tl.where(use, log_terms, 0.0)
+                    count += use.to(ACC)
+            if OWN_STDS and EXCLUDE_DIAGONAL:
+                sigma = load(stds, row, s, e, here, ACC)
                 _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
                 k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)
         column = _next(all_lost, columns, column + FEATURES, right)
@@ -152,53 +133,37 @@ def sums_of_pairs_kernel(
     ],
 )
 def gradient_of_pairs_kernel(
-    y,  # arguments up to `rows_per_split`: see gradient_kernel
+    y,  # arguments up to `tiles`: see gradient_kernel
     x,
     mu,
     stds,
     sample_eps,
     component_eps,
-    partner_eps,  # () of the components that these rows meet as samples
     sample_active,
     component_active,
-    component_partners,  # (partners, S) uint8: which rows they meet as samples
-    sample_partners,  # (partners, S) uint8: which rows they meet as components
-    state,  # (4, S, E) of the mixtures of `gradient_kernel`: of any one role of these rows
-    other_state,  # and of the other role, where it is another one
+    sample_state,
+    component_state,
     sample_upstream,
     component_upstream,
     d_y,
     d_x,
     d_mu,
     d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
-    rows_per_split,
     partner_start,
-    partners,
     S,
     E,
+    rows_per_split,
     tiles,
+    partners,
+    partner_eps,  # () of the components that these rows meet as samples
+    component_partners,  # (partners, S) uint8: which rows they meet as samples
+    sample_partners,  # (partners, S) uint8: which rows they meet as components
     SAMPLES: tl.constexpr,
     OWN_STDS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
-    D_Y: tl.constexpr,
-    D_X: tl.constexpr,
-    D_MU: tl.constexpr,
-    D_STDS: tl.constexpr,
     ROWS: tl.constexpr,
     PARTNERS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -210,11 +175,12 @@ def gradient_of_pairs_kernel(
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, rows)
     left, right = tile * LOOK, min((tile + 1) * LOOK, E)
     columns = left + tl.arange(0, LOOK)
-    all_lost = _lost(state, other_state, s, columns, E)
+    other_state = None if EXCLUDE_DIAGONAL else component_state  # there it is the same
+    all_lost = _lost(sample_state, other_state, s, columns, E)
     column = _next(all_lost, columns, left, right)
     while column < right:
         e = column + tl.arange(0, FEATURES)[None, None, :]
-        lost = _lost(state, other_state, s, e, right)
+        lost = _lost(sample_state, other_state, s, e, right)
         for begin in range(first, end, ROWS):
             index = begin + tl.arange(0, ROWS)[:, None, None]
             row = start + index
@@ -223,19 +189,17 @@ def gradient_of_pairs_kernel(
             gradient_c = tl.zeros((ROWS, 1, FEATURES), ACC)
             gradient_stds = tl.zeros((ROWS, 1, FEATURES), ACC)
             if SAMPLES:
-                here = _active(sample_active, index, s, S, end) & lost
-                own_y = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, here, ACC)
+                here = contributing(sample_active, index, s, S, end) & lost
+                own_y = load(y, row, s, e, here, ACC)
                 eps_l = tl.load(partner_eps).to(ACC)
                 # In units of the least root no term overflows: two could be infinite, of each sign.
                 least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(component_partners, other, s, S, partners) & lost
+                    there = contributing(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_sigma = load(
-                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                    )
+                    their_sigma = load(stds, at, s, e, there, ACC)
                     least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
                 of_unit = tl.min(least, 1, keep_dims=True)
                 unit = _root(tl.where(of_unit < float("inf"), of_unit, 1.0), eps_l)
@@ -244,15 +208,11 @@ def gradient_of_pairs_kernel(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(component_partners, other, s, S, partners) & lost
+                    there = contributing(component_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_x = load(x, at, s, e, x_stride_row, x_stride_s, x_stride_e, there, ACC)
-                    their_mu = load(
-                        mu, at, s, e, mu_stride_row, mu_stride_s, mu_stride_e, there, ACC
-                    )
-                    their_sigma = load(
-                        stds, at, s, e, stds_stride_row, stds_stride_s, stds_stride_e, there, ACC
-                    )
+                    their_x = load(x, at, s, e, there, ACC)
+                    their_mu = load(mu, at, s, e, there, ACC)
+                    their_sigma = load(stds, at, s, e, there, ACC)
                     ratio = unit / _root(their_sigma, eps_l)
                     term = ((own_y - their_x) - their_mu) * ratio * ratio
                     pull += tl.where(use, term, 0.0)
@@ -261,20 +221,16 @@ def gradient_of_pairs_kernel(
                 of_all = weighted(tl.load(sample_upstream), of_all) / unit
                 gradient_y = tl.where(here, of_all, 0.0)
                 if OWN_STDS:
-                    sigma = load(
-                        stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                    )
+                    sigma = load(stds, row, s, e, here, ACC)
                     root = _root(sigma, tl.load(sample_eps).to(ACC))
                     upstream_k = tl.load(sample_upstream + 2)
                     of_all = weighted(upstream_k, tl.sum(count, 1, keep_dims=True))
                     gradient_stds += tl.where(here, sigma / root * of_all / root, 0.0)
             if COMPONENTS:
-                here = _active(component_active, index, s, S, end) & lost
-                own_x = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, here, ACC)
-                own_mu = load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, here, ACC)
-                sigma = load(
-                    stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, here, ACC
-                )
+                here = contributing(component_active, index, s, S, end) & lost
+                own_x = load(x, row, s, e, here, ACC)
+                own_mu = load(mu, row, s, e, here, ACC)
+                sigma = load(stds, row, s, e, here, ACC)
                 root = _root(sigma, tl.load(component_eps).to(ACC))
                 large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
                 distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
@@ -283,9 +239,9 @@ def gradient_of_pairs_kernel(
                 for partner in range(0, partners, PARTNERS):
                     other = partner + tl.arange(0, PARTNERS)[None, :, None]
                     at = partner_start + other
-                    there = _active(sample_partners, other, s, S, partners) & lost
+                    there = contributing(sample_partners, other, s, S, partners) & lost
                     use = _met(here, there, index, other, EXCLUDE_DIAGONAL)
-                    their_y = load(y, at, s, e, y_stride_row, y_stride_s, y_stride_e, there, ACC)
+                    their_y = load(y, at, s, e, there, ACC)
                     distance = (their_y - own_x) - own_mu
                     z = distance / root
                     distances += tl.where(use, distance, 0.0)
@@ -299,12 +255,8 @@ def gradient_of_pairs_kernel(
                 of_all -= weighted(upstream_q, tl.sum(squares, 1, keep_dims=True))
                 of_all = sigma / root * of_all / small
                 gradient_stds += tl.where(here & (sigma != 0), of_all, 0.0)
-            if D_Y:
-                store_rows(d_y, row, s, e, S, E, gradient_y, inside)
-            if D_X:
-                store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-            if D_MU:
-                store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-            if D_STDS:
-                store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+            store_rows(d_y, row, s, e, S, E, gradient_y, inside)
+            store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
         column = _next(all_lost, columns, column + FEATURES, right)

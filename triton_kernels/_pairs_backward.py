@@ -10,39 +10,17 @@ import triton
 import triton.language as tl
 
 from ._pairs_forward import inverse_root, times
-from ._tiles import cast, load, store_rows
+from ._tiles import cast, contributing, load, store_rows
 
 
 @triton.jit
-def _component(
-    x,
-    mu,
-    stds,
-    row,
-    s,
-    e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
-    use,
-    origin,
-    eps,
-    HAS_MU: tl.constexpr,
-    CAREFUL: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def _component(x, mu, stds, row, s, e, use, origin, eps, CAREFUL: tl.constexpr, ACC: tl.constexpr):
     """r = 1 / sqrt(v), and c r of components, 0 where not `use`; where CAREFUL sqrt(v), infinite
     where not `use`, and c."""
-    centre = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, use, ACC) - origin
-    if HAS_MU:
-        centre += load(mu, row, s, e, mu_stride_row, mu_stride_s, mu_stride_e, use, ACC)
-    sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+    centre = load(x, row, s, e, use, ACC) - origin
+    if mu is not None:
+        centre += load(mu, row, s, e, use, ACC)
+    sigma = load(stds, row, s, e, use, ACC)
     sigma = tl.where(use, sigma, 1.0)
     root = inverse_root(sigma, eps, CAREFUL)
     if CAREFUL:
@@ -93,29 +71,15 @@ def _roots_beyond(least, largest):
     do_not_specialize_on_alignment=["component_eps"],
 )
 def samples_gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E), or None
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided, or None
+    stds,  # (rows, S, E) strided
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
-    pull,  # (PADDED M, PADDED N) ACC: upstream gradient of q, 0 outside
-    d_y,  # (rows, S, E), written
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
@@ -124,8 +88,8 @@ def samples_gradient_kernel(
     E,
     tiles_n,
     tiles_e,
-    pull_stride,
-    HAS_MU: tl.constexpr,
+    pull,  # (PADDED M, PADDED N) strided ACC: upstream gradient of q, 0 outside
+    d_y,  # (rows, S, E), written
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -140,52 +104,31 @@ def samples_gradient_kernel(
     tile_n, s = program % tiles_n, program // tiles_n // tiles_e
     e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
     n = tile_n * ROWS + tl.arange(0, ROWS)
-    here_n = tl.load(sample_active + n.to(tl.int64) * S + s, mask=n < N, other=0) != 0
+    here_n = contributing(sample_active, n, s, S, N)
     total = tl.zeros((ROWS, FEATURES), ACC)
     eps = tl.load(component_eps).to(ACC)
     if tl.max(here_n.to(tl.int32), 0) > 0:
         origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
         use = here_n[:, None] & (e < E)
         row = sample_start + n[:, None]
-        sample = load(y, row, s, e, y_stride_row, y_stride_s, y_stride_e, use, ACC)
+        sample = load(y, row, s, e, use, ACC)
         sample = tl.where(use, sample - origin, 0.0)
-        at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + n[None, :]
-        least, largest = (
-            tl.full((SUMMED, FEATURES), 1.0, ACC),
-            tl.full((SUMMED, FEATURES), 1.0, ACC),
-        )
+        at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull[1] + n[None, :]
+        least = tl.full((SUMMED, FEATURES), 1.0, ACC)
+        largest = least
         for begin in range(0, M, SUMMED):
             m = begin + tl.arange(0, SUMMED)
-            here_m = tl.load(component_active + m.to(tl.int64) * S + s, mask=m < M, other=0) != 0
+            here_m = contributing(component_active, m, s, S, M)
+            use_m, row_m = here_m[:, None] & (e < E), component_start + m[:, None]
             root, centre, found = _component(
-                x,
-                mu,
-                stds,
-                component_start + m[:, None],
-                s,
-                e,
-                x_stride_row,
-                x_stride_s,
-                x_stride_e,
-                mu_stride_row,
-                mu_stride_s,
-                mu_stride_e,
-                stds_stride_row,
-                stds_stride_s,
-                stds_stride_e,
-                here_m[:, None] & (e < E),
-                origin,
-                eps,
-                HAS_MU,
-                CAREFUL,
-                ACC,
+                x, mu, stds, row_m, s, e, use_m, origin, eps, CAREFUL, ACC
             )
             least, largest = tl.minimum(least, found), tl.maximum(largest, found)
             # Where a component lacks the position, its inverse root is 0 and so is the term.
             z = _standardised(sample[None, :, :], root[:, None, :], centre[:, None, :], CAREFUL)
             z = _pulled(tl.load(at)[:, :, None], z, CAREFUL)
             total += tl.sum(times(z, root[:, None, :], CAREFUL), 0)
-            at += SUMMED * pull_stride
+            at += SUMMED * pull[1]
         total = tl.where(use, total, 0.0)
         if not CAREFUL:
             odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
@@ -199,35 +142,15 @@ def samples_gradient_kernel(
     do_not_specialize_on_alignment=["component_eps", "own_eps"],
 )
 def components_gradient_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E), or None
-    stds,  # (rows, S, E)
-    component_eps,  # ()
-    own_eps,  # () of the mixture in which these rows are samples
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided, or None
+    stds,  # (rows, S, E) strided
+    component_eps,  # (); this and what is of the components is None where they are no components
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
-    own_active,  # (M, S) uint8, where these rows are active as samples
     shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where something is out of range; CAREFUL waits for it
-    pull,  # (PADDED N, PADDED M) ACC: upstream gradient of q, 0 outside
-    of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
-    of_own,  # (M, S) float64: and as samples
-    d_x,  # (rows, S, E), written
-    d_mu,
-    d_stds,
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
@@ -236,13 +159,14 @@ def components_gradient_kernel(
     E,
     tiles_m,
     tiles_e,
-    pull_stride,
-    HAS_MU: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OWN_STDS: tl.constexpr,
-    D_X: tl.constexpr,
-    D_MU: tl.constexpr,
-    D_STDS: tl.constexpr,
+    pull,  # (PADDED N, PADDED M) strided ACC: upstream gradient of q, 0 outside
+    of_logs,  # (M, S) float64: upstream gradients of the log-determinants as components
+    own_eps,  # () of the mixture in which these rows are samples, or None
+    own_active,  # (M, S) uint8, where these rows are active as samples
+    of_own,  # (M, S) float64: upstream gradients of the log-determinants as samples
+    d_x,  # (rows, S, E), written; None where there is nothing to write
+    d_mu,
+    d_stds,
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -264,46 +188,24 @@ def components_gradient_kernel(
     gradient_c = tl.zeros((ROWS, FEATURES), ACC)
     of_squares = tl.zeros((ROWS, FEATURES), ACC)
     here = tl.zeros((ROWS,), tl.int1)
-    if COMPONENTS:
-        here_m = tl.load(component_active + at_m, mask=m < M, other=0) != 0
+    if component_eps is not None:
+        here_m = contributing(component_active, m, s, S, M)
         here = here_m
         eps = tl.load(component_eps).to(ACC)
         if tl.max(here_m.to(tl.int32), 0) > 0:
             origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
             use = here_m[:, None] & (e < E)
-            root, centre, found = _component(
-                x,
-                mu,
-                stds,
-                row,
-                s,
-                e,
-                x_stride_row,
-                x_stride_s,
-                x_stride_e,
-                mu_stride_row,
-                mu_stride_s,
-                mu_stride_e,
-                stds_stride_row,
-                stds_stride_s,
-                stds_stride_e,
-                use,
-                origin,
-                eps,
-                HAS_MU,
-                CAREFUL,
-                ACC,
-            )
+            root, centre, found = _component(x, mu, stds, row, s, e, use, origin, eps, CAREFUL, ACC)
             if not CAREFUL:
                 tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
             of_centre = tl.zeros((ROWS, FEATURES), ACC)
-            at = pull + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull_stride + m[None, :]
+            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull[1] + m[None, :]
             for begin in range(0, N, SUMMED):
                 n = begin + tl.arange(0, SUMMED)
-                here_n = tl.load(sample_active + n.to(tl.int64) * S + s, mask=n < N, other=0) != 0
+                here_n = contributing(sample_active, n, s, S, N)
                 use_n = here_n[:, None] & (e < E)
                 at_n = sample_start + n[:, None]
-                sample = load(y, at_n, s, e, y_stride_row, y_stride_s, y_stride_e, use_n, ACC)
+                sample = load(y, at_n, s, e, use_n, ACC)
                 sample = tl.where(use_n, sample - origin, 0.0)
                 of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
                 z = _standardised(sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL)
@@ -314,26 +216,24 @@ def components_gradient_kernel(
                     of_squares += tl.sum(terms, 0)
                 else:
                     of_squares += tl.sum(terms * z, 0)
-                at += SUMMED * pull_stride
+                at += SUMMED * pull[1]
             gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
-    if D_X:
-        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-    if D_MU:
-        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-    if D_STDS:
+    store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+    store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+    if d_stds is not None:
         gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
-        if OWN_STDS:
-            here_own = tl.load(own_active + at_m, mask=m < M, other=0) != 0
+        if own_eps is not None:
+            here_own = contributing(own_active, m, s, S, M)
             here = here | here_own
         # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
         use = here[:, None] & (e < E)
-        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        sigma = load(stds, row, s, e, use, ACC)
         sigma = tl.where(use, sigma, 1.0)
-        if COMPONENTS:
+        if component_eps is not None:
             logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
             pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
             gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
-        if OWN_STDS:
+        if own_eps is not None:
             eps_own = tl.load(own_eps).to(ACC)
             own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
             use_own = here_own[:, None] & (e < E)

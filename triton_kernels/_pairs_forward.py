@@ -87,39 +87,26 @@ def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
     do_not_specialize_on_alignment=["component_eps"],
 )
 def distances_kernel(
-    y,  # (rows, S, E)
-    x,  # (rows, S, E)
-    mu,  # (rows, S, E), or None
-    stds,  # (rows, S, E)
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided, or None
+    stds,  # (rows, S, E) strided
     component_eps,  # ()
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     shift,  # (S, E) in the dtype of x, see `shift_of`
     irregular,  # (1,) int32, becomes 1 where a sum is infinite; where CAREFUL, 0: nothing to do
-    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
-    y_stride_row,
-    y_stride_s,
-    y_stride_e,
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    mu_stride_row,
-    mu_stride_s,
-    mu_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     sample_start,
     component_start,
     N,
     M,
     S,
     E,
+    parts,  # (splits, N, M): sums of z * z over a range of chunks; where CAREFUL, their roots
     tiles_n,
     tiles_m,
     chunks_per_position,
     chunks_per_split,
-    HAS_MU: tl.constexpr,
     EVEN: tl.constexpr,  # FEATURES divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
@@ -131,6 +118,7 @@ def distances_kernel(
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
+    HAS_MU: tl.constexpr = mu is not None
     program = tl.program_id(0)
     tile_n, tile_m = program % tiles_n, (program // tiles_n) % tiles_m
     split = program // tiles_n // tiles_m
@@ -155,12 +143,12 @@ def distances_kernel(
         some = tl.minimum(tl.max(here_n.to(tl.int32), 0), tl.max(here_m.to(tl.int32), 0))
         if some > 0:
             row_n, row_m, e = sample_start + n[None, :], component_start + m[None, :], begin + f
-            at_y = corner(y, row_n, s, e, y_stride_row, y_stride_s, y_stride_e)
-            at_x = corner(x, row_m, s, e, x_stride_row, x_stride_s, x_stride_e)
+            at_y = corner(y, row_n, s, e)
+            at_x = corner(x, row_m, s, e)
             at_mu = at_x
             if HAS_MU:
-                at_mu = corner(mu, row_m, s, e, mu_stride_row, mu_stride_s, mu_stride_e)
-            at_stds = corner(stds, row_m, s, e, stds_stride_row, stds_stride_s, stds_stride_e)
+                at_mu = corner(mu, row_m, s, e)
+            at_stds = corner(stds, row_m, s, e)
             at_shift = shift + s.to(tl.int64) * E + e
             within = tl.zeros((SAMPLES, COMPONENTS), ACC)
             left = min(CHUNK, E - begin)
@@ -176,10 +164,11 @@ def distances_kernel(
                 root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
                 # The next tile is on its way while this one is computed.
                 left -= FEATURES
-                at_y += FEATURES * y_stride_e
-                at_x += FEATURES * x_stride_e
-                at_mu += FEATURES * mu_stride_e
-                at_stds += FEATURES * stds_stride_e
+                at_y += FEATURES * y[3]
+                at_x += FEATURES * x[3]
+                if HAS_MU:
+                    at_mu += FEATURES * mu[3]
+                at_stds += FEATURES * stds[3]
                 at_shift += FEATURES
                 of_y, of_x, of_mu, of_stds, of_shift = _fetch(
                     at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
@@ -221,14 +210,11 @@ def add_splits_kernel(
 
 @triton.jit(do_not_specialize=["start", "rows", "S"], do_not_specialize_on_alignment=["eps"])
 def log_determinants_kernel(
-    stds,  # (rows, S, E)
+    stds,  # (rows, S, E) strided
     eps,  # ()
     active,  # (rows, S) uint8
     logs,  # (rows, S) float64: 1/2 sum_e (log v + log 2 pi), 0 where not active
     irregular,  # (1,) int32, becomes 1 where a variance is out of range
-    stride_row,
-    stride_s,
-    stride_e,
     start,
     rows,
     S,
@@ -245,7 +231,7 @@ def log_determinants_kernel(
         largest_log = tl.zeros((FEATURES,), ACC)
         for begin in range(0, E, FEATURES):
             e = begin + tl.arange(0, FEATURES)
-            sigma = load(stds, start + row, s, e, stride_row, stride_s, stride_e, e < E, ACC)
+            sigma = load(stds, start + row, s, e, e < E, ACC)
             _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc)
             largest_log = tl.maximum(largest_log, tl.abs(terms))
             total += tl.where(e < E, cast(terms, tl.float64), 0.0)
@@ -256,9 +242,7 @@ def log_determinants_kernel(
             for begin in range(0, E, FEATURES):
                 e = begin + tl.arange(0, FEATURES)
                 inside = e < E
-                sigma = load(
-                    stds, start + row, s, e, stride_row, stride_s, stride_e, inside, tl.float64
-                )
+                sigma = load(stds, start + row, s, e, inside, tl.float64)
                 _, terms = root_terms(sigma, eps_f64)
                 total += tl.where(inside, terms, 0.0)
     tl.store(logs + program.to(tl.int64), tl.sum(total, 0) / 2)

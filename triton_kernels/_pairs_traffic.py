@@ -39,7 +39,7 @@ _DENSITY, _PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
 def expected(a: Arguments, density: float) -> ActivePairs:
     """For independent masks of that density and tiles that all work."""
     if "sample_active" not in a:
-        rows = density * a.get("rows", a.get("M", 0)) * a.get("S", 0)
+        rows = density * (a["rows"] if "rows" in a else a.get("M", 0)) * a.get("S", 0)
         return ActivePairs(0, rows, rows, 0, a.get("S", 0))
     N, M, S = a["N"], a["M"], a["S"]
     tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)
@@ -105,7 +105,7 @@ def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
         "x": active.components * E,
         "stds": active.components * E,
     }
-    if a["HAS_MU"]:
+    if "mu" in a:
         read["mu"] = active.components * E
     flops = _DISTANCE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
     return read, {"parts": splits * a["N"] * a["M"]}, flops * E
@@ -137,7 +137,7 @@ def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Eleme
         "x": active.components * E,
         "stds": active.components * E,
     }
-    if a["HAS_MU"]:
+    if "mu" in a:
         read["mu"] = active.components * E
     flops = _PULL_SAMPLE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
     return read, {"d_y": a["N"] * a["S"] * E}, flops * E
@@ -149,7 +149,7 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
     E, tiles, M = a["E"], active.tiles * a["tiles_e"], a["M"] * a["S"]
     read: dict[str, float] = {}
     flops = 0.0
-    if a["COMPONENTS"]:
+    if "component_eps" in a:
         summed = -(-a["N"] // a["SUMMED"]) * a["SUMMED"]
         read = {
             "component_active": a["tiles_e"] * M,
@@ -161,19 +161,18 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
             "x": active.components * E,
             "stds": active.components * E,
         }
-        if a["HAS_MU"]:
+        if "mu" in a:
             read["mu"] = active.components * E
         flops += _PULL_COMPONENT * active.pairs + _SAMPLE * active.samples
         flops += _COMPONENT * active.components
-    if a["D_STDS"]:
+    if "d_stds" in a:
         read["stds"] = read.get("stds", 0) + active.either * E  # again, for the slope
         flops += _SLOPE * active.either
-        if a["COMPONENTS"]:
+        if "component_eps" in a:
             read["of_logs"] = a["tiles_e"] * M
-    if a["OWN_STDS"]:
+    if "own_eps" in a:
         read |= {"own_active": a["tiles_e"] * M, "own_eps": programs, "of_own": a["tiles_e"] * M}
-    wanted = {"d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
-    return read, {name: M * E for name, needed in wanted.items() if needed}, flops * E
+    return read, {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}, flops * E
 
 
 def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:

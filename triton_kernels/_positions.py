@@ -11,7 +11,8 @@ from fused_mi._mixture import Mixture
 from torch import Tensor
 
 from ._configs import positions_block
-from ._launch import launch
+from ._launch import launch, strided
+from ._tiles import load_mask
 
 
 class Positions(NamedTuple):
@@ -22,12 +23,6 @@ class Positions(NamedTuple):
     # (4, S) int32: contributing samples and components, and the first index of each
     counts: Tensor
     irregular: Tensor  # (1,) int32, 0: becomes 1 where a kernel of the pairs is out of range
-
-
-@triton.jit
-def _active_part(mask, start, index, inside, s, stride_row, stride_s):
-    row = (start + index).to(tl.int64)
-    return tl.load(mask + row * stride_row + s.to(tl.int64) * stride_s, mask=inside, other=0) != 0
 
 
 @triton.jit
@@ -43,10 +38,6 @@ def _contributing(
     rows,
     S,
     s,
-    stride_row,
-    stride_s,
-    partner_stride_row,
-    partner_stride_s,
     EXCLUDE_DIAGONAL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -56,18 +47,11 @@ def _contributing(
     for begin in range(0, rows, BLOCK_ROWS):
         index = begin + tl.arange(0, BLOCK_ROWS)[:, None]
         inside = (index < rows) & (s < S)[None, :]
-        here = _active_part(mask, start, index, inside, s[None, :], stride_row, stride_s)
+        here = load_mask(mask, start + index, s[None, :], inside)
         others = partners[None, :] + tl.zeros((BLOCK_ROWS, BLOCK_S), tl.int32)
         if EXCLUDE_DIAGONAL:
-            others -= _active_part(
-                partner_mask,
-                partner_start,
-                index,
-                inside,
-                s[None, :],
-                partner_stride_row,
-                partner_stride_s,
-            ).to(tl.int32)
+            theirs = load_mask(partner_mask, partner_start + index, s[None, :], inside)
+            others -= theirs.to(tl.int32)
         here = here & (others > 0)
         tl.store(active + index.to(tl.int64) * S + s[None, :], here.to(tl.uint8), mask=inside)
         total += tl.sum(here.to(tl.int32), 0)
@@ -77,22 +61,20 @@ def _contributing(
 
 
 @triton.jit
-def _count(
-    mask, start, rows, S, s, stride_row, stride_s, BLOCK_ROWS: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def _count(mask, start, rows, S, s, BLOCK_ROWS: tl.constexpr, BLOCK_S: tl.constexpr):
     total = tl.zeros((BLOCK_S,), tl.int32)
     for begin in range(0, rows, BLOCK_ROWS):
         index = begin + tl.arange(0, BLOCK_ROWS)[:, None]
         inside = (index < rows) & (s < S)[None, :]
-        here = _active_part(mask, start, index, inside, s[None, :], stride_row, stride_s)
+        here = load_mask(mask, start + index, s[None, :], inside)
         total += tl.sum(here.to(tl.int32), 0)
     return total
 
 
 @triton.jit(do_not_specialize=["N", "M", "sample_start", "component_start"])
 def _positions_kernel(
-    sample_mask,  # (rows, S) bool
-    component_mask,  # (rows, S) bool
+    sample_mask,  # (rows, S) strided bool
+    component_mask,  # (rows, S) strided bool
     sample_active,  # (N, S) uint8
     component_active,  # (M, S) uint8
     counts,  # (4, S) int32
@@ -102,27 +84,19 @@ def _positions_kernel(
     N,
     M,
     S,
-    sample_stride_row,
-    sample_stride_s,
-    component_stride_row,
-    component_stride_s,
     EXCLUDE_DIAGONAL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     tl.store(irregular, 0)
-    samples = _count(
-        sample_mask, sample_start, N, S, s, sample_stride_row, sample_stride_s, BLOCK_ROWS, BLOCK_S
-    )
+    samples = _count(sample_mask, sample_start, N, S, s, BLOCK_ROWS, BLOCK_S)
     components = _count(
         component_mask,
         component_start,
         M,
         S,
         s,
-        component_stride_row,
-        component_stride_s,
         BLOCK_ROWS,
         BLOCK_S,
     )
@@ -138,10 +112,6 @@ def _positions_kernel(
         N,
         S,
         s,
-        sample_stride_row,
-        sample_stride_s,
-        component_stride_row,
-        component_stride_s,
         EXCLUDE_DIAGONAL,
         BLOCK_ROWS,
         BLOCK_S,
@@ -158,10 +128,6 @@ def _positions_kernel(
         M,
         S,
         s,
-        component_stride_row,
-        component_stride_s,
-        sample_stride_row,
-        sample_stride_s,
         EXCLUDE_DIAGONAL,
         BLOCK_ROWS,
         BLOCK_S,
@@ -182,16 +148,14 @@ def positions(mixture: Mixture) -> Positions:
     launch(
         _positions_kernel,
         triton.cdiv(S, block["BLOCK_S"]),
-        sample_mask,
-        component_mask,
+        strided(sample_mask),
+        strided(component_mask),
         *result,
         m.sample_rows[0],
         m.component_rows[0],
         m.samples,
         m.components,
         S,
-        *sample_mask.stride(),
-        *component_mask.stride(),
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
         **block,
     )

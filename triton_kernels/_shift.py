@@ -13,22 +13,16 @@ from fused_mi._mixture import Mixture
 from torch import Tensor
 
 from ._configs import features_tile
-from ._launch import accumulator, launch
-from ._tiles import load, position
+from ._launch import accumulator, launch, strided
+from ._tiles import contributing, load, position
 
 
 @triton.jit(do_not_specialize=["start", "rows", "S"])
 def shift_kernel(
-    x,  # (rows, S, E)
-    stds,  # (rows, S, E)
+    x,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
     active,  # (M, S) uint8
     shift,  # (S, E), written
-    x_stride_row,
-    x_stride_s,
-    x_stride_e,
-    stds_stride_row,
-    stds_stride_s,
-    stds_stride_e,
     start,
     rows,
     S,
@@ -44,10 +38,9 @@ def shift_kernel(
     found = tl.zeros((ROWS, FEATURES), tl.int32)
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
-        at = index.to(tl.int64) * S + s
-        use = (tl.load(active + at, mask=index < rows, other=0) != 0) & (e < E)
+        use = contributing(active, index, s, S, rows) & (e < E)
         row = start + index
-        sigma = load(stds, row, s, e, stds_stride_row, stds_stride_s, stds_stride_e, use, ACC)
+        sigma = load(stds, row, s, e, use, ACC)
         sigma = tl.abs(sigma)
         better = use & (sigma < least)
         least = tl.where(better, sigma, least)
@@ -56,7 +49,7 @@ def shift_kernel(
     here = stream == tl.argmin(least, 0)[None, :]
     row = tl.sum(tl.where(here, found, 0), 0)[None, :]
     some = (tl.min(least, 0)[None, :] < float("inf")) & (e < E)
-    value = load(x, row, s, e, x_stride_row, x_stride_s, x_stride_e, some, ACC)
+    value = load(x, row, s, e, some, ACC)
     # From an infinite row nothing is a difference.
     value = tl.where(tl.abs(value) < float("inf"), value, 0.0)
     tl.store(shift + (s.to(tl.int64) * E + e), value.to(shift.dtype.element_ty), mask=e < E)
@@ -73,12 +66,10 @@ def shift_of(x: Tensor, stds: Tensor, mixture: Mixture, component_active: Tensor
     launch(
         shift_kernel,
         tiles * S,
-        x,
-        stds,
+        strided(x),
+        strided(stds),
         component_active,
         shift,
-        *x.stride(),
-        *stds.stride(),
         start,
         stop - start,
         S,

@@ -13,24 +13,38 @@ def cast(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def corner(tensor, row, s, e, stride_row, stride_s, stride_e):
-    """Pointers to a tile of `tensor` (rows, S, E) at (row, s, e), in 64 bits."""
-    offset = row.to(tl.int64) * stride_row + s.to(tl.int64) * stride_s
-    return tensor + offset + e.to(tl.int64) * stride_e
+def corner(tensor, row, s, e):
+    """Pointers to a tile of a `strided` tensor (rows, S, E) at (row, s, e), in 64 bits."""
+    offset = row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    return tensor[0] + offset + e.to(tl.int64) * tensor[3]
 
 
 @triton.jit
-def load(tensor, row, s, e, stride_row, stride_s, stride_e, mask, ACC: tl.constexpr):
-    """Tile of `tensor` (rows, S, E) at (row, s, e) in ACC; where not `mask`, 0 and no traffic."""
-    at = corner(tensor, row, s, e, stride_row, stride_s, stride_e)
+def load(tensor, row, s, e, mask, ACC: tl.constexpr):
+    """Tile of a `strided` tensor (rows, S, E) in ACC; where not `mask`, 0 and no traffic."""
+    at = corner(tensor, row, s, e)
     return cast(tl.load(at, mask=mask, other=0.0), ACC)
 
 
 @triton.jit
+def load_mask(tensor, row, s, mask):
+    """Of a `strided` mask (rows, S), whether it is active at (row, s); False where not `mask`."""
+    at = tensor[0] + row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    return tl.load(at, mask=mask, other=0) != 0
+
+
+@triton.jit
+def contributing(flags, row, s, S, end):
+    """Whether rows before `end` contribute at s, of `flags` (rows, S)."""
+    return tl.load(flags + (row.to(tl.int64) * S + s), mask=row < end, other=0) != 0
+
+
+@triton.jit
 def store_rows(tensor, index, s, e, S, E, value, mask):
-    """Into a contiguous `tensor` (rows, S, E)."""
-    offset = (index.to(tl.int64) * S + s) * E
-    tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
+    """Into a contiguous `tensor` (rows, S, E), unless it is None."""
+    if tensor is not None:
+        offset = (index.to(tl.int64) * S + s) * E
+        tl.store(tensor + offset + e, cast(value, tensor.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -38,6 +52,14 @@ def position(tiles, S):
     """Feature tile, position, and index along the batch of this program of `tiles * S * batch`."""
     program = tl.program_id(0)
     return program % tiles, (program // tiles) % S, program // tiles // S
+
+
+@triton.jit
+def two_sum(a, b):
+    """a + b, and its rounding error (Knuth, The Art of Computer Programming, 4.2.2)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
 
 
 @triton.jit

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _pairs_traffic
+from . import _forward_traffic, _pairs_traffic
+from ._forward_traffic import ActiveRoles
 from ._launch import Launch
 from ._pairs_traffic import ActivePairs
 
@@ -41,20 +42,18 @@ class Traffic(NamedTuple):
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
-# Operations per element, as in the source. v = sigma^2 + eps takes 2, its log terms 2 and their
-# largest 1, 1 / v 1, and sigma / v times a pull 2.
-_SAMPLE, _OWN_STDS, _COMPONENT, _DIAGONAL = 7, 2 + 3 + 2, 3 + 2 + 3 + 1 + 10, 8
+# Operations per element, as in the source. v = sigma^2 + eps takes 2, 1 / v 1, and sigma / v times
+# a pull 2.
 _PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
-_MERGE = 12  # of one part
 
 
-def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
+def traffic(launch: Launch, active: Active | ActiveRoles | ActivePairs) -> Traffic:
     """Of one launch.
 
     Args:
         active: see `expected` and `counted`.
     """
-    arguments = _named(launch)
+    arguments = launch.named()
     read, written, flops = _KERNELS[launch.kernel.__name__](launch.programs, arguments, active)
 
     def in_bytes(elements: dict[str, float]) -> dict[str, float]:
@@ -64,7 +63,7 @@ def traffic(launch: Launch, active: Active | ActivePairs) -> Traffic:
 
 
 def total(
-    launches: Iterable[Launch], count: Callable[[Launch], Active | ActivePairs]
+    launches: Iterable[Launch], count: Callable[[Launch], Active | ActiveRoles | ActivePairs]
 ) -> dict[str, Traffic]:
     """Of all launches, by kernel: record forward, backward or both, see `_launch.recorded`."""
     found: dict[str, Traffic] = {}
@@ -77,11 +76,13 @@ def total(
     return found
 
 
-def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
+def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
-    a = _named(launch)
-    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
-        return _pairs_traffic.expected(a, density)
+    a = launch.named()
+    for part in (_forward_traffic, _pairs_traffic):
+        if launch.kernel.__name__ in part.KERNELS:
+            found: ActiveRoles | ActivePairs = part.expected(a, density)
+            return found
     rows = a.get("rows", 0)
     if launch.programs > a.get("programs", launch.programs):  # of two roles
         rows += a["other_rows"]
@@ -90,18 +91,18 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActivePairs:
     return Active(samples * pairs, components * pairs, pairs, a.get("S", 0))
 
 
-def counted(launch: Launch) -> Active | ActivePairs:
+def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
-    a = _named(launch)
-    if launch.kernel.__name__ in _pairs_traffic.KERNELS:
-        return _pairs_traffic.counted(a)
+    a = launch.named()
+    for part in (_forward_traffic, _pairs_traffic):
+        if launch.kernel.__name__ in part.KERNELS:
+            found: ActiveRoles | ActivePairs = part.counted(a)
+            return found
     if "mask" in a:
         active = a["mask"][a["start"] : a["start"] + a["rows"]].sum()
         if launch.programs > a["programs"]:  # of two roles
             active += a["other_mask"][a["other_start"] : a["other_start"] + a["other_rows"]].sum()
         return Active(0, 0, int(active), 0)
-    if "counts" in a and "sample_parts" in a:
-        return Active(0, 0, 0, int((a["counts"][:2] > 0).all(0).sum()))
     roles = [a.get(f"{role}_active") for role in ("sample", "component")]
     given = [active != 0 for active in roles if active is not None]
     if not given or "ROWS" not in a:
@@ -167,47 +168,6 @@ def _positions(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     return read, written, 0
 
 
-def _accumulate(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    E, splits = a["E"], programs // (a["tiles"] * a["S"])
-    flags = a["tiles"] * a["rows"] * a["S"]  # every tile of features reads those of its rows
-    shifts = splits * active.positions * E
-    plane = splits * a["S"] * E
-    read: dict[str, float] = {}
-    written: dict[str, float] = {}
-    flops = 0.0
-    if a["SAMPLES"]:
-        read |= {"sample_active": flags, "sample_counts": 3 * programs}
-        read["y"] = active.samples * E + shifts
-        written |= {"sample_parts": 3 * plane, "split_samples": programs}
-        flops += _SAMPLE * active.samples * E
-    if a["OWN_STDS"]:
-        read["sample_eps"] = programs
-        flops += _OWN_STDS * active.samples * E
-    if a["COMPONENTS"]:
-        read |= {"component_active": flags, "component_counts": 3 * programs}
-        read |= {"x": active.components * E + shifts, "mu": active.components * E}
-        read["component_eps"] = programs
-        written["component_parts"] = 4 * plane
-        flops += _COMPONENT * active.components * E
-    if a["OWN_STDS"] or a["COMPONENTS"]:
-        read["stds"] = (active.either if a["OWN_STDS"] else active.components) * E
-    if a["EXCLUDE_DIAGONAL"]:
-        written["own_parts"] = 3 * plane
-        flops += _DIAGONAL * active.either * E
-    return read, written, flops
-
-
-def _finish(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    plane, shifts = a["S"] * a["E"], active.positions * a["E"]
-    samples, components = a["sample_splits"] * plane, a["component_splits"] * plane
-    read = {"y": shifts, "x": shifts, "counts": 4 * programs}
-    read |= {"sample_parts": 3 * samples, "component_parts": 4 * components}
-    read["split_samples"] = programs * a["sample_splits"]
-    if a["EXCLUDE_DIAGONAL"]:
-        read["own_parts"] = 3 * samples
-    return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * (samples + components)
-
-
 def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     """Where no column is lost: a look at a plane of the state, and zeros."""
     return {"state": programs // a["tiles"] * a["E"]}, {"partial_sums": 3 * programs}, 0
@@ -216,11 +176,13 @@ def _sums_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Element
 def _gradient_of_pairs(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     """The same, without the zeros."""
     look = programs // a["tiles"] * a["E"]
-    return {name: look for name in ("state", "other_state") if name in a}, {}, 0
+    names = ("sample_state",) if a["EXCLUDE_DIAGONAL"] else ("sample_state", "component_state")
+    return {name: look for name in names if name in a}, {}, 0
 
 
 def _reduce(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    return {"partial_sums": 3 * a["programs"]}, {"sums": 3}, 3 * a["programs"]
+    sums = 3 * programs
+    return {"partial_sums": sums * a["programs"]}, {"sums": sums}, sums * a["programs"]
 
 
 def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements:
@@ -231,7 +193,7 @@ def _jensen_terms(programs: int, a: dict[str, Any], active: Active) -> _Elements
 
 
 def _jensen_upstream(programs: int, a: dict[str, Any], active: Active) -> _Elements:
-    read = {name: n for name, n in (("of_total", 1), ("of_terms", 5)) if name in a}
+    read = {name: n for name, n in (("of_total", 1.0), ("of_terms", 5.0)) if name in a}
     return read, {"upstream": 3 * a["MIXTURES"]}, 10
 
 
@@ -240,10 +202,10 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
     flags = a["tiles"] * a["rows"] * a["S"]
     shifts = splits * active.positions * E  # and the same for each part of a state
     samples, components = active.samples * E, active.components * E
-    pull_y = a["SAMPLES"] and a["D_Y"]
-    pull_own = a["SAMPLES"] and a["OWN_STDS"] and a["D_STDS"]
-    pull_c = a["COMPONENTS"] and (a["D_X"] or a["D_MU"])
-    pull_stds = a["COMPONENTS"] and a["D_STDS"]
+    pull_y = a["SAMPLES"] and "d_y" in a
+    pull_own = a["SAMPLES"] and a["OWN_STDS"] and "d_stds" in a
+    pull_c = a["COMPONENTS"] and ("d_x" in a or "d_mu" in a)
+    pull_stds = a["COMPONENTS"] and "d_stds" in a
     of_components = pull_c or pull_stds
     diagonal = a["EXCLUDE_DIAGONAL"] and (pull_y or of_components)
     read: dict[str, float] = {}
@@ -251,7 +213,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read |= {"sample_active": flags, "sample_counts": programs * (1 + (pull_y or diagonal))}
     if a["COMPONENTS"]:
         read |= {"component_active": flags, "component_eps": programs}
-        read["component_counts"] = programs * (1 + (of_components or diagonal))
+        read["component_counts"] = programs * (1 + of_components + (of_components or diagonal))
     if pull_y:
         read["sample_state"] = 2 * shifts
     if pull_own:
@@ -262,13 +224,17 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read["component_upstream"] = programs * (1 + pull_stds)
         read["component_state"] = shifts * (1 + pull_stds)
     if pull_y or diagonal:
-        read = _sum(read, {"x": shifts, "y": samples})
+        read = _sum(read, {"x": shifts, "mu": shifts, "y": samples})
     if of_components or diagonal:
-        read = _sum(read, {"y": shifts, "x": components, "mu": components})
+        read = _sum(read, dict.fromkeys(("x", "mu"), components + shifts))
+    if of_components:
+        read = _sum(read, {"y": shifts})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
-    wanted = {"d_y": a["D_Y"], "d_x": a["D_X"], "d_mu": a["D_MU"], "d_stds": a["D_STDS"]}
-    written = {name: a["rows"] * a["S"] * E for name, needed in wanted.items() if needed}
+    size = a["rows"] * a["S"] * E
+    written: dict[str, float] = {
+        name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
+    }
     flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
     flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
     return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
@@ -278,22 +244,15 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "_least_kernel": _least,
     "_stabiliser_kernel": _stabiliser,
     "_positions_kernel": _positions,
-    "accumulate_kernel": _accumulate,
-    "finish_kernel": _finish,
     "sums_of_pairs_kernel": _sums_of_pairs,
     "reduce_kernel": _reduce,
     "jensen_terms_kernel": _jensen_terms,
     "jensen_upstream_kernel": _jensen_upstream,
     "gradient_kernel": _gradient,
     "gradient_of_pairs_kernel": _gradient_of_pairs,
+    **_forward_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }
-
-
-def _named(launch: Launch) -> dict[str, Any]:
-    """The arguments of a launch and its constants by name, without those that are None."""
-    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.meta
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

@@ -8,22 +8,24 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from triton.testing import do_bench
 
-from ._configs import Tile
+from ._configs import MomentsTile, Tile
 
 VARIABLE = "FUSED_MI_AUTOTUNE"
 _DIRECTORY = "FUSED_MI_CACHE_DIR"
+T = TypeVar("T", Tile, MomentsTile)
 
 
 def best(
     key: tuple[object, ...],
-    candidates: Sequence[Tile],
-    run: Callable[[Tile], object],
+    candidates: Sequence[T],
+    run: Callable[[T], object],
     device: torch.device,
-) -> Tile:
+) -> T:
     """The first candidate, or with `FUSED_MI_AUTOTUNE=1` the fastest one to `run`.
 
     Args:
@@ -41,7 +43,7 @@ def best(
         ]
         known[name] = list(candidates[times.index(min(times))])
         _save(known)
-    return Tile(*known[name])
+    return type(candidates[0])(*known[name])
 
 
 def cache_file() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -20,7 +21,7 @@ from ._configs import (
     pairs_splits,
     pairs_tile,
 )
-from ._launch import accumulator, launch, strides
+from ._launch import accumulator, launch, strided
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
@@ -61,7 +62,7 @@ def pairs(
 
 
 def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) -> None:
-    y, x, mu, stds = inputs
+    y, x, _, stds = inputs
     _, S, E = y.shape
     N, M = q.shape
     shift = shift_of(x, stds, mixture, where.component_active)
@@ -71,31 +72,19 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     tiles = triton.cdiv(N, tile.SAMPLES) * triton.cdiv(M, tile.COMPONENTS)
     splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles, y.device)
     parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
+    common = _of_mixture(inputs, mixture, where, shift)
     for careful, acc in _launches(inputs):
         tile = pairs_tile(N, M, acc)
         tiles_n, tiles_m = triton.cdiv(N, tile.SAMPLES), triton.cdiv(M, tile.COMPONENTS)
         launch(
             distances_kernel,
             tiles_n * tiles_m * splits,
-            *inputs,
-            mixture.component_eps,
-            where.sample_active,
-            where.component_active,
-            shift,
-            where.irregular,
+            *common,
             parts,
-            *strides(*inputs),
-            mixture.sample_rows[0],
-            mixture.component_rows[0],
-            N,
-            M,
-            S,
-            E,
             tiles_n,
             tiles_m,
             chunks_per_position,
             chunks_per_split,
-            HAS_MU=mu is not None,
             EVEN=E % tile.FEATURES == 0,
             CAREFUL=careful,
             ACC=accumulator(acc),
@@ -125,12 +114,11 @@ def _log_determinants(
     launch(
         log_determinants_kernel,
         (stop - start) * S,
-        stds,
+        strided(stds),
         eps,
         active,
         logs,
         irregular,
-        *stds.stride(),
         start,
         stop - start,
         S,
@@ -159,60 +147,17 @@ def pairs_backward(
         shift_of(x, stds, m, w.component_active) for m, w in zip(mixtures, where, strict=False)
     ]
     for this, write in plan.passes:
-        d_y, i = plan.tensors[0], this.as_samples
-        if d_y is not None and write[0]:
-            if i is None:
-                d_y[slice(*this.rows)].zero_()
-            else:
-                _samples_gradient(inputs, mixtures[i], where[i], shifts[i], upstream[i, 0], d_y)
+        d_y, *rest = (t if here else None for t, here in zip(plan.tensors, write, strict=True))
+        i = this.as_samples
+        if d_y is not None and i is None:
+            d_y[slice(*this.rows)].zero_()
+        elif d_y is not None and i is not None:
+            common = _of_mixture(inputs, mixtures[i], where[i], shifts[i])
+            pull = _padded(upstream[i, 0].T, _dtype(inputs))
+            _gradient(samples_gradient_kernel, inputs, this.rows, common, pull, d_y)
         if any(write[1:]):
-            _components_gradient(
-                inputs, mixtures, where, shifts, this, upstream, plan.tensors, write
-            )
+            _components_gradient(inputs, mixtures, where, shifts, this, upstream, rest)
     return plan.tensors
-
-
-def _samples_gradient(
-    inputs: Inputs,
-    mixture: Mixture,
-    where: Positions,
-    shift: Tensor,
-    upstream: Tensor,
-    d_y: Tensor,
-) -> None:
-    y, _, mu, _ = inputs
-    _, S, E = y.shape
-    N, M = upstream.shape
-    pull = _padded(upstream.T, _dtype(inputs))
-    for careful, dtype in _launches(inputs):
-        tile = pairs_gradient_tile(N, E, dtype)
-        tiles_n, tiles_e = triton.cdiv(N, tile.ROWS), triton.cdiv(E, tile.FEATURES)
-        launch(
-            samples_gradient_kernel,
-            tiles_n * tiles_e * S,
-            *inputs,
-            mixture.component_eps,
-            where.sample_active,
-            where.component_active,
-            shift,
-            where.irregular,
-            pull,
-            d_y,
-            *strides(*inputs),
-            mixture.sample_rows[0],
-            mixture.component_rows[0],
-            N,
-            M,
-            S,
-            E,
-            tiles_n,
-            tiles_e,
-            pull.stride(0),
-            HAS_MU=mu is not None,
-            CAREFUL=careful,
-            ACC=accumulator(dtype),
-            **tile._asdict(),
-        )
 
 
 def _components_gradient(
@@ -222,57 +167,69 @@ def _components_gradient(
     shifts: Sequence[Tensor],
     this: Pass,
     upstream: Tensor,
-    gradients: Sequence[Tensor | None],
-    write: Sequence[bool],
+    tensors: Sequence[Tensor | None],
 ) -> None:
-    y, _, mu, _ = inputs
-    _, S, E = y.shape
     i, j = this.as_samples, this.as_components
     start, stop = this.rows
-    own = i is not None and mixtures[i].sample_eps is not None
-    of_logs = of_own = None
-    if write[3] and j is not None:
-        of_logs = upstream[j, 1].T @ where[j].sample_active.double()
-    if write[3] and own and i is not None:
+    pull = of_logs = own_eps = own_active = of_own = None
+    common: tuple[Any, ...]
+    if j is None:
+        bounds = 0, start, 0, stop - start, *inputs[0].shape[1:]
+        common = (*map(strided, inputs), *(None,) * 4, where[0].irregular, *bounds)
+    else:
+        common = _of_mixture(inputs, mixtures[j], where[j], shifts[j])
+        pull = _padded(upstream[j, 0], _dtype(inputs))
+        if tensors[2] is not None:
+            of_logs = upstream[j, 1].T @ where[j].sample_active.double()
+    if tensors[2] is not None and i is not None and mixtures[i].sample_eps is not None:
+        own_eps, own_active = mixtures[i].sample_eps, where[i].sample_active
         of_own = upstream[i, 2] @ where[i].component_active.double()
-    M = stop - start
-    pull = None if j is None else _padded(upstream[j, 0], _dtype(inputs))
+    own = own_eps, own_active, of_own
+    kernel = components_gradient_kernel
+    _gradient(kernel, inputs, this.rows, common, pull, of_logs, *own, *tensors)
+
+
+def _gradient(
+    kernel: Any, inputs: Inputs, rows: Rows, common: Sequence[Any], pull: Tensor | None, *rest: Any
+) -> None:
+    """Launches of a kernel that writes gradients of these rows."""
+    _, S, E = inputs[0].shape
+    count = rows[1] - rows[0]
     for careful, dtype in _launches(inputs):
-        tile = pairs_gradient_tile(M, E, dtype)
-        tiles_m, tiles_e = triton.cdiv(M, tile.ROWS), triton.cdiv(E, tile.FEATURES)
+        tile = pairs_gradient_tile(count, E, dtype)
+        tiles, tiles_e = triton.cdiv(count, tile.ROWS), triton.cdiv(E, tile.FEATURES)
         launch(
-            components_gradient_kernel,
-            tiles_m * tiles_e * S,
-            *inputs,
-            None if j is None else mixtures[j].component_eps,
-            mixtures[i].sample_eps if own and i is not None else None,
-            None if j is None else where[j].sample_active,
-            None if j is None else where[j].component_active,
-            where[i].sample_active if own and i is not None else None,
-            None if j is None else shifts[j],
-            where[this.as_components or 0].irregular,
-            pull,
-            of_logs,
-            of_own,
-            *gradients[1:],
-            *strides(*inputs),
-            0 if j is None else mixtures[j].sample_rows[0],
-            start,
-            0 if j is None else mixtures[j].samples,
-            M,
-            S,
-            E,
-            tiles_m,
+            kernel,
+            tiles * tiles_e * S,
+            *common,
+            tiles,
             tiles_e,
-            0 if pull is None else pull.stride(0),
-            HAS_MU=mu is not None,
-            COMPONENTS=j is not None and any(write[1:]),
-            OWN_STDS=own and write[3],
-            **dict(zip(("D_X", "D_MU", "D_STDS"), write[1:], strict=True)),
+            strided(pull),
+            *rest,
             CAREFUL=careful,
             ACC=accumulator(dtype),
             **tile._asdict(),
         )
+
+
+def _of_mixture(
+    inputs: Inputs, mixture: Mixture, where: Positions, shift: Tensor
+) -> tuple[Any, ...]:
+    """The first arguments of all kernels of pairs."""
+    m = mixture
+    return (
+        *map(strided, inputs),
+        m.component_eps,
+        where.sample_active,
+        where.component_active,
+        shift,
+        where.irregular,
+        m.sample_rows[0],
+        m.component_rows[0],
+        m.samples,
+        m.components,
+        *inputs[0].shape[1:],
+    )
 
 
 def _launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:

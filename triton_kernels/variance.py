@@ -10,8 +10,8 @@ from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
 from ._configs import features_tile, splits
-from ._launch import accumulator, launch
-from ._tiles import load
+from ._launch import accumulator, launch, strided
+from ._tiles import load, load_mask
 
 
 @triton.jit(
@@ -22,17 +22,10 @@ from ._tiles import load
     ]
 )
 def _least_kernel(
-    stds,  # (rows, S, E)
-    mask,  # (rows, S) bool, of one role
-    other_mask,  # (rows, S) bool, of another
+    stds,  # (rows, S, E) strided
+    mask,  # (rows, S) strided bool, of one role
+    other_mask,  # (rows, S) strided bool, of another
     least,  # (programs,) ACC, of both
-    stride_row,
-    stride_s,
-    stride_e,
-    mask_stride_row,
-    mask_stride_s,
-    other_mask_stride_row,
-    other_mask_stride_s,
     start,
     rows,
     rows_per_split,
@@ -59,13 +52,10 @@ def _least_kernel(
     for begin in range(split * per_split, end, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         row = start + index
-        here, s_long = row.to(tl.int64), s.to(tl.int64)
-        at = mask + here * mask_stride_row + s_long * mask_stride_s
-        at_other = other_mask + here * other_mask_stride_row + s_long * other_mask_stride_s
         inside = index < end
-        active = tl.load(at, mask=inside & ~other, other=0) != 0
-        active |= tl.load(at_other, mask=inside & other, other=0) != 0
-        sigma = load(stds, row, s, e, stride_row, stride_s, stride_e, active & (e < E), ACC)
+        active = load_mask(mask, row, s, inside & ~other)
+        active |= load_mask(other_mask, row, s, inside & other)
+        sigma = load(stds, row, s, e, active & (e < E), ACC)
         square = sigma * sigma
         found = tl.where((square > 0) & (square < found), square, found)
     tl.store(least + tl.program_id(0), tl.min(tl.min(found, 1), 0))
@@ -126,12 +116,9 @@ def _of_two(
         launch(
             _least_kernel,
             total,
-            stds,
-            *masks,
+            strided(stds),
+            *map(strided, masks),
             least,
-            *stds.stride(),
-            *masks[0].stride(),
-            *masks[1].stride(),
             *ranges[0],
             *ranges[-1],
             programs[0],

@@ -35,11 +35,23 @@ class Specialisation(NamedTuple):
     data: str  # JSON, for `preload`
 
     def constants(self) -> dict[str, Any]:
-        """Arguments that are part of the code, by name."""
+        """Arguments that are part of the code, by name; not those inside of a tuple."""
         data = json.loads(self.data)
         names = list(data["signature"])
-        keys = (names[key[0]] for key in data["constant_keys"])
-        return dict(zip(keys, data["constant_vals"], strict=True))
+        found = zip(data["constant_keys"], data["constant_vals"], strict=True)
+        return {names[key[0]]: value for key, value in found if len(key) == 1}
+
+
+class Loop(NamedTuple):
+    """A loop without another one inside; NVIDIA only."""
+
+    names: Counter[str]  # instructions; "F2F.64" converts from or to float64
+    read: int  # bytes of one thread, flags of a byte aside
+    written: int
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
 
 
 class Binary(NamedTuple):
@@ -51,7 +63,14 @@ class Binary(NamedTuple):
     warps: int  # of one program
     accesses: Counter[Access]
     in_loops: Counter[Access]  # those of them inside a loop
-    inner: Counter[str]  # instructions of the inner loop that computes most, by name; NVIDIA only
+    loops: list[Loop]
+
+    @property
+    def inner(self) -> Counter[str]:
+        """Instructions of the loop that computes most."""
+        names = [loop.names for loop in self.loops]
+        found = max(names, key=lambda of: sum(of[name] for name in FMA_PIPE), default=None)
+        return found or Counter()
 
 
 class _Driver:
@@ -98,7 +117,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
     except Exception as error:  # whatever the compiler raises
         return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
     read = _read_cuda if target.backend == "cuda" else _read_hip
-    registers, spilled, accesses, loops, inner = read(kernel)
+    registers, spilled, accesses, loops, inner_loops = read(kernel)
     return Binary(
         registers,
         spilled,
@@ -106,7 +125,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
         kernel.metadata.num_warps,
         Counter(access for access in accesses if access),
         Counter(a for i in set().union(*loops) if (a := accesses[i])),
-        inner,
+        inner_loops,
     )
 
 
@@ -116,8 +135,8 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-_Read = tuple[int, int, list[Access | None], list[range], Counter[str]]
-"""Registers, bytes spilled, the access of each line, loops as ranges of lines, instructions."""
+_Read = tuple[int, int, list[Access | None], list[range], list[Loop]]
+"""Registers, bytes spilled, the access of each line, loops as ranges of lines, inner loops."""
 
 
 def _read_cuda(kernel: Any) -> _Read:
@@ -132,7 +151,7 @@ def _read_cuda(kernel: Any) -> _Read:
     registers, stack, local = map(int, found.groups())
     loops = _loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
     accesses = [_cuda_access(line) for line in code]
-    return registers, stack + local, accesses, loops, _inner(code, loops)
+    return registers, stack + local, accesses, loops, _inner_loops(code, accesses, loops)
 
 
 FMA_PIPE = {"FFMA": 1, "FMUL": 1, "FADD": 1, "FFMA2": 2, "FMUL2": 2, "FADD2": 2}
@@ -140,16 +159,23 @@ FMA_PIPE |= {"DFMA": 1, "DMUL": 1, "DADD": 1}
 """Multiplications and additions of one instruction and lane."""
 
 
-def _inner(code: list[str], loops: list[range]) -> Counter[str]:
-    """Instructions of the loop without another one inside that has most arithmetic."""
-    found = [Counter[str]()]
+def _inner_loops(code: list[str], accesses: list[Access | None], loops: list[range]) -> list[Loop]:
+    found = []
     for loop in loops:
         if any(other != loop and other[0] in loop and other[-1] in loop for other in loops):
             continue
         # A guard, @P0 or @!UP1, stands before the name; what follows a dot are options.
-        lines = (re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code[i]) for i in loop)
-        found.append(Counter(line[1] for line in lines if line))
-    return max(found, key=lambda names: sum(names[name] for name in FMA_PIPE))
+        lines = (re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)(\S*)", code[i]) for i in loop)
+        matches = [(line[1], line[2]) for line in lines if line]
+        names = Counter(
+            "F2F.64" if name == "F2F" and "F64" in options else name for name, options in matches
+        )
+        moved = Counter[str]()
+        for i in loop:
+            kind, bits = accesses[i] or ("", 0)
+            moved[kind] += bits // 8 * (bits > 8)
+        found.append(Loop(names, moved["load"], moved["store"]))
+    return found
 
 
 def _cuda_access(line: str) -> Access | None:
@@ -173,7 +199,7 @@ def _read_hip(kernel: Any) -> _Read:
     loops = _loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
     spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
     accesses = [_hip_access(line) for line in code]
-    return number("vgpr_count"), spilled, accesses, loops, Counter()
+    return number("vgpr_count"), spilled, accesses, loops, []
 
 
 def _hip_access(line: str) -> Access | None:

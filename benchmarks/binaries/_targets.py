@@ -18,11 +18,15 @@ ALL = {
 SOME = (torch.float32, torch.bfloat16)
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), SOME),
+    "sm_89": (GPUTarget("cuda", 89, 32), SOME),
     "sm_90": (GPUTarget("cuda", 90, 32), tuple(ALL)),
     "sm_100": (GPUTarget("cuda", 100, 32), SOME),
+    "sm_120": (GPUTarget("cuda", 120, 32), SOME),
     "gfx942": (GPUTarget("hip", "gfx942", 64), SOME),
 }
-SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228}  # KiB of one SM
+SHARED = {"sm_80": 164, "sm_89": 100, "sm_90": 228, "sm_100": 228, "sm_120": 100}  # KiB of one SM
+WARPS = {"sm_89": 48, "sm_120": 48}  # of one SM; 64 of the others
+PROGRAMS = {"sm_89": 24, "sm_120": 24}  # the same; 32
 
 
 def specialised(
@@ -60,8 +64,8 @@ def resident_warps(target: str, binary: Binary) -> int:
     of_warp = -(-binary.registers * 32 // 256) * 256
     programs = min(
         65536 // of_warp // 4 * 4 // binary.warps,
-        64 // binary.warps,
+        WARPS.get(target, 64) // binary.warps,
         SHARED[target] * 1024 // (binary.shared + 1024),
-        32,
+        PROGRAMS.get(target, 32),
     )
     return programs * binary.warps

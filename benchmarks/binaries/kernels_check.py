@@ -3,8 +3,8 @@
     python benchmarks/binaries/kernels_check.py [--target sm_90 ...] [--only pairs] [--processes N]
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
-the tiles and splits of an H100; and those of the pairs, see `_pairs_check`. Exit code 1 where a
-binary exceeds a limit of `LIMITS`.
+the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
+and those of the pairs, see `_pairs_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measu
 import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
+from _budget import GPUS, LIMIT, OPEN, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -40,7 +41,8 @@ PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
 # The kernels that read the inputs are limited by memory: 24 KiB must be on their way to an SM (3.35
-# TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads.
+# TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads,
+# or in `accumulate_kernel` for four times as many.
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
@@ -48,14 +50,19 @@ LIMITS = {
     "components": 16,  # x, mu, stds
     "both": 12,  # y, x, mu, stds
     "stds": 48,  # of `_least_kernel`
+    "sub_batch": 8,  # of `accumulate_kernel`
+    "symmetric": 8,
     "float64": 8,
     "other": 16,
 }
-STREAMING = ("_least_kernel", "accumulate_kernel", "gradient_kernel")
+STREAMING = ("_least_kernel", "accumulate_kernel", "leave_one_out_kernel", "gradient_kernel")
 """They read the inputs, in a loop over rows."""
 LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
 16-bit inputs in both roles: half the width leaves registers to what is summed up."""
+
+MOST_SPILLED = {"sm_100": 64}
+"""Bytes, outside of loops: packed arithmetic pairs up registers there."""
 
 OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
 """They have work in lost columns only, in float64."""
@@ -82,8 +89,10 @@ def rows(targets: list[str]) -> list[tuple[str, Row]]:
 
 def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
+    if specialisation.kernel == "accumulate_kernel":
+        return "sub_batch" if "other_counts" in flags else "symmetric"
     if flags.get("EXCLUDE_DIAGONAL"):
-        return "leave one out"
+        return "leave_one_out"
     if "SAMPLES" not in flags:
         return ""
     return {(True, False): "samples", (False, True): "components"}.get(
@@ -109,10 +118,10 @@ def most_registers(row: Row, binary: Binary) -> int:
 
 def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     """What exceeds the limits."""
-    if binary.spilled:
+    if binary.spilled > MOST_SPILLED.get(target, 0):
         yield f"{binary.spilled} bytes in local memory"
-    if any(kind == "local" for kind, _ in binary.accesses):
-        yield "accesses to local memory"
+    if any(kind == "local" for kind, _ in binary.in_loops):
+        yield "accesses to local memory in a loop"
     if any(kind == "atomic" for kind, _ in binary.accesses):
         yield "atomics"
     if target.startswith("gfx"):  # its wide accesses and registers are only reported
@@ -123,10 +132,23 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     if row[0].kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
-    narrow = row[1] == "both" and all(dtype.itemsize == 2 for dtype in row[2])
+    narrow = row[1] in ("both", "symmetric") and all(dtype.itemsize == 2 for dtype in row[2])
     least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if narrow else "float32"]
     if min(widths, default=0) < least:
         yield f"{min(widths, default=0)} bits in the loop over rows"
+    found = worst(target, binary)
+    if found and over_budget(target, row, found[1]) and _name(row) not in OPEN:
+        yield f"more than {LIMIT} of the memory's time"
+
+
+def _name(row: Row) -> str:
+    """Of a kernel in `OPEN`."""
+    kernel = row[0].kernel.strip("_").removesuffix("_kernel")
+    return f"{kernel} of {row[1]}" if row[1] == "leave_one_out" else kernel
+
+
+def over_budget(target: str, row: Row, share: float) -> bool:
+    return target == "sm_90" and torch.float64 not in row[2] and share > LIMIT
 
 
 def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
@@ -143,8 +165,13 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
         inputs += " in f64"
     names = [kernel, target, inputs, roles]
     if isinstance(binary, str):
-        return [*names, *[""] * 6, "does not compile"], False
+        return [*names, *[""] * 8, "does not compile"], False
     wrong = list(problems(target, row, binary))
+    found = worst(target, binary) if specialisation.kernel in STREAMING else None
+    budget = ["", ""] if found is None else [str(found[0]), f"{found[1]:.2f}"]
+    verdict = "; ".join(wrong) or "ok"
+    if found and not wrong and over_budget(target, row, found[1]):
+        verdict = f"open: {OPEN[_name(row)]}"
     numbers = [
         str(binary.registers),
         str(binary.spilled),
@@ -153,7 +180,7 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
         str(binary.shared),
         str(resident_warps(target, binary)),
     ]
-    return [*names, *numbers, "; ".join(wrong) or "ok"], not wrong
+    return [*names, *numbers, *budget, verdict], not wrong
 
 
 COLUMNS: tuple[str, ...] = (
@@ -165,9 +192,12 @@ COLUMNS: tuple[str, ...] = (
     "spilled",
     "128-bit loads",
 )
-COLUMNS += ("stores", "shared", "warps", "verdict")
+COLUMNS += ("stores", "shared", "warps", "per byte", "share", "verdict")
 LEGEND = """registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and
-altogether; shared bytes of a program; resident warps of an SM or compute unit"""
+altogether; shared bytes of a program; resident warps of an SM or compute unit; in the loop over
+rows, all instructions, FP32, FP64 and MUFU of a lane for each byte, and what takes longest of them
+as a share of the memory's time on """
+LEGEND += ", ".join(f"{g.name} ({name}, {g.terabytes} TB/s)" for name, g in GPUS.items())
 
 
 class Part(NamedTuple):
@@ -211,7 +241,7 @@ def main() -> None:
                     passed &= good
                     errors |= {binary} if isinstance(binary, str) else set()
                     table.add_row(*line, style=None if good else "red")
-                Console(width=None if sys.stdout.isatty() else 150).print(table)
+                Console(width=None if sys.stdout.isatty() else 180).print(table)
                 print(f"{part.legend}\n", flush=True)
     for error in errors:
         print(f"\n{error}")

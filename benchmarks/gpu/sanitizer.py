@@ -1,4 +1,4 @@
-"""compute-sanitizer on small shapes, every pairing."""
+"""compute-sanitizer on small shapes: every pairing, masks combined or not."""
 
 import re
 import shutil

@@ -17,10 +17,10 @@ from .sanitizer import DONE
 Shape = tuple[int, int, int]
 
 
-def evaluate(case: Case, device: str) -> None:
+def evaluate(case: Case, device: str, combine: bool = True) -> None:
     """One forward and one backward pass."""
-    run = run_of(case, loss_of(case), inputs_of(case, device), lambda: use_backend("triton"))
-    run()[1]()
+    loss = loss_of(case, combine)
+    run_of(case, loss, inputs_of(case, device), lambda: use_backend("triton"))()[1]()
 
 
 def profiled(shape: Shape) -> None:
@@ -41,7 +41,9 @@ def small(device: str) -> None:
         for shape in ((6, 4, 3), (6, 3, 129), (40, 2, 130)):
             for estimator in BOTH:
                 for pairing in ("sub_batch", "symmetric", "leave_one_out"):
-                    evaluate(Case("small", *shape, estimator, pairing, dtype, 0.4), device)
+                    for combine in (True, False):
+                        case = Case("small", *shape, estimator, pairing, dtype, 0.4)
+                        evaluate(case, device, combine)
                 evaluate(Case("small", *shape, estimator, dtype=dtype, op="entropy"), device)
     if device == "cuda":
         torch.cuda.synchronize()

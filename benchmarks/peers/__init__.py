@@ -2,8 +2,6 @@
 
 from . import club, compiled, distributions, eager_lean, eager_linear, eager_pairs, gemm, keops
 from ._peer import Peer
-from .eager_linear import linear
-from .eager_pairs import pairs
 
 PEERS: tuple[Peer, ...] = (
     eager_pairs.PEER,
@@ -17,4 +15,4 @@ PEERS: tuple[Peer, ...] = (
     club.PEER,
 )
 
-__all__ = ["PEERS", "Peer", "linear", "pairs"]
+__all__ = ["PEERS", "Peer"]

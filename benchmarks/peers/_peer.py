@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, directions
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -51,20 +51,15 @@ def pair_elements(case: Case) -> float:
     return float(case.samples * case.components * case.S * case.E)
 
 
-def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
+def roles(
+    mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor, pairing: str = "sub_batch"
+) -> list[tuple[Role, Role]]:
     """The samples and the components of each direction."""
     dtype = torch.float32
     if any(t.dtype == torch.float64 for t in (mu, sigma, x, y)):
         dtype = torch.float64
-    half = len(x) // 2
-    first, second = slice(0, half), slice(half, None)
-    directions = {
-        "sub_batch": [(first, second)],
-        "symmetric": [(first, second), (second, first)],
-        "leave_one_out": [(slice(None), slice(None))],
-    }[pairing]
 
-    def variance(rows):
+    def variance(rows: slice) -> Tensor:
         """sigma^2 + eps, eps from the least positive active variance of these rows."""
         square = sigma[rows].to(dtype).square()
         counts = mask[rows, :, None] & (square > 0)
@@ -76,16 +71,16 @@ def roles(mu, sigma, mask, x, y, pairing="sub_batch"):
             Role(y[i].to(dtype), variance(i), mask[i]),
             Role(x[j].to(dtype) + mu[j], variance(j), mask[j]),
         )
-        for i, j in directions
+        for i, j in directions(pairing, len(x))
     ]
 
 
-def log_determinant(role):
+def log_determinant(role: Role) -> Tensor:
     """log |2 pi Sigma| / 2 per row and position: (rows, S)."""
     return (role.variance.log() + LOG_2PI).sum(-1) / 2
 
 
-def estimate(energies, estimator, exclude_diagonal=False):
+def estimate(energies: Tensor, estimator: str, exclude_diagonal: bool = False) -> Tensor:
     """The loss of energies (N, M), summed over the samples."""
     n, m = energies.shape
     if exclude_diagonal:

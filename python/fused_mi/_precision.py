@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._environment import Variable
+
+CAREFUL = Variable("FUSED_MI_CAREFUL")
+
+
+def careful() -> bool:
+    """Whether plain torch is to take no short cut, at several times the time: an oracle."""
+    return CAREFUL.get() == "1"
+
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """T: float64 if any of the tensors is, else float32."""

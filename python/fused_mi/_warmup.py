@@ -48,7 +48,7 @@ def warmup(
     unknown = set(gradients) - set(INPUTS)
     if unknown:
         raise ValueError(f"gradients: expected names among {INPUTS}, got {sorted(unknown)}")
-    shape = (batch, positions, features)
+    shape = (batch if estimator == "logsumexp" else 4, positions, features)
     tensors = {
         name: torch.ones(shape, dtype=dtype, device=device).requires_grad_(name in gradients)
         for name in INPUTS

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Gradients
-from .._environment import Variable
 from .._estimators import Estimators, jensen_terms, logsumexp_terms
 from .._mixture import Inputs, Mixture, Scoring, mixtures_of
 from . import expanded as _expanded
@@ -19,13 +18,6 @@ from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
 from .moments import by_pairs
-
-CAREFUL = Variable("FUSED_MI_CAREFUL")
-"""Set to 1: what is as exact as plain torch can be, at several times the time. An oracle."""
-
-
-def _careful() -> bool:
-    return CAREFUL.get() == "1"
 
 
 class _Moments:
@@ -41,7 +33,7 @@ class _Moments:
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         inputs = (y, x, mu, stds)
-        if state is None or _careful() or not _lean.serves(y, x, mixtures):
+        if state is None or not _lean.serves(y, x, mixtures):
             return _moments.moments(*inputs, mixtures, state)
         sums = _lean.moments(*inputs, mixtures, state)
         if sums is not None:
@@ -62,46 +54,12 @@ class _Moments:
     ) -> Gradients:
         inputs = (y, x, mu, stds)
         # A mark fills the whole state.
-        lean = not _careful() and _lean.serves(y, x, mixtures) and state.flatten()[0].isfinite()
+        lean = _lean.serves(y, x, mixtures) and state.flatten()[0].isfinite()
         backward = _lean.moments_backward if lean else _moments.moments_backward
         return backward(upstream, *inputs, state, mixtures, wanted)
 
 
-class _Pairs:
-    """By matrix products where float64 has the digits for it, on a CPU."""
-
-    @staticmethod
-    def pairs(
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor | None,
-        stds: Tensor,
-        mixtures: Sequence[Mixture],
-        energies: Tensor | None = None,
-    ) -> Tensor:
-        assert mu is not None
-        serves = not _careful() and _expanded.serves(y, x, mu, stds, mixtures)
-        forward = _expanded.pairs if serves else _pairs.pairs
-        return forward(y, x, mu, stds, mixtures, energies)
-
-    @staticmethod
-    def pairs_backward(
-        upstream: Tensor,
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor | None,
-        stds: Tensor,
-        state: None,
-        mixtures: Sequence[Mixture],
-        wanted: Sequence[bool],
-    ) -> Gradients:
-        assert mu is not None
-        serves = not _careful() and _expanded.serves(y, x, mu, stds, mixtures)
-        backward = _expanded.pairs_backward if serves else _pairs.pairs_backward
-        return backward(upstream, y, x, mu, stds, None, mixtures, wanted)
-
-
-_estimators = Estimators(_variance, _Moments(), _Pairs(), _logsumexp)
+_estimators = Estimators(_variance, _Moments(), _expanded, _logsumexp)
 jensen, jensen_backward = _estimators.jensen, _estimators.jensen_backward
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 

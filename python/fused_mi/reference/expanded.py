@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .._mixture import Mixture
+from .._precision import careful
 from . import pairs as _pairs
 from .rows import RowsOfRole, in_rows
 from .streaming import Block, blocks, sum_of_gradients, sum_over_blocks
 from .variance import LOG_2PI, stabilised_root
 
 F64 = torch.float64
-
 
 # How large y^2 / v and c^2 / v may be in a column: float64 rounds them to 2^-24 standard deviations
 # squared, and to 2^-42 where inputs are float64 themselves.
@@ -46,8 +46,8 @@ class _Direction:
     def __init__(self, mixture: Mixture, largest: float) -> None:
         self.mixture, self.largest = mixture, largest
         of_samples, of_components = mixture.contributing()
-        self.samples = RowsOfRole(of_samples, mixture.sample_rows, F64)
-        self.components = RowsOfRole(of_components, mixture.component_rows, F64)
+        self.samples = RowsOfRole(of_samples, mixture.sample_rows)
+        self.components = RowsOfRole(of_components, mixture.component_rows)
         self.exactly = _pairs.Direction(mixture)
 
     def _variances(self, role: RowsOfRole, here: Tensor, stds: Tensor, eps: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _Direction:
         return role.fill(v, here, 1.0)
 
     def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> _Roles:
-        (here_i, _), (here_l, _) = self.samples.at(block[0]), self.components.at(block[0])
+        here_i, here_l = self.samples.at(block[0]), self.components.at(block[0])
         samples, components = y[self.samples.rows], x[self.components.rows]
         shift = self.components.first(components, here_l).to(F64)
         of_y = self.samples.fill(samples - shift, here_i, 0.0)
@@ -149,9 +149,11 @@ def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:
     return v.log().sum(-1).add_(here, alpha=v.shape[-1] * LOG_2PI).div_(2)
 
 
-def serves(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor, mixtures: Sequence[Mixture]) -> bool:
+def _serves(
+    y: Tensor, x: Tensor, mu: Tensor | None, stds: Tensor, mixtures: Sequence[Mixture]
+) -> bool:
     """Whether float64 may have the digits and the range, and where asking is cheap."""
-    if y.device.type != "cpu" or not y.numel() or not x.numel():
+    if mu is None or y.device.type != "cpu" or not y.numel() or not x.numel() or careful():
         return False
     return stds.dtype != F64 or all(_in_range(stds, mixture) for mixture in mixtures)
 
@@ -171,12 +173,14 @@ def _in_range(stds: Tensor, m: Mixture) -> bool:
 def pairs(
     y: Tensor,
     x: Tensor,
-    mu: Tensor,
+    mu: Tensor | None,
     stds: Tensor,
     mixtures: Sequence[Mixture],
     energies: Tensor | None = None,
 ) -> Tensor:
     """See `reference.pairs.pairs`."""
+    if not _serves(y, x, mu, stds, mixtures):
+        return _pairs.pairs(y, x, mu, stds, mixtures, energies)
     largest, cut = _largest(y, x, mu, stds), _blocks(mixtures[0], y)
     if energies is None:
         energies = y.new_empty(
@@ -192,7 +196,7 @@ def pairs_backward(
     upstream: Tensor,
     y: Tensor,
     x: Tensor,
-    mu: Tensor,
+    mu: Tensor | None,
     stds: Tensor,
     state: None,
     mixtures: Sequence[Mixture],
@@ -200,15 +204,16 @@ def pairs_backward(
 ) -> list[Tensor | None]:
     """See `reference.pairs.pairs_backward`."""
     inputs = (y, x, mu, stds)
-    if torch.is_grad_enabled() or not upstream.isfinite().all():
+    serves = not torch.is_grad_enabled() and _serves(*inputs, mixtures)
+    if not (serves and upstream.isfinite().all()):
         return _pairs.pairs_backward(upstream, *inputs, None, mixtures, wanted)
     largest = _largest(*inputs)
     gradients = [_Direction(mixture, largest).gradient for mixture in mixtures]
     return sum_of_gradients(gradients, _blocks(mixtures[0], y), upstream, wanted, *inputs)
 
 
-def _largest(*inputs: Tensor) -> float:
-    return _LARGEST[any(t.dtype == F64 for t in inputs)]
+def _largest(*inputs: Tensor | None) -> float:
+    return _LARGEST[any(t is not None and t.dtype == F64 for t in inputs)]
 
 
 def _blocks(mixture: Mixture, y: Tensor) -> list[Block]:

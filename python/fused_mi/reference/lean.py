@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._mixture import Mixture
+from .._precision import careful
 from .rows import RowsOfRole
 from .streaming import Block, blocks
 from .variance import LOG_2PI
@@ -32,8 +33,8 @@ class _Direction:
         self.mixture, self.dtype = mixture, dtype
         self.least, self.largest, self.most = _RANGES[dtype]
         of_samples, of_components = mixture.contributing()
-        self.samples = RowsOfRole(of_samples, mixture.sample_rows, dtype)
-        self.components = RowsOfRole(of_components, mixture.component_rows, dtype)
+        self.samples = RowsOfRole(of_samples, mixture.sample_rows)
+        self.components = RowsOfRole(of_components, mixture.component_rows)
         self.known = True  # so far; False: not in T
 
     def _variances(self, stds: Tensor, role: RowsOfRole, here: Tensor, eps: Tensor) -> Tensor:
@@ -50,7 +51,8 @@ class _Direction:
 
     def sums(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> list[Tensor]:
         """Of q, g and k in float64, and the state (4, b, e)."""
-        (here_i, n), (here_l, m) = self.samples.at(block[0]), self.components.at(block[0])
+        here_i, here_l = self.samples.at(block[0]), self.components.at(block[0])
+        n, m = self.samples.count(here_i, self.dtype), self.components.count(here_l, self.dtype)
         samples, components = (
             y[self.samples.rows].to(self.dtype),
             x[self.components.rows].to(self.dtype),
@@ -102,7 +104,8 @@ class _Direction:
         y, x, mu, stds = inputs
         d_y, d_x, d_mu, d_stds = into
         of_q, of_g, of_k = upstream
-        (here_i, n), (here_l, m) = self.samples.at(block[0]), self.components.at(block[0])
+        here_i, here_l = self.samples.at(block[0]), self.components.at(block[0])
+        n, m = self.samples.count(here_i, self.dtype), self.components.count(here_l, self.dtype)
         mean_y, m2_y, mean_c, weight = state
         samples, components = (
             y[self.samples.rows].to(self.dtype),
@@ -137,7 +140,8 @@ class _Direction:
 def serves(y: Tensor, x: Tensor, mixtures: Sequence[Mixture]) -> bool:
     """Whether T may be enough: not for a difference of sums, and where asking is cheap."""
     some = y.numel() > 0 and x.numel() > 0
-    return some and y.device.type == "cpu" and not mixtures[0].exclude_diagonal
+    cheap = y.device.type == "cpu" and not mixtures[0].exclude_diagonal
+    return some and cheap and not careful()
 
 
 def moments(

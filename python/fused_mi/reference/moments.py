@@ -264,8 +264,8 @@ def moments(
     Returns:
         (D, 3) the sums, in nats, in the working dtype, and (D, 4, S, E) what the backward pass of
         any backend needs: the samples' delta and m2, the components' delta and weight, see
-        `Moments`; shifts are the first contributing rows of y and x. NaN where the sums are those
-        of the pairs, one by one.
+        `Moments`; shifts are the first contributing rows of y and x (on GPUs, of x + mu). NaN where
+        the sums are those of the pairs, one by one.
     """
     directions = [_Direction(mixture) for mixture in mixtures]
     cut, inputs = _blocks(y, x), (y, x, mu, stds)

@@ -49,14 +49,17 @@ def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
 class RowsOfRole:
     """Rows of one role: whether all their positions contribute, and where."""
 
-    def __init__(self, mask: Tensor, rows: tuple[int, int], dtype: torch.dtype) -> None:
-        self.mask, self.rows, self.dtype = mask, slice(*rows), dtype
+    def __init__(self, mask: Tensor, rows: tuple[int, int]) -> None:
+        self.mask, self.rows = mask, slice(*rows)
         self.everywhere = bool(mask.all())
 
-    def at(self, positions: slice) -> tuple[Tensor, Tensor | int]:
-        """The mask (rows, b), and how many rows it has at each position, (b, 1) or the same."""
-        here = self.mask[:, positions]
-        return here, len(here) if self.everywhere else here.sum(0, dtype=self.dtype)[:, None]
+    def at(self, positions: slice) -> Tensor:
+        """Their mask (rows, b)."""
+        return self.mask[:, positions]
+
+    def count(self, here: Tensor, dtype: torch.dtype) -> Tensor | int:
+        """How many rows contribute at each position, (b, 1) or the same number."""
+        return len(here) if self.everywhere else here.sum(0, dtype=dtype)[:, None]
 
     def first(self, values: Tensor, here: Tensor) -> Tensor:
         """The first contributing row of `values` (rows, b, e)."""

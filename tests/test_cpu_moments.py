@@ -1,0 +1,184 @@
+"""The CPU kernels of the moments and of the variance, on every instruction path of this machine."""
+
+import pytest
+import torch
+from cases import PAIRINGS, assert_same_bits, mi_inputs, mixtures, same_bits
+from fused_mi._mixture import Mixture
+from fused_mi.cpu import moments, variance
+from fused_mi.reference import moments as reference
+from fused_mi.reference import variance as reference_variance
+from marks import dtypes, every_dtype, pairing
+
+pytestmark = pytest.mark.usefixtures("path")
+
+
+def both_directions(tensors, given, wanted=(True,) * 4):
+    """Sums, state and gradients of the kernels, for a gradient of each sum of its own. The state is
+    NaN where float32 was left, or float64."""
+    sums, state = moments.moments(*tensors, given)
+    upstream = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).expand(len(given), 3)
+    found = moments.moments_backward(upstream, *tensors, state, given, wanted)
+    return [sums, state, *(g for g in found if g is not None)]
+
+
+def plain(tensors, given):
+    sums, state = reference.moments(*tensors, given)
+    upstream = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).expand(len(given), 3)
+    return [sums, state, *reference.moments_backward(upstream, *tensors, None, given, [True] * 4)]
+
+
+def assert_like_the_plain_path(tensors, given):
+    for ours, theirs in zip(both_directions(tensors, given), plain(tensors, given), strict=True):
+        assert ours.dtype == theirs.dtype
+        eps = torch.finfo(ours.dtype).eps
+        wide = theirs.double()
+        state_is_wide = given[0].exclude_diagonal or tensors[0].dtype == torch.float64
+        precision = 1e-12 if state_is_wide else 1e-5
+        tolerance = max(eps, precision) * (1 + wide.abs().max().item())
+        torch.testing.assert_close(ours.double(), wide, rtol=4 * eps, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (4096, 1, 3), (1200, 2, 40), (560, 70, 3)], ids=str)
+def test_batches_that_are_split_and_merged(shape):
+    means, stds, mask, clean, noisy = mi_inputs(*shape, dtype=torch.float32, seed=3, offset=100.0)
+    noisy[0] += 50  # the shift is far from the mean
+    for each in PAIRINGS[2 * (len(mask) % 2) :]:
+        assert_like_the_plain_path((noisy, clean, means, stds), mixtures(each, mask))
+
+
+@pairing
+@every_dtype
+def test_layouts_do_not_matter(pairing, dtype):
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=5, e=34, dtype=dtype, seed=5)
+    means, stds, mask = means[:1].expand(8, 5, 34), stds[:, :1].expand(8, 5, 34), mask[:1]
+    mask = mask.expand(8, 5)
+    views = [
+        noisy.transpose(0, 1).contiguous().transpose(0, 1),
+        torch.cat((clean, clean), 2)[..., 34:],
+        means,
+        stds,
+    ]
+    striped = torch.stack((mask, ~mask), -1)[..., 0]
+    copies = [t.contiguous() for t in views]
+    assert not any(t.is_contiguous() for t in (*views, striped))
+    ours = both_directions(views, mixtures(pairing, striped))
+    last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in copies]
+    for others in (copies, last):
+        assert_same_bits(ours, both_directions(others, mixtures(pairing, mask)))
+
+
+@pairing
+@pytest.mark.parametrize("sigma", [0.0, 1e-30, 1e-20, 1e-7, 1e6, 1e20, 3e38])
+@pytest.mark.parametrize("where", [slice(None), slice(0, 3), slice(3, None), (4, 0, 1)], ids=str)
+def test_extreme_variances(pairing, sigma, where):
+    """No NaN, and logs as those of float64: they never overflow."""
+    means, stds, mask, clean, noisy = mi_inputs(b=6, s=2, e=21, dtype=torch.float32, seed=7)
+    stds[where] = sigma
+    given = mixtures(pairing, mask, eps=1e-38)
+    ours = both_directions((noisy, clean, means, stds), given)
+    assert not any(t.isnan().any() for t in (ours[0], *ours[2:]))
+    theirs, _ = reference.moments(*(t.double() for t in (noisy, clean, means, stds)), given)
+    torch.testing.assert_close(ours[0][:, 1:], theirs[:, 1:], rtol=1e-5, atol=1e-3)
+    if ours[0][:, 0].isfinite().all():
+        torch.testing.assert_close(ours[0], theirs, rtol=1e-3, atol=1e-3)
+
+
+@pairing
+@pytest.mark.parametrize("power", [-18, -8, 0, 8, 18, 30])
+@dtypes(torch.float32, torch.float64)
+def test_scale(pairing, power, dtype):
+    """Everything times a power of two: q stays, whichever way the variances took."""
+    means, stds, mask, clean, noisy = mi_inputs(b=6, s=2, e=21, dtype=dtype, seed=8)
+    power *= 1 if dtype == torch.float32 else 8
+    factor = 2.0**power
+    scaled = [t * factor for t in (noisy, clean, means, stds)]
+    given = [m._replace(component_eps=m.component_eps * 0, sample_eps=m.sample_eps * 0)
+             for m in mixtures(pairing, mask)]  # fmt: skip
+    ours, plain = (both_directions(t, given) for t in (scaled, (noisy, clean, means, stds)))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(ours[0][:, 0], plain[0][:, 0], rtol=tolerance, atol=0)
+    for a, b in zip(ours[2:], plain[2:], strict=True):
+        torch.testing.assert_close(a * factor, b, rtol=tolerance, atol=1e2 * tolerance)
+
+
+@pairing
+@pytest.mark.parametrize("shape", [(128, 3, 129), (3000, 1, 3), (16, 70, 64)], ids=str)
+@dtypes(torch.float32, torch.bfloat16)
+def test_bits_do_not_depend_on_threads(pairing, shape, dtype):
+    means, stds, mask, clean, noisy = mi_inputs(*shape, dtype=dtype, seed=9)
+    found = []
+    for threads in (1, 2, 4, 1):
+        torch.set_num_threads(threads)
+        given = mixtures(pairing, mask)
+        found.append(both_directions((noisy, clean, means, stds), given))
+        found[-1] += variance.variance(stds, [(mask, (0, len(mask)))], torch.float32, 100.0)
+    for again in found[1:]:
+        assert_same_bits(again, found[0])
+
+
+@pairing
+@pytest.mark.parametrize("wanted", ["y", "x", "mu stds", "stds"])
+def test_single_gradients(pairing, wanted):
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=18, dtype=torch.float32, seed=11)
+    given, tensors = mixtures(pairing, mask), (noisy, clean, means, stds)
+    wanted = [name in wanted.split() for name in ("y", "x", "mu", "stds")]
+    everything = both_directions(tensors, given)[2:]
+    ours = both_directions(tensors, given, wanted)[2:]
+    chosen = [g for g, needed in zip(everything, wanted, strict=True) if needed]
+    assert_same_bits(ours, chosen)
+
+
+@dtypes(torch.float32, torch.bfloat16)
+def test_gradients_that_go_past_the_caches(dtype):
+    """Large ones do, small ones do not: the same bits."""
+    shape = (8, 256, 2048) if dtype == torch.float32 else (16, 256, 2048)
+    means, stds, mask, clean, noisy = (
+        t.clone() for t in mi_inputs(shape[0], 4, 2048, dtype=dtype, seed=12)
+    )
+    wide = [t.repeat(1, 64, 1) for t in (noisy, clean, means, stds)]
+    small = both_directions((noisy, clean, means, stds), mixtures("sub_batch", mask))
+    large = both_directions(wide, mixtures("sub_batch", mask.repeat(1, 64)))
+    for a, b in zip(small[2:], large[2:], strict=True):
+        assert b.shape == shape
+        assert same_bits(a.repeat(1, 64, 1), b)
+
+
+@pairing
+@every_dtype
+@pytest.mark.parametrize("sigma", [1.0, 1e-12])
+def test_every_instruction_path_gives_the_same_bits(monkeypatch, path, pairing, dtype, sigma):
+    """But for the order in which logs and the sums over features are added up."""
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=3, e=53, dtype=dtype, seed=17)
+    tensors, given = (noisy, clean, means, stds * sigma), mixtures(pairing, mask)
+    ours = both_directions(tensors, given)
+    monkeypatch.setenv("FUSED_MI_CPU", "plain")
+    plain = both_directions(tensors, given)
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-5, atol=1e-5)
+    assert_same_bits(ours[1:], plain[1:])
+
+
+def test_rows_outside_of_every_range_have_zero_gradients():
+    means, stds, mask, clean, noisy = mi_inputs(b=8, s=2, e=3, seed=13)
+    eps = torch.tensor(1e-3)
+    given = [Mixture(mask, mask, eps, eps, (1, 3), (4, 7))]
+    assert_like_the_plain_path((noisy, clean, means, stds), given)
+
+
+def test_samples_without_variances_of_their_own():
+    means, stds, mask, clean, noisy = mi_inputs(b=9, s=2, e=30, dtype=torch.float32, seed=14)
+    for rows in (9, 5):
+        given = [Mixture.of_all_rows(mask[:rows], mask, torch.tensor(1e-3))]
+        assert_like_the_plain_path((noisy[:rows], clean, means, stds), given)
+
+
+@every_dtype
+def test_variance(dtype):
+    values = torch.tensor([0.0, -3.0, torch.nan, torch.inf, 6e-8, 2.0, 1e30], dtype=torch.float64)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for chosen in (range(7), [1, 2, 5], [0], [0, 2, 3], [6], [1]):
+        stds = values[list(chosen)].repeat(7).reshape(1, 1, -1).repeat(3, 2, 1).to(dtype)
+        stds[:, 1] = 1e-3
+        mask = torch.tensor([[True, False]] * 3)
+        arguments = stds, [(mask, (1, 3))], wide, 100.0
+        (ours,), (plain,) = variance.variance(*arguments), reference_variance.variance(*arguments)
+        assert same_bits(ours, plain), (chosen, ours, plain)

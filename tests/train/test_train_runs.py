@@ -1,0 +1,121 @@
+"""The training command, on a tiny random model and a small text: what a run writes; resuming."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from fused_mi.train import checkpoint
+from processes import ROOT
+
+
+def curve(folder):
+    """metrics.csv without the column that depends on the clock."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row.pop("tokens_per_second")) > 0
+    return rows
+
+
+def test_a_run_writes_everything(run, tmp_path):
+    code, _ = run(tmp_path / "out")
+    assert code == 0
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {
+        "checkpoint.safetensors",
+        "metrics.csv",
+        "events",
+        "evaluation.json",
+        "report.md",
+        "curves.png",
+        "recovery.png",
+        "sigma.png",
+    }
+    assert [row["step"] for row in curve(tmp_path / "out")] == ["1", "2", "3", "4"]
+    assert list((tmp_path / "out" / "events").iterdir())
+    for png in (tmp_path / "out").glob("*.png"):
+        assert png.read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(found["trained"]["recovery"]) == {"nearest", "informed", "prior"}
+    assert abs(found["trained"]["utility"] - found["isotropic"]["utility"]) < 0.01
+    assert "utility" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    ("estimator", "pairing"), [("jensen", "sub_batch"), ("logsumexp", "leave_one_out")]
+)
+def test_resume_gives_the_same_curve(run, tmp_path, estimator, pairing):
+    how = ("--estimator", estimator, "--pairing", pairing)
+    assert run(tmp_path / "whole", *how)[0] == 0
+    assert run(tmp_path / "parts", *how, "--steps", 2)[0] == 0
+    assert run(tmp_path / "parts", "--resume", "--steps", 4, defaults=False)[0] == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    whole, parts = (checkpoint.read(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
+    for name in ("trained", "isotropic"):
+        found = [
+            json.loads((tmp_path / folder / "evaluation.json").read_text())[name]
+            for folder in ("whole", "parts")
+        ]
+        assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_rows_after_the_last_checkpoint_are_replaced(run, tmp_path):
+    assert run(tmp_path / "out", "--steps", 2)[0] == 0
+    with (tmp_path / "out" / "metrics.csv").open("a") as file:
+        file.write("3,9,9,9,9,9,9\n4,9,")
+    assert run(tmp_path / "out", "--resume", "--steps", 4, defaults=False)[0] == 0
+    rows = curve(tmp_path / "out")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert "9.0" not in {row["loss"] for row in rows}
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_dtypes(run, tmp_path, dtype):
+    assert run(tmp_path / "out", "--dtype", dtype, "--steps", 2)[0] == 0
+    layer, config = checkpoint.load_noise_layer(tmp_path / "out")
+    wanted = torch.float64 if dtype == "float64" else torch.float32
+    assert layer.to_mu.weight.dtype == wanted and config.dtype == dtype
+    assert all(float(row["loss"]) == float(row["loss"]) for row in curve(tmp_path / "out"))
+
+
+def test_a_sweep_writes_one_run_per_alpha(run, tmp_path):
+    assert run(tmp_path / "out", "--sweep", "alpha=0.1,3", "--steps", 2)[0] == 0
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["alpha"] for row in rows] == ["0.1", "3"]
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
+    for alpha in ("0.1", "3"):
+        assert (tmp_path / "out" / f"alpha={alpha}" / "report.md").is_file()
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_ctrl_c_saves_and_resume_finishes(run, tmp_path, model, corpus):
+    command = [sys.executable, "-m", "fused_mi", "train", "--output", str(tmp_path / "out")]
+    command += ["--model", str(model), "--text", str(corpus), "--batch-size", "8"]
+    command += ["--seq-len", "12", "--steps", "100000", "--eval-passages", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = tmp_path / "out" / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "saved" in error.strip().splitlines()[-1] and "Traceback" not in error
+    step = checkpoint.read(tmp_path / "out").step
+    assert step >= 3 and len(curve(tmp_path / "out")) == step
+    assert run(tmp_path / "out", "--resume", "--steps", step + 1, defaults=False)[0] == 0
+    assert len(curve(tmp_path / "out")) == step + 1
