@@ -61,6 +61,7 @@ bool keep_digits(const Place& at, Totals& total) {
       // None of these where one is NaN.
       const bool kept = ((weight * mean_c) * mean_c <= farthest * size) &
           (total.heaviest[f + i] <= most * weight) &
+          (total.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
           (outlier * outlier * n <= most * (n - 1) * m2_y) &
           (total.diagonal_q[f + i] <= most * q);
       const bool fits = (std::fabs(mean_y) <= largest) & (m2_y <= largest) & (weight <= largest) &
@@ -142,7 +143,7 @@ bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
         total.diagonal_g += more.diagonal_g;
         total.diagonal_k += more.diagonal_k;
         if (!call.in.exclude_diagonal) continue;
-        merge_own(more.diagonal_q, more.heaviest, at.width, total);
+        merge_own(more.diagonal_q, more.heaviest, more.excess, at.width, total);
         merge_extremes(more.low, more.high, at.width, total);
       }
       exact &= call.in.wide ? finish_totals<double>(call, at, d, tile, total)

@@ -18,6 +18,10 @@ struct Mixture {
 // gradient is made of stays in range.
 constexpr double kLargestSum = 0x1p80, kLargestWideSum = 0x1p700;
 
+// Of the weighted squares of a sample: a component of its own that is more, and far from all others,
+// takes the digits of float32.
+constexpr double kMostOwn = 0.9;
+
 struct MomentsInputs {
   View y, x, mu, stds;  // (rows, S, E)
   Mask sample_mask, component_mask;
@@ -64,9 +68,10 @@ struct Totals {
   double diagonal_g, diagonal_k;              // of the pairs (i, i)
   double mean_y[Cut::kWidth], m2_y[Cut::kWidth];
   double weight[Cut::kWidth], mean_c[Cut::kWidth], m2_c[Cut::kWidth];
-  // Of the pairs (i, i), where they are left out: q, the largest 1 / v, the least and the largest y,
-  // from the shift.
-  double diagonal_q[Cut::kWidth], heaviest[Cut::kWidth], low[Cut::kWidth], high[Cut::kWidth];
+  // Of the pairs (i, i), where they are left out: q, the largest 1 / v, the most by which a sample's
+  // own square exceeds kMostOwn of its squares, the least and the largest y, from the shift.
+  double diagonal_q[Cut::kWidth], heaviest[Cut::kWidth], excess[Cut::kWidth];
+  double low[Cut::kWidth], high[Cut::kWidth];
 };
 
 struct MomentsForward {

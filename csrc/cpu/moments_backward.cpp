@@ -140,7 +140,7 @@ bool pull_again(
       const int f = which[i];
       inputs[0][i] = widen(r.y[f]), inputs[1][i] = widen(r.x[f]);
       inputs[2][i] = widen(r.mu[f]), inputs[3][i] = widen(r.stds[f]);
-      inputs[4][i] = r.x_shift[f], inputs[5][i] = r.y_shift[f];
+      inputs[4][i] = from.x_shift[f], inputs[5][i] = from.y_shift[f];
       inputs[6][i] = from.delta_c[f], inputs[7][i] = from.weight[f];
       inputs[8][i] = from.delta_y[f], inputs[9][i] = from.m2_y[f];
     }
@@ -218,6 +218,20 @@ struct Shared {
   alignas(64) A shifts[2][kWidth], state[4][kWidth];
 };
 
+// A mean in float64 as its nearest A and the rest: however far its shift is, no digits of it are lost.
+template <class A>
+void split_mean(
+    const View& view, int64_t first, const Item& at, const double* state, A (&shift)[kWidth],
+    A (&delta)[kWidth]) {
+  alignas(64) double buffer[kWidth];
+  const double* from = read(view, first, at.s, at.e, at.width, buffer);
+  for (int f = 0; f < at.width; ++f) {
+    const double mean = from[f] + state[f];
+    shift[f] = static_cast<A>(mean);
+    delta[f] = static_cast<A>((from[f] - static_cast<double>(shift[f])) + state[f]);
+  }
+}
+
 // What all rows of an item share.
 template <class A, class In>
 Row<A, In> shared_row(const MomentsBackward& call, const Item& at, Shared<A>& buffers) {
@@ -225,13 +239,22 @@ Row<A, In> shared_row(const MomentsBackward& call, const Item& at, Shared<A>& bu
   const int64_t as_samples = at.pass.as_samples, as_components = at.pass.as_components;
   Row<A, In> r{};
   r.least_share = static_cast<A>(in.least_share(sizeof(A) == 8));
+  const bool split = sizeof(A) == 4 && in.wide_state();
+  const auto exact = [&](int64_t d, int i) {
+    return reinterpret_cast<const double*>(call.state) + ((d * 4 + i) * in.S + at.s) * in.E + at.e;
+  };
   if (as_samples >= 0) {
     const Position& position = call.positions[as_samples * in.S + at.s];
     r.delta_c = state_of(call, at, as_samples, 2, buffers.state[0]);
     r.weight = state_of(call, at, as_samples, 3, buffers.state[1]);
     r.sample_eps = static_cast<A>(in.mixtures[as_samples].sample_eps);
     r.upstream_y = static_cast<A>(call.upstream[as_samples * 3]);
-    if (position.components > 0) {
+    if (position.components > 0 && split) {
+      split_mean(
+          in.x, position.first_component, at, exact(as_samples, 2), buffers.shifts[0],
+          buffers.state[0]);
+      r.x_shift = buffers.shifts[0];
+    } else if (position.components > 0) {
       r.x_shift =
           read(in.x, position.first_component, at.s, at.e, at.width, buffers.shifts[0]);
     }
@@ -243,7 +266,12 @@ Row<A, In> shared_row(const MomentsBackward& call, const Item& at, Shared<A>& bu
     r.component_eps = static_cast<A>(in.mixtures[as_components].component_eps);
     r.upstream_c = static_cast<A>(call.upstream[as_components * 3]);
     r.samples = static_cast<A>(position.samples);
-    if (position.samples > 0) {
+    if (position.samples > 0 && split) {
+      split_mean(
+          in.y, position.first_sample, at, exact(as_components, 0), buffers.shifts[1],
+          buffers.state[2]);
+      r.y_shift = buffers.shifts[1];
+    } else if (position.samples > 0) {
       r.y_shift = read(in.y, position.first_sample, at.s, at.e, at.width, buffers.shifts[1]);
     }
   }

@@ -51,11 +51,13 @@ void merge_components(
 
 // Of the pairs (i, i), see Totals.
 template <class Parts>
-void merge_own(const Parts* q, const Parts* heaviest, int width, Totals& total) {
+void merge_own(
+    const Parts* q, const Parts* heaviest, const Parts* excess, int width, Totals& total) {
   for (int f = 0; f < width; ++f) {
-    double most = heaviest[f];
+    double most = heaviest[f], more = excess[f];
     total.diagonal_q[f] += q[f];
     total.heaviest[f] = most > total.heaviest[f] ? most : total.heaviest[f];
+    total.excess[f] = more > total.excess[f] ? more : total.excess[f];
   }
 }
 

@@ -40,6 +40,7 @@ template <class A>
 struct Diagonal {
   alignas(64) A q[kWidth];
   alignas(64) A heaviest[kWidth];
+  alignas(64) A excess[kWidth];
   alignas(64) A low[kWidth];
   alignas(64) A high[kWidth];
 };
@@ -130,7 +131,7 @@ void add_components(
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
     V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part);
     V<A> old = load<A>(run.weight + f, part), weight = old;
-    V<A> v[R], precision[R], deviation[R], delta{};
+    V<A> v[R], precision[R], deviation[R], distance[R], delta{};
     for (int r = 0; r < R; ++r) {
       Terms<A> t = variance_terms<A>(load<A>(sigma.rows[r] + f, part), eps);
       fetch(sigma.ahead[r] + f);
@@ -145,9 +146,9 @@ void add_components(
     if constexpr (BOTH) {
       V<A> q = load<A>(own.q + f, part), heaviest = load<A>(own.heaviest + f, part);
       for (int r = 0; r < R; ++r) {
-        V<A> distance = (load<A>(y.rows[r] + f, part) - load<A>(x.rows[r] + f, part)) -
+        distance[r] = (load<A>(y.rows[r] + f, part) - load<A>(x.rows[r] + f, part)) -
             load<A>(mu.rows[r] + f, part);
-        q += (precision[r] * distance) * distance;
+        q += (precision[r] * distance[r]) * distance[r];
         heaviest = precision[r] > heaviest ? precision[r] : heaviest;
       }
       store(own.q + f, q, part);
@@ -161,6 +162,16 @@ void add_components(
     for (int r = 0; r < R; ++r) {
       V<A> rest = deviation[r] - mean;
       m2 += (precision[r] * rest) * rest;
+    }
+    if constexpr (BOTH) {  // with the rows so far: more of them only add to all squares
+      V<A> excess = load<A>(own.excess + f, part);
+      for (int r = 0; r < R; ++r) {
+        V<A> from_mean = distance[r] + (deviation[r] - mean);
+        V<A> squares = m2 + (weight * from_mean) * from_mean;
+        V<A> more = (precision[r] * distance[r]) * distance[r] - A(kMostOwn) * squares;
+        excess = more > excess ? more : excess;
+      }
+      store(own.excess + f, excess, part);
     }
     store(run.weight + f, weight, part);
     store(run.mean + f, mean, part);

@@ -123,7 +123,7 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
     if (count == 0) continue;
     zero<A>(at.width, run.weight, run.mean, run.m2);
     if (in.exclude_diagonal) {
-      zero<A>(at.width, own.q, own.heaviest);
+      zero<A>(at.width, own.q, own.heaviest, own.excess);
     }
     Logs<A> of_both, of_others;
     chosen.each([&](int i, auto n, auto both) {
@@ -141,7 +141,7 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
     total.diagonal_g += diagonal;
     total.log_l += diagonal + of_others.value() + log_2pi(count - chosen.both, at.width);
     if (merge) merge_components(run.weight, run.mean, run.m2, at.width, total);
-    if (in.exclude_diagonal) merge_own(own.q, own.heaviest, at.width, total);
+    if (in.exclude_diagonal) merge_own(own.q, own.heaviest, own.excess, at.width, total);
   }
 }
 
@@ -149,8 +149,9 @@ void clear(int width, Totals& total) {
   total.samples = 0;
   total.regular = true;
   total.log_i = total.log_l = total.diagonal_g = total.diagonal_k = 0;
-  double* const planes[] = {total.mean_y,     total.m2_y,     total.weight, total.mean_c, total.m2_c,
-                            total.diagonal_q, total.heaviest, total.low,    total.high};
+  double* const planes[] = {total.mean_y, total.m2_y,       total.weight,   total.mean_c,
+                            total.m2_c,   total.diagonal_q, total.heaviest, total.excess,
+                            total.low,    total.high};
   for (double* plane : planes) std::memset(plane, 0, width * sizeof(double));
 }
 
