@@ -36,13 +36,16 @@ bool keep_digits(const Place& at, Totals& total) {
   const MomentsInputs& in = at.in;
   const double n = static_cast<double>(at.position.samples);
   const double weigh = static_cast<double>(at.position.components);
-  constexpr double most = 0.75, largest = 0x1.fffffep127;
+  // `far`: of a shift from the mean, in deviations of the rows; squared. Float32 rounds means by it.
+  constexpr double most = 0.75, far = 64, largest = 0x1.fffffep127;
   const double farthest = in.farthest_shift(false);
-  alignas(64) double x_buffer[kWidth], y_buffer[kWidth];
+  alignas(64) double x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
   const double* y_shift =
       read(in.y, at.position.first_sample, at.s, at.e, at.width, y_buffer);
   const double* x_shift =
       read(in.x, at.position.first_component, at.s, at.e, at.width, x_buffer);
+  const double* mu_shift =
+      read(in.mu, at.position.first_component, at.s, at.e, at.width, mu_buffer);
   int again = -1;  // where a run of columns begins that are summed anew
   double beyond[kSums] = {};
   for (int f = 0; f < at.width; f += kSums) {
@@ -50,8 +53,8 @@ bool keep_digits(const Place& at, Totals& total) {
     double lost[kSums] = {};
     auto look = [&](int i) __attribute__((always_inline)) {
       const double mean_y = total.mean_y[f + i], m2_y = total.m2_y[f + i];
-      const double weight = total.weight[f + i], mean_c = total.mean_c[f + i];
-      const double m2_c = total.m2_c[f + i];
+      const double weight = total.weight[f + i], m2_c = total.m2_c[f + i];
+      const double from_shift = total.mean_c[f + i], mean_c = mu_shift[f + i] + from_shift;
       const double distance = (y_shift[f + i] - x_shift[f + i]) + (mean_y - mean_c);
       const double q = m2_y * weight + (n * weight * distance) * distance + n * m2_c;
       const double centre = x_shift[f + i] + mean_c;
@@ -60,6 +63,8 @@ bool keep_digits(const Place& at, Totals& total) {
       const double outlier = above > below ? above : below;
       // None of these where one is NaN.
       const bool kept = ((weight * mean_c) * mean_c <= farthest * size) &
+          ((weight * from_shift) * from_shift <= far * m2_c) &
+          ((n * mean_y) * mean_y <= far * m2_y) &
           (total.heaviest[f + i] <= most * weight) &
           (total.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
           (outlier * outlier * n <= most * (n - 1) * m2_y) &

@@ -1,7 +1,7 @@
 // From moments of rows to the state and the sums of a tile: parts merge, both roles meet.
 //
-// All deviations are from one shift per position and feature, the first contributing row, so that
-// parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
+// All deviations are from one shift per position and feature, y or x + mu of the first contributing
+// row, so that parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
 #pragma once
 
 #include "moments_rows.h"
@@ -99,9 +99,10 @@ bool finish_tile(
     for (int i = 0; i < 4; ++i) std::memset(state + i * plane, 0, at.width * sizeof(A));
     return true;
   }
-  alignas(64) A x_buffer[kWidth], y_buffer[kWidth];
+  alignas(64) A x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
   const A* y_shift = read(in.y, p.first_sample, at.s, at.e, at.width, y_buffer);
   const A* x_shift = read(in.x, p.first_component, at.s, at.e, at.width, x_buffer);
+  const A* mu_shift = read(in.mu, p.first_component, at.s, at.e, at.width, mu_buffer);
   double n = static_cast<double>(p.samples), partial[kSums] = {}, lost[kSums] = {};
   // A sample is about sqrt v away from its component: the weights times that are their number.
   const double farthest = in.farthest_shift(sizeof(A) == 8), weigh = static_cast<double>(p.components);
@@ -109,7 +110,8 @@ bool finish_tile(
     int count = at.width - f < kSums ? at.width - f : kSums;
     auto add = [&](int i) __attribute__((always_inline)) {
       double mean_y = m.mean_y[f + i], m2_y = m.m2_y[f + i], weight = m.weight[f + i];
-      double mean_c = m.mean_c[f + i], m2_c = m.m2_c[f + i];
+      // In the state the mean of the components is relative to x alone.
+      double mean_c = static_cast<double>(mu_shift[f + i]) + m.mean_c[f + i], m2_c = m.m2_c[f + i];
       double shifts = static_cast<double>(y_shift[f + i]) - static_cast<double>(x_shift[f + i]);
       double distance = shifts + (mean_y - mean_c);
       partial[i] += m2_y * weight + (n * weight * distance) * distance + n * m2_c;

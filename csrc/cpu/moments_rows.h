@@ -126,10 +126,12 @@ void add_logs(const Reader<In>& sigma, int width, A eps, Logs<A>& sum) {
 template <class A, int R, bool BOTH, class In>
 void add_components(
     const Reader<In>& y, const Reader<In>& x, const Reader<In>& mu, const Reader<In>& sigma,
-    const A* shift, int width, A eps, Running<A>& run, Diagonal<A>& own, Logs<A>& sum) {
+    const A* x_shift, const A* mu_shift, int width, A eps, Running<A>& run, Diagonal<A>& own,
+    Logs<A>& sum) {
   Logs<A> logs = sum;
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part);
+    V<A> first_x = load<A>(x_shift + f, part), first_mu = load<A>(mu_shift + f, part);
+    V<A> mean = load<A>(run.mean + f, part);
     V<A> old = load<A>(run.weight + f, part), weight = old;
     V<A> v[R], precision[R], deviation[R], distance[R], delta{};
     for (int r = 0; r < R; ++r) {
@@ -138,7 +140,8 @@ void add_components(
       v[r] = inside<A>(t.v, all<A>(1), part);
       precision[r] = t.precision;
       weight += precision[r];
-      deviation[r] = (load<A>(x.rows[r] + f, part) - first) + load<A>(mu.rows[r] + f, part);
+      deviation[r] = (load<A>(x.rows[r] + f, part) - first_x) +
+          (load<A>(mu.rows[r] + f, part) - first_mu);
       fetch(x.ahead[r] + f);
       fetch(mu.ahead[r] + f);
     }

@@ -111,8 +111,10 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
   Reader<In> x(in.x, at.s, at.e, at.width), mu(in.mu, at.s, at.e, at.width);
   Reader<In> sigma(in.stds, at.s, at.e, at.width), y(in.y, at.s, at.e, at.width);
   const A eps = static_cast<A>(at.mixture.component_eps);
-  alignas(64) A shift_buffer[kWidth];
-  const A* shift = read(in.x, at.position.first_component, at.s, at.e, at.width, shift_buffer);
+  alignas(64) A shift_buffers[2][kWidth];
+  const int64_t first = at.position.first_component;
+  const A* x_shift = read(in.x, first, at.s, at.e, at.width, shift_buffers[0]);
+  const A* mu_shift = read(in.mu, first, at.s, at.e, at.width, shift_buffers[1]);
   for (int64_t begin = rows.start; begin < rows.stop; begin += kSegment) {
     int64_t end = begin + kSegment < rows.stop ? begin + kSegment : rows.stop;
     const Chosen chosen(
@@ -134,7 +136,8 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
       mu.next(chosen.rows, i, R, count);
       sigma.next(chosen.rows, i, R, count);
       Logs<A>& logs = BOTH ? of_both : of_others;
-      add_components<A, R, BOTH>(y, x, mu, sigma, shift, at.width, eps, run, own, logs);
+      add_components<A, R, BOTH>(
+          y, x, mu, sigma, x_shift, mu_shift, at.width, eps, run, own, logs);
     });
     total.regular &= of_both.range.regular() && of_others.range.regular();
     const double diagonal = of_both.value() + log_2pi(chosen.both, at.width);
