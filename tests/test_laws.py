@@ -8,7 +8,7 @@ from cases import FLOATING, MASK, assert_same_bits, evaluate, mi, value_and_grad
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import TOTAL, accumulation_dtype
-from rules import assert_rule10, scales
+from rules import assert_rule10, scales, underflows
 from strategies import mi_batches, options
 
 pytestmark = pytest.mark.every_device
@@ -27,12 +27,24 @@ def assert_close(a, b, scale, relative=1e-12):
 
 @given(mi_batches(), options())
 def test_the_documented_formula(inputs, chosen):
+    assume(not underflows(inputs, **chosen))
     assert_rule10(lambda t: mi(t, **chosen), inputs, chosen)
 
 
 @given(mi_batches(dtype=torch.float32, even=False), options(pairings=("leave_one_out",)))
 def test_the_documented_formula_leave_one_out_in_float32(inputs, chosen):
+    assume(not underflows(inputs, **chosen))
     assert_rule10(lambda t: mi(t, **chosen), inputs, chosen)
+
+
+@given(mi_batches(), options(estimators=("logsumexp",)))
+def test_responsibilities_that_underflow_may_count_as_0(inputs, chosen):
+    """Nothing else may: not the value, and no gradient far above the least normal number."""
+    assume(underflows(inputs, **chosen))
+    info = torch.finfo(torch.float64)
+    size = max(float((inputs[i].abs().max() + 1) / inputs[1].min() ** 2) for i in (0, 3, 4))
+    denormal = inputs[0].numel() * size * info.tiny / info.eps
+    assert_rule10(lambda t: mi(t, **chosen), inputs, chosen, denormal=denormal)
 
 
 @given(mi_batches(), options(), st.randoms(use_true_random=False))

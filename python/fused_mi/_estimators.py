@@ -187,7 +187,7 @@ def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
     """The stabilisers, in the header of the state."""
     eps = [m.component_eps for m in mixtures]
     eps += [m.sample_eps for m in mixtures if m.sample_eps is not None]
-    state[:HEADER] = 0
+    state[:HEADER].zero_()
     state[: len(eps)] = torch.stack(eps)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from .._mixture import Mixture
 from .._precision import careful
 from . import pairs as _pairs
-from .rows import RowsOfRole, in_rows
-from .streaming import Block, blocks, sum_of_gradients, sum_over_blocks
+from .rows import RowsOfRole, memory_of, roles_of
+from .streaming import Block, blocks, slices, sum_over_blocks
 from .variance import LOG_2PI, stabilised_root
 
 F64 = torch.float64
@@ -45,10 +45,7 @@ class _Direction:
 
     def __init__(self, mixture: Mixture, largest: float) -> None:
         self.mixture, self.largest = mixture, largest
-        of_samples, of_components = mixture.contributing()
-        self.samples = RowsOfRole(of_samples, mixture.sample_rows)
-        self.components = RowsOfRole(of_components, mixture.component_rows)
-        self.exactly = _pairs.Direction(mixture)
+        self.samples, self.components = roles_of(mixture)
 
     def _variances(self, role: RowsOfRole, here: Tensor, stds: Tensor, eps: Tensor) -> Tensor:
         if stds.dtype == F64:
@@ -88,7 +85,7 @@ class _Direction:
     ) -> tuple[Tensor, ...]:
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
         if not self._enough(r):
-            return self.exactly.energies(block, y, x, mu, stds)
+            return _pairs.Direction(self.mixture).energies(block, y, x, mu, stds)
         of_c = (r.weighted * r.c).view_as(r.v).sum(-1)
         q = (r.y.square() @ r.precision.T).addmm_(r.weight_i, of_c.T)
         q = q.addmm_(r.y, r.weighted.T, alpha=-2).clamp_(min=0).div_(2)
@@ -99,49 +96,68 @@ class _Direction:
             k = _log_determinant_terms(own, r.weight_i) @ r.weight_l.T
         return q, g, k
 
-    def gradient(
+    def gradients(
         self,
         block: Block,
-        upstream: tuple[Tensor, ...],
-        wanted: Sequence[bool],
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        stds: Tensor,
-    ) -> Sequence[Tensor | None]:
-        m, r = self.mixture, self._roles(block, y, x, mu, stds)
-        of_q, of_g, of_k = upstream
+        upstream: Tensor,
+        inputs: Sequence[Tensor],
+        into: Sequence[Tensor | None],
+        add: bool,
+    ) -> None:
+        """Those of y, x, mu and stds, given `upstream` (3, N, M), into their rows of `into`;
+        whether to `add` those of stds to what is there."""
+        m, r = self.mixture, self._roles(block, *inputs)
         if not self._enough(r):
-            return self.exactly.gradient(block, upstream, wanted, y, x, mu, stds)
-        result: list[Tensor | None] = [None] * 4
-        if wanted[0]:
-            d_y = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
-            d_y = self.samples.fill(d_y.view(*r.here_i.shape, -1), r.here_i, 0.0)
-            result[0] = in_rows(d_y, self.samples.rows, y)
-        if any(wanted[1:]):
+            return self._exact_gradients(block, upstream, inputs, into, add)
+        (of_q, of_g, of_k), stds = upstream, inputs[3]
+        d_y, d_x, d_mu, d_stds = into
+        if d_y is not None:
+            pull = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
+            self.samples.put(d_y, r.here_i, pull.view(*r.here_i.shape, -1))
+        if d_x is not None or d_mu is not None or d_stds is not None:
             # Of each component the sums over samples: of the upstream, and times y.
             count = (of_q.T @ r.weight_i)[..., None]
             of_y = (of_q.T @ r.y).view_as(r.v)
             c, precision = r.c.view_as(r.v), r.precision.view_as(r.v)
-        if wanted[1] or wanted[2]:
-            d_c = (count * c).sub_(of_y).mul_(precision)
-            result[1] = in_rows(d_c, self.components.rows, x) if wanted[1] else None
-            result[2] = in_rows(d_c, self.components.rows, mu) if wanted[2] else None
-        if wanted[3]:
+        if d_x is not None or d_mu is not None:
+            pull = (count * c).sub_(of_y).mul_(precision)
+            for d_centre in (d_x, d_mu):
+                if d_centre is not None:
+                    self.components.put(d_centre, r.here_l, pull)
+        if d_stds is not None:
             of_squares = (of_q.T @ r.y.square()).view_as(r.v)
             of_squares = of_squares.add_(of_y.mul_(-2).addcmul_(count, c).mul_(c)).mul_(precision)
             of_logs = (of_g.T @ r.weight_i)[..., None]
-            d_stds = (of_logs - of_squares).mul_(precision).mul_(stds[self.components.rows])
-            d_stds = self.components.fill(d_stds, r.here_l, 0.0)
-            total = in_rows(d_stds, self.components.rows, stds)
+            pull = (of_logs - of_squares).mul_(precision).mul_(stds[self.components.rows])
+            self.components.put(d_stds, r.here_l, pull, add=add)
             if m.sample_eps is not None:
                 own = self._variances(self.samples, r.here_i, stds, m.sample_eps)
                 of_logs = (of_k @ r.weight_l)[..., None]
-                d_own = own.reciprocal_().mul_(stds[self.samples.rows]).mul_(of_logs)
-                d_own = self.samples.fill(d_own, r.here_i, 0.0)
-                total = total + in_rows(d_own, self.samples.rows, stds)
-            result[3] = total
-        return result
+                pull = own.reciprocal_().mul_(stds[self.samples.rows]).mul_(of_logs)
+                self.samples.put(d_stds, r.here_i, pull, add=add)
+        return None
+
+    def _exact_gradients(
+        self,
+        block: Block,
+        upstream: Tensor,
+        inputs: Sequence[Tensor],
+        into: Sequence[Tensor | None],
+        add: bool,
+    ) -> None:
+        wanted = [t is not None for t in into]
+        found = _pairs.Direction(self.mixture).gradient(block, upstream.unbind(), wanted, *inputs)
+        rows = self.samples.rows, self.components.rows, self.components.rows
+        for to, part, of_role in zip(into, found, rows, strict=False):
+            if to is not None and part is not None:
+                to[of_role] = part[of_role]
+        to, part = into[3], found[3]
+        if to is not None and part is not None and add:
+            to.add_(part)
+        elif to is not None and part is not None:
+            to[self.components.rows] = part[self.components.rows]
+            if self.mixture.sample_eps is not None:
+                to[self.samples.rows] = part[self.samples.rows]
 
 
 def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:
@@ -207,9 +223,16 @@ def pairs_backward(
     serves = not torch.is_grad_enabled() and _serves(*inputs, mixtures)
     if not (serves and upstream.isfinite().all()):
         return _pairs.pairs_backward(upstream, *inputs, None, mixtures, wanted)
-    largest = _largest(*inputs)
-    gradients = [_Direction(mixture, largest).gradient for mixture in mixtures]
-    return sum_of_gradients(gradients, _blocks(mixtures[0], y), upstream, wanted, *inputs)
+    given: tuple[Tensor, ...] = (y, x, mu, stds)  # type: ignore[assignment]
+    largest, (found, shared) = _largest(*given), memory_of(given, wanted, mixtures, F64)
+    directions = [_Direction(mixture, largest) for mixture in mixtures]
+    for block in _blocks(mixtures[0], y):
+        parts, into = slices(block, given), slices(block, found)
+        for direction, of_energies in zip(directions, upstream, strict=True):
+            direction.gradients(block, of_energies, parts, into, shared)
+    if found[3] is not None:
+        found[3] = found[3].to(stds.dtype)
+    return found
 
 
 def _largest(*inputs: Tensor | None) -> float:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .._mixture import Mixture, Rows
+
+WHOLE = slice(None)
 
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
@@ -49,13 +55,12 @@ def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
 class RowsOfRole:
     """Rows of one role: whether all their positions contribute, and where."""
 
-    def __init__(self, mask: Tensor, rows: tuple[int, int]) -> None:
-        self.mask, self.rows = mask, slice(*rows)
-        self.everywhere = bool(mask.all())
+    def __init__(self, mask: Tensor, rows: tuple[int, int], everywhere: bool) -> None:
+        self.mask, self.rows, self.everywhere = mask, slice(*rows), everywhere
 
     def at(self, positions: slice) -> Tensor:
         """Their mask (rows, b)."""
-        return self.mask[:, positions]
+        return self.mask if positions == WHOLE else self.mask[:, positions]
 
     def count(self, here: Tensor, dtype: torch.dtype) -> Tensor | int:
         """How many rows contribute at each position, (b, 1) or the same number."""
@@ -65,14 +70,71 @@ class RowsOfRole:
         """The first contributing row of `values` (rows, b, e)."""
         return values[0] if self.everywhere else first_active_row(values, here)
 
-    def empty(self, like: Tensor) -> Tensor:
-        """Memory of a gradient: 0 in all rows but those of the role."""
-        found = torch.empty(like.shape, dtype=like.dtype)
-        start, stop, _ = self.rows.indices(len(like))
-        found[:start] = 0
-        found[stop:] = 0
-        return found
-
     def fill(self, values: Tensor, here: Tensor, other: float) -> Tensor:
         """`values` (rows, b, e), in place, and `other` where they do not contribute."""
         return values if self.everywhere else values.masked_fill_(~here[..., None], other)
+
+    def put(
+        self,
+        to: Tensor,
+        here: Tensor,
+        values: Tensor,
+        factor: Tensor | float = 1.0,
+        add: bool = False,
+    ) -> None:
+        """`values * factor` (rows, b, e) where they contribute, and 0 elsewhere, into these rows of
+        `to`, or added to them."""
+        to = to[self.rows]
+        if self.everywhere and not add:
+            torch.mul(values, factor, out=to)
+            return
+        found = self.fill(values * factor, here, 0.0)
+        if add:
+            to.add_(found)
+        else:
+            to.copy_(found)
+
+
+def memory_of(
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    mixtures: Sequence[Mixture],
+    dtype: torch.dtype,
+) -> tuple[list[Tensor | None], bool]:
+    """Memory of the gradients of y, x, mu and stds for the roles of each mixture to `put` theirs
+    into, 0 in all other rows; and whether roles share rows of stds: then they are added up there,
+    in `dtype`, to be rounded once."""
+    samples, components = [m.sample_rows for m in mixtures], [m.component_rows for m in mixtures]
+    of_stds = components + [m.sample_rows for m in mixtures if m.sample_eps is not None]
+    of_inputs = [sorted(rows) for rows in (samples, components, components, of_stds)]
+    shared = any(a[1] > b[0] for a, b in itertools.pairwise(of_inputs[3]))
+    found: list[Tensor | None] = [None] * 4
+    for i, (t, rows) in enumerate(zip(inputs, of_inputs, strict=True)):
+        if wanted[i] and i == 3 and shared:
+            found[i] = torch.zeros(t.shape, dtype=dtype)
+        elif wanted[i]:
+            found[i] = _zero_beside(rows, t)
+    return found, shared
+
+
+def _zero_beside(rows: Sequence[Rows], like: Tensor) -> Tensor:
+    """Memory that is 0 in all but these rows, ascending."""
+    found = torch.empty(like.shape, dtype=like.dtype)
+    bounds = [0, *itertools.chain(*rows), len(like)]
+    for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
+        if start < stop:
+            found[start:stop].zero_()
+    return found
+
+
+def roles_of(mixture: Mixture) -> tuple[RowsOfRole, RowsOfRole]:
+    """Samples and components."""
+    m = mixture
+    rows = m.sample_rows, m.component_rows
+    masks = m.sample_mask[slice(*rows[0])], m.component_mask[slice(*rows[1])]
+    everywhere = [bool(mask.all()) for mask in masks]
+    if m.exclude_diagonal or not all(everywhere):
+        masks = m.contributing()
+        everywhere = [bool(mask.all()) for mask in masks]
+    of_samples, of_components = zip(masks, rows, everywhere, strict=True)
+    return RowsOfRole(*of_samples), RowsOfRole(*of_components)

@@ -34,11 +34,12 @@ def blocks(
     budget = _BLOCK_ELEMENTS["cpu" if device.type == "cpu" else "other"] // max(rows, 1)
     width = min(max(budget, min_features), max(features, 1))
     height = max(budget // width, 1)
-    return [
+    found = [
         (slice(s, s + height), slice(e, e + width))
         for s in range(0, max(positions, 1), height)
         for e in range(0, max(features, 1), width)
     ]
+    return found if len(found) > 1 else [WHOLE]
 
 
 def sum_over_blocks(
@@ -55,7 +56,7 @@ def sum_over_blocks(
     """
     totals: tuple[Tensor, ...] = ()
     for block in cut:
-        terms = function(block, *_slices(block, tensors))
+        terms = function(block, *slices(block, tensors))
         totals = tuple(a + b for a, b in zip(totals, terms, strict=True)) if totals else terms
     return totals
 
@@ -79,14 +80,17 @@ def gradient_over_blocks(
         for t, needed in zip(tensors, wanted, strict=True)
     ]
     for block in cut:
-        parts = gradient(block, upstream, wanted, *_slices(block, tensors))
+        parts = gradient(block, upstream, wanted, *slices(block, tensors))
         for total, part in zip(result, parts, strict=True):
             if total is not None and part is not None:
                 total[..., block[0], block[1]] = part
     return result
 
 
-def _slices(block: Block, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def slices(block: Block, tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Of each tensor (..., S, E) the part in a block; None stays."""
+    if block == WHOLE:
+        return list(tensors)
     return [t if t is None else t[..., block[0], block[1]] for t in tensors]
 
 
@@ -108,10 +112,10 @@ def sum_of_gradients(
     """
 
     def gradient(
-        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *inputs: Tensor
     ) -> Sequence[Tensor | None]:
         parts = [
-            of_one(block, row.unbind(), wanted, *slices)
+            of_one(block, row.unbind(), wanted, *inputs)
             for of_one, row in zip(gradients, upstream, strict=True)
         ]
         return functools.reduce(_add, parts)
@@ -125,17 +129,17 @@ def derived_gradient(function: BlockFunction) -> BlockGradient:
     """The gradient of a block by autograd; itself differentiable."""
 
     def gradient(
-        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *slices: Tensor
+        block: Block, upstream: tuple[Tensor, ...], wanted: Sequence[bool], *parts: Tensor
     ) -> Sequence[Tensor | None]:
         chosen = [i for i, needed in enumerate(wanted) if needed]
 
         def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
             replaced = dict(zip(chosen, values, strict=True))
-            return function(block, *(replaced.get(i, t) for i, t in enumerate(slices)))
+            return function(block, *(replaced.get(i, t) for i, t in enumerate(parts)))
 
-        pull_back = torch.func.vjp(of_chosen, *(slices[i] for i in chosen))[1]
+        pull_back = torch.func.vjp(of_chosen, *(parts[i] for i in chosen))[1]
         found = dict(zip(chosen, pull_back(upstream), strict=True))
-        return [found.get(i) for i in range(len(slices))]
+        return [found.get(i) for i in range(len(parts))]
 
     return gradient
 

@@ -45,10 +45,14 @@ def stabiliser(
 ) -> Tensor:
     """eps = safety_factor * finfo(dtype).eps * the smallest positive active variance; 0-dim, in
     `dtype`, > 0 and finite."""
-    factor, smallest = stabiliser_factor(dtype, safety_factor)
-    most = torch.finfo(dtype).max
-    eps = min(factor, most) * min_positive_variance(stds, mask, dtype)
-    return eps.clamp(smallest, most)
+    return stabiliser_of(min_positive_variance(stds, mask, dtype), safety_factor)
+
+
+def stabiliser_of(smallest: Tensor, safety_factor: float) -> Tensor:
+    """eps of the smallest variance that counts."""
+    factor, least = stabiliser_factor(smallest.dtype, safety_factor)
+    most = torch.finfo(smallest.dtype).max
+    return (min(factor, most) * smallest).clamp(least, most)
 
 
 def variance(
