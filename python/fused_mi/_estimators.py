@@ -92,7 +92,8 @@ class Estimators:
         mixtures = mixtures_of(scoring, inputs, self._variance)
         _keep(state, mixtures)
         sums, _ = self._moments(*inputs, mixtures, moments_in(state, scoring, inputs))
-        return *jensen_terms(sums, scoring, inputs), state
+        terms = _terms_on_cpu if sums.device.type == "cpu" else jensen_terms
+        return *terms(sums, scoring, inputs), state
 
     def jensen_backward(
         self,
@@ -217,6 +218,15 @@ def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:
 
 def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
     return sizes.samples if scoring.sum else 1
+
+
+def _terms_on_cpu(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """`jensen_terms` as numbers: a dozen operators of torch take as long as a small loss."""
+    divisor = jensen_divisor(scoring, inputs)
+    q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums.tolist(), strict=True))
+    dtype = accumulation_dtype(*inputs)
+    terms = torch.tensor((q + g - k, q, g, 0.0, q + g, -k), dtype=torch.float64).to(dtype)
+    return terms[0].clone(), terms
 
 
 def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ def careful() -> bool:
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """T: float64 if any of the tensors is, else float32."""
-    wide = any(t.dtype == torch.float64 for t in tensors)
+    wide = torch.float64 in [t.dtype for t in tensors]
     return torch.float64 if wide else torch.float32
 
 

@@ -146,7 +146,9 @@ def variance(
 def _stabiliser(stds: Tensor, mask: Tensor, dtype: torch.dtype, safety_factor: float) -> Tensor:
     if stds.device.type == "cpu" and stds.numel() > 0:
         squares = stds.detach().to(dtype).square()
-        smallest = torch.where(mask[..., None], squares, math.inf).amin()
+        if not mask.all():
+            squares = torch.where(mask[..., None], squares, math.inf)
+        smallest = squares.amin()
         if 0 < smallest.item() < math.inf:  # NaN is not: some do not count
             return stabiliser_of(smallest, safety_factor)
     return stabiliser(stds, mask, dtype, safety_factor)
