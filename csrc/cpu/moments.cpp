@@ -37,7 +37,7 @@ bool keep_digits(const Place& at, Totals& total) {
   const double n = static_cast<double>(at.position.samples);
   const double weigh = static_cast<double>(at.position.components);
   // `far`: of a shift from the mean, in deviations of the rows; squared. Float32 rounds means by it.
-  constexpr double most = 0.75, far = 64, largest = 0x1.fffffep127;
+  constexpr double most = 0.75, outlying = 0.85, far = 64, largest = 0x1.fffffep127;
   const double farthest = in.farthest_shift(false);
   alignas(64) double x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
   const double* y_shift =
@@ -67,7 +67,7 @@ bool keep_digits(const Place& at, Totals& total) {
           ((n * mean_y) * mean_y <= far * m2_y) &
           (total.heaviest[f + i] <= most * weight) &
           (total.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
-          (outlier * outlier * n <= most * (n - 1) * m2_y) &
+          (outlier * outlier * n <= outlying * (n - 1) * m2_y) &
           (total.diagonal_q[f + i] <= most * q);
       const bool fits = (std::fabs(mean_y) <= largest) & (m2_y <= largest) & (weight <= largest) &
           (std::fabs(mean_c) <= largest);
