@@ -102,9 +102,27 @@ def test_leave_one_out_of_split_batches_errs_by_no_more_than_its_terms(shape):
     """The floor of rule 10, without what the plain formula errs by."""
     tensors, mask = split_inputs(shape)
     ours, _, *gradients = both_directions(tensors, mixtures("leave_one_out", mask))
-    for found, true, terms in zip([ours, *gradients], *true_leave_one_out(shape), strict=True):
-        error = (found.double() - true).abs()
-        assert (error <= 8 * torch.finfo(torch.float32).eps * terms).all()
+    assert_by_terms([ours, *gradients], *true_leave_one_out(shape))
+
+
+def assert_by_terms(found, true, terms):
+    for ours, exact, added in zip(found, true, terms, strict=True):
+        error = (ours.double() - exact).abs()
+        assert (error <= 8 * torch.finfo(torch.float32).eps * added).all()
+
+
+@pytest.mark.parametrize("distance", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("rows", [8, 17, 64, 300])
+@pytest.mark.parametrize("which", [0, 3, -1])
+def test_leave_one_out_where_a_component_is_far_and_its_sample_is_not(distance, rows, which):
+    """In the gradient of that sample it would take the digits of all others."""
+    means, stds, mask, clean, noisy = mi_inputs(rows, 2, 20, dtype=torch.float32, seed=4)
+    clean[which] += distance
+    tensors, given = (noisy, clean, means, stds), mixtures("leave_one_out", mask)
+    ours, _, *gradients = both_directions(tensors, given)
+    true, _, *true_gradients = plain([t.double() for t in tensors], given)
+    terms = terms_of_leave_one_out(tensors, given)
+    assert_by_terms([ours, *gradients], [true, *true_gradients], terms)
 
 
 @pairing

@@ -1,4 +1,6 @@
 // Forward: items of work, and columns that float32 has no digits for.
+#include <algorithm>
+
 #include "moments_sums.h"
 
 namespace fused_mi::FUSED_MI_PATH {
@@ -28,47 +30,50 @@ void sum_again(const Place& at, int f, int width, Totals& total) {
   for (int i = 0; i < 6; ++i) std::memcpy(to[i] + f, from[i], width * sizeof(double));
 }
 
-// Without the diagonal, of moments summed in float32: where a row that is left out is most of what it
-// is taken from, or the shift is far away, columns are summed anew in float64. False where float32 has
-// no room for the moments.
-bool keep_digits(const Place& at, Totals& total) {
-  if (at.position.samples == 0 || at.position.components == 0) return true;
+// Runs of columns that are summed anew.
+struct Lost {
+  int count = 0;
+  int begin[kWidth / kSums + 1], end[kWidth / kSums + 1];
+};
+
+// Without the diagonal, of moments summed in float32: the columns where a row that is left out is most
+// of what it is taken from, or the shift is far away. False where float32 has no room for the moments.
+template <class P>
+bool find_lost(const Place& at, const Planes<P>& m, Lost& again) {
   const MomentsInputs& in = at.in;
   const double n = static_cast<double>(at.position.samples);
   const double weigh = static_cast<double>(at.position.components);
   // `far`: of a shift from the mean, in deviations of the rows; squared. Float32 rounds means by it.
   constexpr double most = 0.75, outlying = 0.85, far = 64, largest = 0x1.fffffep127;
   const double farthest = in.farthest_shift(false);
-  alignas(64) double x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
-  const double* y_shift =
-      read(in.y, at.position.first_sample, at.s, at.e, at.width, y_buffer);
-  const double* x_shift =
-      read(in.x, at.position.first_component, at.s, at.e, at.width, x_buffer);
-  const double* mu_shift =
+  alignas(64) float x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
+  const float* y_shift = read(in.y, at.position.first_sample, at.s, at.e, at.width, y_buffer);
+  const float* x_shift = read(in.x, at.position.first_component, at.s, at.e, at.width, x_buffer);
+  const float* mu_shift =
       read(in.mu, at.position.first_component, at.s, at.e, at.width, mu_buffer);
-  int again = -1;  // where a run of columns begins that are summed anew
   double beyond[kSums] = {};
   for (int f = 0; f < at.width; f += kSums) {
     const int count = at.width - f < kSums ? at.width - f : kSums;
     double lost[kSums] = {};
     auto look = [&](int i) __attribute__((always_inline)) {
-      const double mean_y = total.mean_y[f + i], m2_y = total.m2_y[f + i];
-      const double weight = total.weight[f + i], m2_c = total.m2_c[f + i];
-      const double from_shift = total.mean_c[f + i], mean_c = mu_shift[f + i] + from_shift;
-      const double distance = (y_shift[f + i] - x_shift[f + i]) + (mean_y - mean_c);
+      const double mean_y = m.mean_y[f + i], m2_y = m.m2_y[f + i];
+      const double weight = m.weight[f + i], m2_c = m.m2_c[f + i];
+      const double from_shift = m.mean_c[f + i];
+      const double mean_c = static_cast<double>(mu_shift[f + i]) + from_shift;
+      const double distance = (static_cast<double>(y_shift[f + i]) - x_shift[f + i]) + (mean_y - mean_c);
       const double q = m2_y * weight + (n * weight * distance) * distance + n * m2_c;
       const double centre = x_shift[f + i] + mean_c;
       const double size = (weight * centre) * centre + m2_c + weigh;
-      const double above = total.high[f + i] - mean_y, below = mean_y - total.low[f + i];
+      const double above = m.high[f + i] - mean_y, below = mean_y - m.low[f + i];
       const double outlier = above > below ? above : below;
       // None of these where one is NaN.
       const bool kept = ((weight * mean_c) * mean_c <= farthest * size) &
           ((weight * from_shift) * from_shift <= far * m2_c) &
           ((n * mean_y) * mean_y <= far * m2_y) &
-          (total.heaviest[f + i] <= most * weight) &
-          (total.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
+          (m.heaviest[f + i] <= most * weight) &
+          (m.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
           (outlier * outlier * n <= outlying * (n - 1) * m2_y) &
-          (total.diagonal_q[f + i] <= most * q);
+          (m.diagonal_q[f + i] <= most * q);
       const bool fits = (std::fabs(mean_y) <= largest) & (m2_y <= largest) & (weight <= largest) &
           (std::fabs(mean_c) <= largest);
       lost[i] = kept ? 0.0 : 1.0;
@@ -79,26 +84,49 @@ bool keep_digits(const Place& at, Totals& total) {
     } else {
       for (int i = 0; i < count; ++i) look(i);
     }
-    const bool any_lost = sum_of(lost, kSums) > 0;
-    if (any_lost && again < 0) again = f;
-    if (!any_lost && again >= 0) {
-      sum_again(at, again, f - again, total);
-      again = -1;
-    }
+    if (sum_of(lost, kSums) == 0) continue;
+    if (again.count == 0 || again.end[again.count - 1] < f) again.begin[again.count++] = f;
+    again.end[again.count - 1] = f + count;
   }
-  if (again >= 0) sum_again(at, again, at.width - again, total);
   return sum_of(beyond, kSums) == 0;
 }
 
-// Moments that merged in float64.
+Planes<double> planes_of(const Totals& t) {
+  return {t.mean_y,     t.m2_y,     t.weight, t.mean_c, t.m2_c,
+          t.diagonal_q, t.heaviest, t.excess, t.low,    t.high};
+}
+
 template <class A>
-bool finish_totals(
-    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, Totals& t) {
-  const Planes<double> planes{t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c};
-  if (sizeof(A) == 8 || !call.in.exclude_diagonal) {
-    return finish_tile<A>(call, at, d, tile, planes, t);
+Planes<A> planes_of(const Work<A>& work) {
+  const Running<A>&y = work.samples, &c = work.components;
+  const Diagonal<A>& own = work.diagonal;
+  return {y.mean, y.m2, c.weight, c.mean, c.m2, own.q, own.heaviest, own.excess, own.low, own.high};
+}
+
+void widen_planes(const Planes<float>& m, int width, Totals& t) {
+  const float* const from[] = {m.mean_y, m.m2_y, m.weight, m.mean_c, m.m2_c, m.diagonal_q};
+  double* const to[] = {t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c, t.diagonal_q};
+  for (int i = 0; i < 6; ++i) std::copy(from[i], from[i] + width, to[i]);
+}
+
+void widen_planes(const Planes<double>&, int, Totals&) {}  // they are there
+
+// The moments `m` are those in `t` that merged in float64, or of the type A beside it.
+template <class A, class P>
+bool finish_moments(
+    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
+    Totals& t) {
+  const bool nothing = at.position.samples == 0 || at.position.components == 0;
+  if (sizeof(A) == 8 || !call.in.exclude_diagonal) return finish_tile<A>(call, at, d, tile, m, t);
+  if (nothing) return finish_tile<double>(call, at, d, tile, m, t);
+  Lost again;
+  if (!find_lost(at, m, again)) return false;
+  if (again.count == 0) return finish_tile<double>(call, at, d, tile, m, t);
+  widen_planes(m, at.width, t);
+  for (int i = 0; i < again.count; ++i) {
+    sum_again(at, again.begin[i], again.end[i] - again.begin[i], t);
   }
-  return keep_digits(at, t) && finish_tile<double>(call, at, d, tile, planes, t);
+  return finish_tile<double>(call, at, d, tile, planes_of(t), t);
 }
 
 template <class A>
@@ -106,8 +134,7 @@ bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
   const Cut& cut = call.cut;
   Totals own;
   Work<A> work;
-  const bool merge =
-      cut.splits > 1 || cut.rows_per_split > kSegment || call.in.exclude_diagonal;
+  const bool merge = cut.splits > 1 || cut.rows_per_split > kSegment;
   for (int64_t item = begin; item < end; ++item) {
     int64_t tile = item / cut.splits, split = item % cut.splits;
     for (int64_t d = 0; d < call.in.count; ++d) {
@@ -117,10 +144,8 @@ bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
       accumulate_rows<A>(at, rows[0], rows[1], merge, work, total);
       if (!total.regular) return false;
       if (cut.splits > 1) continue;
-      const Running<A>&y = work.samples, &c = work.components;
-      const Planes<A> planes{y.mean, y.m2, c.weight, c.mean, c.m2};
-      if (!(merge ? finish_totals<A>(call, at, d, tile, total)
-                  : finish_tile<A>(call, at, d, tile, planes, total))) {
+      if (!(merge ? finish_moments<A>(call, at, d, tile, planes_of(total), total)
+                  : finish_moments<A>(call, at, d, tile, planes_of(work), total))) {
         return false;
       }
     }
@@ -151,8 +176,9 @@ bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
         merge_own(more.diagonal_q, more.heaviest, more.excess, at.width, total);
         merge_extremes(more.low, more.high, at.width, total);
       }
-      exact &= call.in.wide ? finish_totals<double>(call, at, d, tile, total)
-                            : finish_totals<float>(call, at, d, tile, total);
+      const Planes<double> planes = planes_of(total);
+      exact &= call.in.wide ? finish_moments<double>(call, at, d, tile, planes, total)
+                            : finish_moments<float>(call, at, d, tile, planes, total);
     }
   }
   return exact;

@@ -13,6 +13,7 @@ namespace {
 template <class P>
 struct Planes {
   const P *mean_y, *m2_y, *weight, *mean_c, *m2_c;
+  const P *diagonal_q, *heaviest, *excess, *low, *high;  // without the diagonal, see Totals
 };
 
 // What an item is about.
@@ -72,7 +73,8 @@ void merge_extremes(const Parts* low, const Parts* high, int width, Totals& tota
 
 constexpr int kSums = 16;  // in parallel
 
-double sum_of(const double* values, int count) {
+template <class P>
+double sum_of(const P* values, int count) {
   double partial[kSums] = {}, sum = 0;
   int f = 0;
   for (; f + kSums <= count; f += kSums) {
@@ -135,7 +137,7 @@ bool finish_tile(
   for (double count : lost) columns_lost += count;
   if (columns_lost > 0) return false;
   double m_count = static_cast<double>(p.components);
-  const double diagonal = in.exclude_diagonal ? sum_of(total.diagonal_q, at.width) : 0;
+  const double diagonal = in.exclude_diagonal ? sum_of(m.diagonal_q, at.width) : 0;
   sums[0] = (q - diagonal) / 2;
   sums[1] = (n * total.log_l - total.diagonal_g) / 2;
   if (in.own_stds) sums[2] = (m_count * total.log_i - total.diagonal_k) / 2;

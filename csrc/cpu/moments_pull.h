@@ -67,7 +67,8 @@ bool pull_row(const Row<A, In>& r, int width, Lost& again) {
         V<A> others = inside<A>(weight - component.precision, component.precision, part);
         lost |= others < r.least_share * component.precision;
         kept &= others >= r.least_share * component.precision;
-        kept &= magnitude<A>(pull) >= r.least_share * magnitude<A>(own);
+        // Signed terms: they are mostly larger than their sum.
+        kept &= magnitude<A>(pull) >= A(0.5) * r.least_share * magnitude<A>(own);
       }
       if (r.d_y) store(r.d_y + f, packed(r.upstream_y * pull, In{}), part, r.stream);
     }

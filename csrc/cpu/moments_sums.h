@@ -99,7 +99,7 @@ void samples(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& tota
       total.diagonal_k += logs;
     }
     merge ? merge_samples(run.mean, run.m2, count, at.width, total) : void(total.samples = count);
-    if (in.exclude_diagonal) merge_extremes(own.low, own.high, at.width, total);
+    if (merge && in.exclude_diagonal) merge_extremes(own.low, own.high, at.width, total);
   }
 }
 
@@ -144,7 +144,7 @@ void components(const Place& at, Rows rows, bool merge, Work<A>& work, Totals& t
     total.diagonal_g += diagonal;
     total.log_l += diagonal + of_others.value() + log_2pi(count - chosen.both, at.width);
     if (merge) merge_components(run.weight, run.mean, run.m2, at.width, total);
-    if (in.exclude_diagonal) merge_own(own.q, own.heaviest, own.excess, at.width, total);
+    if (merge && in.exclude_diagonal) merge_own(own.q, own.heaviest, own.excess, at.width, total);
   }
 }
 
