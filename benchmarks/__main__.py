@@ -77,20 +77,16 @@ def run(given: argparse.Namespace) -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Write one HTML page that needs nothing else, and its pictures as PNG files."""
-    try:
-        from . import report as pages
-    except ModuleNotFoundError as error:
-        fail(f"{error}: pip install 'fused-mi[bench]'")
+    from . import report as pages
+
     print(f"written: {pages.write(records.read(*given.files), given.out)}")
 
 
 def compare(given: argparse.Namespace) -> None:
     """Time ratios B / A of every case; exit code 1 where one is slower beyond the noise."""
-    try:
-        from . import commits, table
-        from .compare import compare as judge
-    except ModuleNotFoundError as error:
-        fail(f"{error}: pip install 'fused-mi[bench]'")
+    from . import commits, table
+    from .compare import compare as judge
+
     files = [Path(given.a), Path(given.b)]
     if all(path.is_file() for path in files):
         old, new = (records.read(path) for path in files)
@@ -98,10 +94,7 @@ def compare(given: argparse.Namespace) -> None:
         fail(f"{given.a} and {given.b}: expected two files or two commits")
     else:
         options = ["--suite", given.suite, "--filter", given.filter]
-        try:
-            old, new = commits.measured((given.a, given.b), given.rounds, options)
-        except commits.NoCommit as error:
-            fail(str(error))
+        old, new = commits.measured((given.a, given.b), given.rounds, options)
     found = judge(old, new)
     if all(c.verdict.startswith("only") for c in found):
         fail(f"{given.a} and {given.b} have no case in common")
@@ -143,8 +136,10 @@ def main() -> None:
     given = _parser().parse_args()
     try:
         given.function(given)
-    except (records.BadFile, OSError) as error:
+    except (records.NoRecords, OSError) as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        fail(f"{error}: pip install 'fused-mi[bench]'")
     except KeyboardInterrupt:
         fail("stopped; what is in the file is kept", 130)
 

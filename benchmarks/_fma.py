@@ -20,15 +20,14 @@ def fma_kernel(out, factor, term, repeats, CHAINS: tl.constexpr, LANES: tl.const
     tl.store(out + at, tl.sum(value, 0))
 
 
-def peak(device: str = "cuda", repeats: int = _REPEATS) -> tuple[Callable[[], object], float]:
+def peak() -> tuple[Callable[[], object], float]:
     """A launch that fills the device, and its operations."""
-    cuda = device == "cuda"
-    processors = torch.cuda.get_device_properties(0).multi_processor_count if cuda else 1
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
     programs = 16 * processors
-    out = torch.empty(programs * _LANES, device=device)
+    out = torch.empty(programs * _LANES, device="cuda")
     meta = {"CHAINS": _CHAINS, "LANES": _LANES, "num_warps": 8}
 
     def run() -> None:
-        fma_kernel[(programs,)](out, 0.5, 0.5, repeats, **meta)
+        fma_kernel[(programs,)](out, 0.5, 0.5, _REPEATS, **meta)
 
-    return run, 2.0 * programs * _LANES * _CHAINS * _STEPS * repeats
+    return run, 2.0 * programs * _LANES * _CHAINS * _STEPS * _REPEATS

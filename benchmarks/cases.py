@@ -63,6 +63,11 @@ class Case:
         return self.B - 1 if self.pairing == "leave_one_out" else self.B // 2
 
     @property
+    def pair_elements(self) -> int:
+        """N * M * S * E."""
+        return self.samples * self.components * self.S * self.E
+
+    @property
     def active(self) -> int:
         """Positions of each row that the mask leaves."""
         return max(1, round((1 - self.masked) * self.S))
@@ -117,6 +122,20 @@ def _options(shape, dtypes) -> Iterator[Case]:
         yield from (dataclasses.replace(at, **change) for change in changes)
 
 
+def _workloads(sentences: int, llm: tuple[int, int, int], rows: int, images: int) -> Iterator[Case]:
+    """What the suites of real sizes have in common."""
+    for estimator in BOTH:
+        yield Case("MiniLM", sentences, 128, 384, estimator, compiled=True)
+        yield Case("LLM", *llm, estimator)
+        yield Case("representation", rows, 1, 128, estimator, compiled=True)
+        yield Case("images", images, 196, 768, estimator, compiled=estimator == BOTH[0])
+    yield Case("LLM", *llm, dtype="bfloat16")
+    yield from (Case("representation", 65536, 1, features) for features in (128, 1024))
+    yield Case("representation", rows, 1, 1024, "logsumexp")
+    yield Case("representation", rows, 1, 128, "logsumexp", op="entropy")
+    yield Case("images", images, 1024, 3)
+
+
 _QUICK = (
     Case("MiniLM", 64, 128, 384, compiled=True),
     Case("MiniLM", 16, 128, 384, "logsumexp"),
@@ -131,21 +150,8 @@ _QUICK = (
     *_sweeps((256, 1024, 4096), (4, 16, 64), (64, 256, 1024), (32, 16, 128)),
 )
 _FULL = (
-    Case("MiniLM", 64, 128, 384, compiled=True),
+    *_workloads(64, (16, 512, 4096), 4096, 64),
     Case("MiniLM", 512, 128, 384),
-    Case("MiniLM", 64, 128, 384, "logsumexp", compiled=True),
-    Case("LLM", 16, 512, 4096),
-    Case("LLM", 16, 512, 4096, dtype="bfloat16"),
-    Case("LLM", 16, 512, 4096, "logsumexp"),
-    Case("representation", 4096, 1, 128, compiled=True),
-    Case("representation", 4096, 1, 128, "logsumexp", compiled=True),
-    Case("representation", 65536, 1, 128),
-    Case("representation", 65536, 1, 1024),
-    Case("representation", 4096, 1, 1024, "logsumexp"),
-    Case("representation", 4096, 1, 128, "logsumexp", op="entropy"),
-    Case("images", 64, 1024, 3),
-    Case("images", 64, 196, 768, compiled=True),
-    Case("images", 64, 196, 768, "logsumexp"),
     *_options((64, 64, 384), ("bfloat16", "float16", "float64")),
     *_sweeps((256, 1024, 4096, 16384), (4, 16, 64, 256), (64, 256, 1024, 4096), (64, 16, 256)),
 )
@@ -159,34 +165,18 @@ _GPU = (  # the most wanted first: time may end before the list
     ),
     Case("LLM", 64, 16, 4096, "logsumexp", compiled=True),
     *(Case("large", *shape, dtype=d) for shape in _LARGE for d in ("float32", "bfloat16")),
-    Case("MiniLM", 512, 128, 384, compiled=True),
-    Case("MiniLM", 512, 128, 384, "logsumexp", compiled=True),
+    *_workloads(512, (64, 512, 4096), 8192, 256),
     Case("LLM", 8, 512, 4096, "logsumexp", dtype="bfloat16", compiled=True),
-    *(Case("representation", 65536, 1, e) for e in (128, 512, 1024)),
-    Case("representation", 8192, 1, 128, compiled=True),
-    Case("representation", 8192, 1, 128, "logsumexp", compiled=True),
-    Case("representation", 8192, 1, 1024, "logsumexp"),
+    Case("representation", 65536, 1, 512),
     Case("representation", 65536, 1, 128, "logsumexp"),
-    Case("representation", 8192, 1, 128, "logsumexp", op="entropy"),
-    Case("images", 256, 1024, 3),
-    Case("images", 256, 196, 768, compiled=True),
-    Case("images", 256, 196, 768, "logsumexp"),
     *_options((256, 128, 768), ("bfloat16", "float16", "float64")),
     *_sweeps((1024, 4096, 16384), (8, 32, 128, 512), (128, 512, 2048, 8192), (256, 32, 512)),
 )
-_TARGETS = ((128, 64, 768), (16, 512, 2048))
+_CHANGES: tuple[dict[str, Any], ...] = ({}, {"dtype": "bfloat16"}, {"wanted": FROZEN_CLEAN})
+_CHANGES += ({"masked": 0.5}, {"masked": 0.1})
 _CPU = (  # what the targets of the CPU kernels are about
-    *(
-        Case("jensen kernels", *shape, **change)
-        for shape in _TARGETS
-        for change in (
-            {},
-            {"dtype": "bfloat16"},
-            {"masked": 0.5},
-            {"wanted": FROZEN_CLEAN},
-            {"masked": 0.1},
-        )
-    ),
+    *(Case("jensen kernels", 128, 64, 768, **change) for change in _CHANGES),
+    *(Case("jensen kernels", 16, 512, 2048, **change) for change in _CHANGES),
     Case("page faults", 24, 512, 2048),
     Case("pairs kernels", 128, 64, 768, "logsumexp", compiled=True),
     *(Case("pairs kernels", *shape, "logsumexp") for shape in ((512, 64, 768), (128, 768, 64))),
@@ -203,8 +193,12 @@ SUITES = {
 
 
 def distinct(cases: Iterable[Case], text: str) -> list[Case]:
-    """Those whose name has the text, each once."""
-    return list({case.name: case for case in cases if text.lower() in case.name.lower()}.values())
+    """Those whose name has the text, each once, as it comes first."""
+    found: dict[str, Case] = {}
+    for case in cases:
+        if text.lower() in case.name.lower():
+            found.setdefault(case.name, case)
+    return list(found.values())
 
 
 def trains(text: str) -> bool:

@@ -9,11 +9,7 @@ from tempfile import TemporaryDirectory
 
 from . import records
 from ._source_tree import ROOT
-from .records import Record
-
-
-class NoCommit(Exception):
-    """What was named is neither a file nor a commit that can be measured."""
+from .records import NoRecords, Record
 
 
 def measured(
@@ -25,7 +21,7 @@ def measured(
         options: of `python -m benchmarks run`.
 
     Raises:
-        NoCommit: git does not know one of them, or it cannot be measured.
+        NoRecords: git does not know one of them, or it cannot be measured.
     """
     with TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         trees = [
@@ -39,7 +35,7 @@ def measured(
                 command += ["--tree", str(trees[i]), "--out", str(files[i])]
                 # 1: a result was wrong, which stands in the records and is judged later.
                 if subprocess.run(command, cwd=ROOT).returncode not in (0, 1):
-                    raise NoCommit(f"{commits[i]}: it cannot be measured, see above")
+                    raise NoRecords(f"{commits[i]}: it cannot be measured, see above")
         return records.read(files[0]), records.read(files[1])
 
 
@@ -47,7 +43,7 @@ def measured(
 def _worktree(commit: str, folder: Path) -> Iterator[Path]:
     added = _git("worktree", "add", "--detach", str(folder), commit)
     if added.returncode:
-        raise NoCommit(f"{commit}: neither a file nor a commit: {added.stderr.strip()}")
+        raise NoRecords(f"{commit}: neither a file nor a commit: {added.stderr.strip()}")
     try:
         build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         built = subprocess.run(build, cwd=folder, capture_output=True, text=True)

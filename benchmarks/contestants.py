@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from .cases import ALL, FLOATING, Case
 from .machine import available_memory
 from .measure import Run, Wrong
 from .peers import PEERS, Peer
-from .peers._peer import pair_elements
 
 Inputs = Sequence[Tensor]
 
@@ -54,7 +52,7 @@ def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
     return [means, stds, mask, clean, noisy]
 
 
-def of(case: Case, device: str, most_work: float) -> list[Contestant]:
+def of(case: Case, device: str, most_work: float, without_peers: bool = False) -> list[Contestant]:
     """All of them, those that cannot run included. The first usable backend is ours."""
     names = backends(device)
     found = [_backend(case, name, most_work) for name in names]
@@ -62,8 +60,10 @@ def of(case: Case, device: str, most_work: float) -> list[Contestant]:
         found.append(_tuned(case))
     if device == "cpu" and "cpu" in names:
         found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
+    if without_peers:
+        return found
     if case.wanted:
-        found.append(Contestant(BOUND, "bound", lambda inputs: _bound(case, inputs)))
+        found.append(Contestant(BOUND, "bound", lambda inputs: bound(case, inputs)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)
     return found + [_peer(case, peer, device, most_work) for peer in peers]
 
@@ -81,20 +81,19 @@ BOUND = "bound: reads, fresh gradients"
 def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
     """The public function of a case, summed over the samples."""
     options: dict[str, Any] = {"estimator": case.estimator, "reduction": "sum"}
-    pairing: dict[str, Any] = {"pairing": case.pairing}
+    pairing: Any = case.pairing
 
-    def information(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return fused_mi.mutual_information_sub_batch(
-            mu, sigma, mask, x, y, combine, **options, **pairing
-        )
-
-    def entropy(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def loss(mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if case.information:
+            return fused_mi.mutual_information_sub_batch(
+                mu, sigma, mask, x, y, combine, pairing=pairing, **options
+            )
         old, new = slice(case.B // 2, None), slice(0, case.B // 2)
         return fused_mi.gaussian_mixture_entropy(
             x[old], y[new], mu[old], sigma[old], mask[new], component_mask=mask[old], **options
         )
 
-    return information if case.information else entropy
+    return loss
 
 
 def run_of(
@@ -125,7 +124,7 @@ def _backend(case: Case, name: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
         return run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend(name))
 
-    work = pair_elements(case) if case.estimator == "logsumexp" and name == "reference" else 0.0
+    work = case.pair_elements if case.estimator == "logsumexp" and name == "reference" else 0
     return Contestant(name, "backend", make, _too_long(work, most_work))
 
 
@@ -152,35 +151,31 @@ def _too_long(work: float, most_work: float) -> str | None:
 
 
 def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
-    def loss(*inputs: Tensor) -> Tensor:
-        return peer.loss(*inputs, case.estimator, case.pairing, case.information)
+    def make(inputs: Inputs) -> Run:
+        options = case.estimator, case.pairing, case.information
+        return run_of(case, lambda *t: peer.loss(*t, *options), inputs)
 
-    needed = peer.temporary(case) * max(4, case.itemsize)
-    available = available_memory(device)
-    reason, lacks_memory = peer.why_not(case), False
-    reason = reason or _too_long(peer.work(case), most_work)
-    if reason is None and device == "cpu" and needed > 0.7 * available:
-        # Where memory is overcommitted nothing raises: the process would be killed.
+    reason = peer.why_not(case) or _too_long(peer.work * case.pair_elements, most_work)
+    needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
+    # Where memory is overcommitted nothing raises: the process would be killed.
+    lacks_memory = reason is None and device == "cpu" and needed > 0.7 * available
+    if lacks_memory:
         reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
-        lacks_memory = True
-    return Contestant(
-        peer.name, "peer", lambda inputs: run_of(case, loss, inputs), reason, lacks_memory
-    )
+    return Contestant(peer.name, "peer", make, reason, lacks_memory)
 
 
-def _bound(case: Case, inputs: Inputs) -> Run:
+def bound(case: Case, inputs: Inputs) -> Run:
     """What a call cannot avoid in this framework: the reads of the passes, gradients in new memory.
     No formula is computed, so there is nothing to check."""
     half = case.B // 2 if case.pairing == "sub_batch" else 0
     mu, sigma, _, x, y = inputs
     rows = slice(0, case.B - half), slice(half, None)
-    reads = [y[rows[0]], x[rows[1]], mu[rows[1]]] + (
-        [sigma] if case.information else [sigma[half:]]
-    )
+    stds = sigma if case.information else sigma[half:]
+    reads = [y[rows[0]], x[rows[1]], mu[rows[1]], stds]
     gradients = [inputs[FLOATING[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
-        value = torch.stack([t.sum() for t in (reads[-1], *reads)]).sum()
+        value = torch.stack([t.sum() for t in (stds, *reads)]).sum()
 
         def backward() -> Sequence[Tensor]:
             for t in reads:
@@ -211,23 +206,16 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[list[tuple[Any, tuple]]]:
-    from fused_mi import _estimators
-    from fused_mi.cpu import estimators, logsumexp, moments, pairs, variance
+    from fused_mi.cpu import estimators
 
     recorder = _Recorder(torch.ops.fused_mi_cpu)
     # Raw operators of whole losses allocate what they return. Those of the building blocks launch
     # the same kernels, and write into tensors that they are given.
-    blocks = _estimators.Estimators(variance, moments, pairs, logsumexp)
     with contextlib.ExitStack() as stack:
-        for name in ("jensen", "logsumexp"):
-            for direction in (name, f"{name}_backward"):
-                patch = mock.patch.object(estimators, direction, getattr(blocks, direction))
-                stack.enter_context(patch)
-        for name, module in list(sys.modules.items()):
-            of_kernels = name.startswith("fused_mi.cpu.") and name != "fused_mi.cpu._library"
-            if of_kernels and hasattr(module, "operators"):
-                patch = mock.patch.object(module, "operators", return_value=recorder)
-                stack.enter_context(patch)
+        for name in ("jensen", "jensen_backward", "logsumexp", "logsumexp_backward"):
+            block = getattr(estimators._by_blocks, name)
+            stack.enter_context(mock.patch.object(estimators, name, block))
+        stack.enter_context(mock.patch.object(torch.ops, "fused_mi_cpu", recorder))
         yield recorder.calls
 
 

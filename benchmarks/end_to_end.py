@@ -1,7 +1,5 @@
 """The share of a training step that the loss takes, with each backend."""
 
-import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -10,66 +8,61 @@ from typing import Any
 import fused_mi
 import torch
 
-from .cases import FROZEN_CLEAN, TRAINING, Case
+from .cases import FROZEN_CLEAN, TRAINING, Case, Suite
 from .contestants import backends
-from .measure import Clock
+from .measure import Clock, Run, interleaved
 from .records import REFUSED, Record, record_of
 
-_SECONDS = {"tiny": 1.0, "MiniLM": 15.0}  # per backend
-_LEAST, _MOST = 5, 30
 
-
-def steps(encoder: str, device: str, about: dict[str, Any]) -> Iterator[Record]:
+def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]:
     """A record for each backend: mode "step", with the share of the loss and its gradients."""
     from fused_mi.train.config import ConfigError, TrainConfig
 
-    config = TrainConfig(device=device)
-    names = backends(device)
+    config = TrainConfig(device="cuda" if clock.cuda else "cpu")
+    names = backends(config.device)
     try:
-        run = (_tiny if encoder == "tiny" else _real)(config)
+        from fused_mi.train import trainer
+
+        tiny = suite.train == "tiny"  # else what `make train` does, with its defaults
+        run = _tiny(config) if tiny else trainer.prepare(config, Path("runs"), None)
     except (ImportError, ConfigError, OSError) as error:
         reason = " ".join(f"not installed: {error}".split())
-        case = _case(encoder, config, 0)
+        case = _case(suite, config, 0)
         for name in names:
             more = {"mode": "step", "status": REFUSED, "reason": reason}
             yield record_of(case, name, "backend", about, **more)
         return
-    case = _case(encoder, run.config, run.encoder.table.shape[1])
-    whole, loss = _interleaved(run, names, Clock(device), _SECONDS[encoder])
-    for name in names:
-        record = record_of(case, name, "backend", about, mode="step")
-        share = median(loss[name]) / median(whole[name])
-        yield dataclasses.replace(record, loss_share=share).timed(whole[name])
-
-
-def _case(encoder: str, config: Any, features: int) -> Case:
-    shape = config.batch_size, config.seq_len, features
-    return Case(f"{TRAINING}, {encoder}", *shape, wanted=FROZEN_CLEAN)
-
-
-def _interleaved(run: Any, names: list[str], clock: Clock, seconds: float) -> tuple[Any, Any]:
-    """ms of steps and of the loss with its gradients on the batch of a step, by backend."""
-    from fused_mi.train import trainer
-
+    case = _case(suite, run.config, run.encoder.table.shape[1])
     loss = _loss_of_a_step(run)
-    whole: dict[str, list[float]] = {name: [] for name in names}
-    of_loss: dict[str, list[float]] = {name: [] for name in names}
-    start = time.perf_counter()
-    for turn in range(_MOST + 1):
-        for name in names:
-            with fused_mi.use_backend(name):
-                step = clock.single(lambda: trainer._one_step(run))
-                alone = clock.single(loss)
-            if turn:  # the first warms up
-                whole[name].append(step)
-                of_loss[name].append(alone)
-        if turn >= _LEAST and time.perf_counter() - start > seconds * len(names):
-            break
-    return whole, of_loss
+    runs: dict[str, list[Run]] = {}
+    for name in names:
+        runs[name] = [_with(name, lambda: trainer._one_step(run))]
+        runs[f"loss of {name}"] = [_with(name, loss)]
+    times, _ = interleaved(runs, {}, clock, suite)
+    for name in names:
+        step, of_loss = times[name]["both"], times[f"loss of {name}"]["both"]
+        share = median(of_loss) / median(step)
+        record = record_of(case, name, "backend", about, mode="step", loss_share=share)
+        yield record.timed(step)
+
+
+def _case(suite: Suite, config: Any, features: int) -> Case:
+    shape = config.batch_size, config.seq_len, features
+    return Case(f"{TRAINING}, {suite.train}", *shape, wanted=FROZEN_CLEAN)
+
+
+def _with(backend: str, function: Callable[[], object]) -> Run:
+    """A run all of which is its forward pass."""
+
+    def run() -> tuple[Any, Callable[[], Any]]:
+        with fused_mi.use_backend(backend):
+            return function(), lambda: ()
+
+    return run
 
 
 def _loss_of_a_step(run: Any) -> Callable[[], object]:
-    """The loss and its gradients, as the step of the example calls them."""
+    """The loss and its gradients on the batch of a step, as the step of the example calls them."""
     from fused_mi.train import objective
 
     batch = run.train[slice(0, run.config.batch_size)].to(run.config.device)
@@ -87,15 +80,8 @@ def _loss_of_a_step(run: Any) -> Callable[[], object]:
     return loss
 
 
-def _real(config: Any) -> Any:
-    """What `make train` does, with its defaults."""
-    from fused_mi.train import trainer
-
-    return trainer.prepare(config, Path("runs"), None)
-
-
 def _tiny(config: Any) -> Any:
-    """The same step around an encoder of two small layers, on random tokens."""
+    """A run around an encoder of two small layers, on random tokens."""
     import transformers
     from fused_mi.train import encoder, text, trainer
 

@@ -1,9 +1,7 @@
 """Values and gradients in float64, by code that shares nothing with the package.
 
 Squares are expanded, (y - c)^2 / v = y^2 / v - 2 y c / v + c^2 / v, so that the sum over positions
-and features becomes a product of matrices; relative to one row, and exact enough in float64. The
-positions are taken in blocks: the gradient of the loss by the energies is known after a first pass,
-and each block pulls it back in the second.
+and features becomes a product of matrices; relative to one row, and exact enough in float64.
 """
 
 import math
@@ -16,105 +14,67 @@ from torch import Tensor
 from . import cases
 from .cases import ALL, FLOATING, Case
 
-_BLOCK = 1 << 22  # elements of a tensor at once
+_BLOCK = 1 << 24  # elements of an input, or pairs, at once
 _LOG_2PI = math.log(2 * math.pi)
 
 
 class Exact(NamedTuple):
     value: float
-    magnitude: float  # sum of the magnitudes of its terms
+    magnitude: float  # of its terms: q, g and k
     gradients: list[Tensor]  # of the wanted inputs
-
-
-class _Direction(NamedTuple):
-    samples: slice
-    components: slice
-    sample_eps: float
-    component_eps: float
 
 
 def exact(case: Case, inputs: Sequence[Tensor]) -> Exact:
     """For the inputs (mu, sigma, mask, x, y) of a case."""
-    directions = _directions(case, inputs)
-    wide = case.dtype == "float64"
-    positions = [FLOATING[ALL.index(name)] for name in case.wanted]
-    kept = torch.float64 if wide else torch.float32
-    gradients = [torch.zeros_like(inputs[i], dtype=kept) for i in positions]
-    value = magnitude = 0.0
-    for direction in directions:
-        weights = None
-        if case.estimator == "logsumexp":
-            of_value, weights = _logsumexp(case, inputs, direction)
-            value += of_value
-        for block in _blocks(case):
-            leaves = _leaves(inputs, block, positions)
-            (q, g, k), of_terms = _terms(case, leaves, direction, weights)
-            magnitude += of_terms
-            if weights is None:
-                value += (q + g - k).item()
-            if not positions:
-                continue
-            wanted = [leaves[i] for i in positions]
-            found = torch.autograd.grad(q + g - k, wanted, allow_unused=True)
-            for total, part in zip(gradients, found, strict=True):
-                if part is not None:
-                    total[block] += part.to(kept) / len(directions)
-    n = len(directions)
-    return Exact(value / n, magnitude / n, gradients)
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    leaves = [t.double().requires_grad_(i in FLOATING) for i, t in enumerate(inputs)]
+    factors = torch.ones(3, dtype=torch.float64, device=inputs[0].device, requires_grad=True)
+    directions = cases.directions(case.pairing, case.B)
+    value = 0.0
+    for samples, components in directions:
+        eps = [_eps(rows, inputs, wide) for rows in (samples, components)]
+        for rows, positions in _blocks(case, samples):
+            block = [t[:, positions] for t in leaves]
+            terms = _matrices(case, block, (rows, components), eps)
+            loss = _loss(case, terms, factors, rows) / len(directions)
+            loss.backward()
+            value += loss.item()
+    assert factors.grad is not None  # which is each of the three terms
+    found = [leaves[FLOATING[ALL.index(name)]].grad for name in case.wanted]
+    gradients = [g.to(wide) for g in found if g is not None]
+    return Exact(value, factors.grad.abs().sum().item(), gradients)
 
 
-def _directions(case: Case, inputs: Sequence[Tensor]) -> list[_Direction]:
-    accumulate = torch.float64 if case.dtype == "float64" else torch.float32
-
-    def eps(rows: slice) -> float:
-        active = inputs[1][rows][inputs[2][rows]].to(accumulate).square()
-        return 100 * torch.finfo(accumulate).eps * active[active > 0].min().item()
-
-    return [_Direction(i, j, eps(i), eps(j)) for i, j in cases.directions(case.pairing, case.B)]
+def memory(case: Case) -> float:
+    """Bytes that it takes, roughly: leaves and gradients, and a block with its graph."""
+    if case.estimator == "jensen":
+        return 64 * case.elements + 100 * min(case.elements, max(_BLOCK, case.B * case.E))
+    return 150 * case.elements + 100 * min(_BLOCK, case.samples * case.components)
 
 
-def _blocks(case: Case) -> Iterator[tuple[slice, slice, slice]]:
-    """Of (B, S, E)."""
-    features = max(1, min(case.E, _BLOCK // case.B))
-    positions = max(1, min(case.S, _BLOCK // (case.B * features)))
-    for s in range(0, case.S, positions):
-        for e in range(0, case.E, features):
-            yield slice(None), slice(s, s + positions), slice(e, e + features)
+def _eps(rows: slice, inputs: Sequence[Tensor], dtype: torch.dtype) -> float:
+    active = inputs[1][rows][inputs[2][rows]].to(dtype).square()
+    return 100 * torch.finfo(dtype).eps * active[active > 0].min().item()
 
 
-def _leaves(inputs: Sequence[Tensor], block: tuple[slice, ...], wanted: Sequence[int]) -> list:
-    cut = [t[block[:2]].double() if t.dim() == 2 else t[block].double() for t in inputs]
-    return [t.requires_grad_(i in wanted) for i, t in enumerate(cut)]
+def _blocks(case: Case, samples: slice) -> Iterator[tuple[slice, slice]]:
+    """Of samples and positions. The losses are sums over samples, that of jensen over positions."""
+    if case.estimator == "jensen":
+        step = max(1, _BLOCK // (case.B * case.E))
+        yield from ((samples, slice(s, s + step)) for s in range(0, case.S, step))
+    else:
+        step = max(1, _BLOCK // case.components)
+        for start in range(samples.start, samples.stop, step):
+            yield slice(start, min(start + step, samples.stop)), slice(None)
 
 
-def _terms(
-    case: Case, inputs: Sequence[Tensor], direction: _Direction, weights: Tensor | None
-) -> tuple[tuple[Tensor, Tensor, Tensor], float]:
-    """q, g and k of a block, summed over all pairs by their weights: None is 1 / M each; and the
-    sum of the magnitudes of their terms."""
-    own = case.pairing == "leave_one_out"
-
-    def total(a: Tensor, b: Tensor) -> Tensor:
-        if weights is not None:
-            return (a * (weights @ b)).sum()
-        everything = a.sum(0) @ b.sum(0)
-        return (everything - (a * b).sum() if own else everything) / case.components
-
-    (a, b), (m_i, g), (k, m_l) = _factors(case, inputs, direction)
-    q = total(a, b)
-    with torch.no_grad():
-        magnitude = q.abs() + total(m_i, g.abs()) + total(k.abs(), m_l)
-    return (q, total(m_i, g), total(k, m_l)), magnitude.item()
-
-
-def _factors(case: Case, inputs: Sequence[Tensor], direction: _Direction):
+def _matrices(case: Case, inputs: Sequence[Tensor], roles: Sequence[slice], eps: Sequence[float]):
     """Three pairs of matrices, (N, K) and (M, K) each: their products are q, g and k."""
     mu, sigma, mask, x, y = inputs
-    i, j = direction.samples, direction.components
+    i, j = roles
     shift = y[:1].detach()
     samples, centres = y[i] - shift, (x[j] - shift) + mu[j]
-    v_l = sigma[j].square() + direction.component_eps
-    v_i = sigma[i].square() + direction.sample_eps
+    v_i, v_l = sigma[i].square() + eps[0], sigma[j].square() + eps[1]
     m_i, m_l = mask[i], mask[j]  # numbers by now
     p = m_l[..., None] / v_l
     of_samples = m_i[..., None] * torch.cat(
@@ -126,17 +86,16 @@ def _factors(case: Case, inputs: Sequence[Tensor], direction: _Direction):
     return (of_samples.flatten(1), of_components.flatten(1)), (m_i, g), (k, m_l)
 
 
-def _logsumexp(case: Case, inputs: Sequence[Tensor], direction: _Direction) -> tuple[float, Tensor]:
-    """The value and its gradient by the energies (N, M)."""
-    rows = [len(inputs[2][rows]) for rows in (direction.samples, direction.components)]
-    energies = torch.zeros(rows, dtype=torch.float64, device=inputs[0].device)
-    with torch.no_grad():
-        for block in _blocks(case):
-            leaves = _leaves(inputs, block, ())
-            for sign, (a, b) in zip((1, 1, -1), _factors(case, leaves, direction), strict=True):
-                energies.addmm_(a, b.T, alpha=sign)
-        if case.pairing == "leave_one_out":
-            energies.fill_diagonal_(math.inf)
-        densities = energies.neg_()
-        log_mean = torch.logsumexp(densities, 1) - math.log(case.components)
-        return -log_mean.sum().item(), torch.softmax(densities, 1)
+def _loss(case: Case, terms: Sequence[tuple[Tensor, Tensor]], factors: Tensor, rows: slice):
+    """The sum over the samples of the block: of energies q + g - k, each times its factor."""
+    own = case.pairing == "leave_one_out"
+    pairs = list(zip(factors, terms, strict=True))
+    if case.estimator == "jensen":
+        sums = [f * (a.sum(0) @ b.sum(0) - ((a * b).sum() if own else 0)) for f, (a, b) in pairs]
+        return (sums[0] + sums[1] - sums[2]) / case.components
+    q, g, k = (f * (a @ b.T) for f, (a, b) in pairs)
+    energies = q + g - k
+    if own:
+        i = torch.arange(len(energies), device=energies.device)
+        energies = energies.index_put((i, i + rows.start), energies.new_tensor(math.inf))
+    return (math.log(case.components) - torch.logsumexp(-energies, 1)).sum()

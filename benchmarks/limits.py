@@ -22,7 +22,7 @@ def bytes_moved(case: Case) -> dict[str, float]:
     inputs = (6 if whole else 3) + stds
     forward = (stds + inputs) * active
     backward = inputs * active + 2 * len(case.wanted) * half
-    return _with_both(case, forward, backward)
+    return _with_both(forward, backward)
 
 
 def operations(case: Case) -> dict[str, float]:
@@ -35,13 +35,12 @@ def operations(case: Case) -> dict[str, float]:
         share = (case.active / case.S) ** 2
         units = share * directions * case.samples * case.components * case.S * case.E
         table = _PAIRS
-    return _with_both(case, table["fwd"] * units, table["bwd"] * units)
+    return _with_both(table["fwd"] * units, table["bwd"] * units)
 
 
 def modes(case: Case) -> tuple[str, ...]:
     return ("fwd", "bwd", "both") if case.wanted else ("fwd",)
 
 
-def _with_both(case: Case, forward: float, backward: float) -> dict[str, float]:
-    values = {"fwd": forward, "bwd": backward, "both": forward + backward}
-    return {mode: values[mode] for mode in modes(case)}
+def _with_both(forward: float, backward: float) -> dict[str, float]:
+    return {"fwd": forward, "bwd": backward, "both": forward + backward}

@@ -95,15 +95,10 @@ def _version(package: str) -> str | None:
 def _commit(tree: Path) -> str:
     if not (tree / ".git").exists():  # else git finds a repository around this tree
         return "unknown"
-    head = _git(tree, "rev-parse", "--short=12", "HEAD")
-    changed = head and _git(tree, "status", "--porcelain", "-uno", "--", "python", "csrc")
-    return f"{head}-changed" if changed else head or "unknown"
-
-
-def _git(tree: Path, *arguments: str) -> str | None:
+    # "changed" where any file that git knows is not as in that commit.
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=-changed"]
     try:
-        command = ["git", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tree)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
+        return "unknown"
+    return result.stdout.strip() or "unknown"

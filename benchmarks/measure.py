@@ -6,6 +6,7 @@ A contestant is a list of `Run`s, one for each of several copies of the inputs, 
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import os
 import time
@@ -43,34 +44,20 @@ class Clock:
 
     def passes(self, run: Run) -> dict[str, float]:
         """ms of each mode on the device, and of the `host` to queue both passes."""
-        marks = []
-
-        def forward_and_backward() -> None:
-            marks.append(self._mark())
-            _, backward = run()
-            marks.append(self._mark())
-            backward()
-            marks.append(self._mark())
-
-        host = self._after_a_flush(forward_and_backward)
-        pairs = {"fwd": (0, 1), "bwd": (1, 2), "both": (0, 2)}
-        found = {mode: self._between(marks[i], marks[j]) for mode, (i, j) in pairs.items()}
-        return {**found, "host": host}
+        made: list[Any] = []
+        forward, backward, host = self._stages(
+            lambda: made.append(run()),
+            lambda: made[0][1](),
+        )
+        return {"fwd": forward, "bwd": backward, "both": forward + backward, "host": host}
 
     def single(self, function: Callable[[], object]) -> float:
         """ms on the device."""
-        marks = []
+        return self._stages(function)[0]
 
-        def marked() -> None:
-            marks.append(self._mark())
-            function()
-            marks.append(self._mark())
-
-        self._after_a_flush(marked)
-        return self._between(*marks)
-
-    def _after_a_flush(self, function: Callable[[], None]) -> float:
-        """Run it with cold caches and, on a GPU, with a queue that is never empty; host's ms."""
+    def _stages(self, *stages: Callable[[], object]) -> list[float]:
+        """ms of each on the device, and of the host for all of them, with cold caches and, on a
+        GPU, with a queue that is never empty."""
         if self.cuda:
             torch.cuda.synchronize()
         self.cold[0].add_(1)
@@ -79,11 +66,14 @@ class Clock:
         if self.cuda:
             torch.cuda._sleep(_SLEEP)
         start = time.perf_counter()
-        function()
+        marks = [self._mark()]
+        for stage in stages:
+            stage()
+            marks.append(self._mark())
         host = (time.perf_counter() - start) * 1e3
         if self.cuda:
             torch.cuda.synchronize()
-        return host
+        return [*(self._between(*ends) for ends in itertools.pairwise(marks)), host]
 
     def _mark(self) -> Any:
         if not self.cuda:

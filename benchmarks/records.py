@@ -21,8 +21,8 @@ _DERIVED = ("median", "p20", "p80", "gb_per_s", "of_copy", "gflop_per_s", "of_ge
 _MODES = ("fwd", "step", "both")  # the last one stands for the whole
 
 
-class BadFile(Exception):
-    """A file that holds no records."""
+class NoRecords(Exception):
+    """What was named is neither a file of records nor a commit that can be measured."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,16 @@ def read(*paths: Path) -> list[Record]:
     """Of all files.
 
     Raises:
-        BadFile: one of them holds something else, or nothing.
+        NoRecords: one of them holds something else, or nothing.
     """
     found = []
     for path in paths:
         try:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadFile(f"{path}: cannot be read: {error}") from None
+            raise NoRecords(f"{path}: cannot be read: {error}") from None
         if not lines:
-            raise BadFile(f"{path}: there is no record in it")
+            raise NoRecords(f"{path}: there is no record in it")
         for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
@@ -162,7 +162,7 @@ def read(*paths: Path) -> list[Record]:
                 values["faults"] = values.get("faults") and tuple(values["faults"])
                 found.append(Record(**values))
             except (ValueError, TypeError, KeyError) as error:
-                raise BadFile(f"{path}, line {number}: no record: {error}") from None
+                raise NoRecords(f"{path}, line {number}: no record: {error}") from None
     return found
 
 

@@ -117,9 +117,9 @@ def test_records_survive_a_file(tmp_path):
         ("x", "line 1"),
     ):
         path.write_text(text)
-        with pytest.raises(records.BadFile, match=said):
+        with pytest.raises(records.NoRecords, match=said):
             records.read(path)
-    with pytest.raises(records.BadFile, match="cannot be read"):
+    with pytest.raises(records.NoRecords, match="cannot be read"):
         records.read(tmp_path / "none")
 
 

@@ -7,7 +7,7 @@ import torch
 from cases import value_and_gradients
 from marks import estimator, pairing
 from oracle import ENTROPY, TOTAL, mixture_entropy, mutual_information
-from tiny_suite import ABOUT, CASES, as_inputs, backend, bench
+from tiny_suite import ABOUT, CASES, TINY, as_inputs, backend, bench
 
 from benchmarks import contestants, limits, measure, peers
 from benchmarks.cases import ALL, SUITES, Case, distinct
@@ -67,14 +67,10 @@ def test_peers_agree_with_float64_or_say_why_not(peer, estimator, op):
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_reason(monkeypatch):
-    from benchmarks.peers import compiled, eager_pairs, keops
-
-    monkeypatch.setattr(keops.importlib.util, "find_spec", lambda name: None)
-    keops._missing.cache_clear()
-    assert "pip install pykeops" in keops.PEER.why_not(Case("x", 8, 1, 4))
-    keops._missing.cache_clear()
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    assert "compiler" in compiled.of(eager_pairs.PEER).why_not(Case("x", 8, 1, 4))
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert "pip install pykeops" in peers.KEOPS.why_not(Case("x", 8, 1, 4))
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    assert "compiler" in peers.compiled(peers.PAIRS).why_not(Case("x", 8, 1, 4))
 
 
 def test_a_wrong_result_gets_no_time():
@@ -197,13 +193,11 @@ def test_suites_are_well_formed(suite):
         assert set(case.wanted) <= set(ALL)
 
 
-def test_training_step_with_each_backend(monkeypatch):
+def test_training_step_with_each_backend():
     pytest.importorskip("transformers", reason="the extra `train` is not installed")
     from benchmarks import end_to_end
 
-    monkeypatch.setattr(end_to_end, "_SECONDS", {"tiny": 0.0})
-    monkeypatch.setattr(end_to_end, "_LEAST", 2)
-    found = list(end_to_end.steps("tiny", "cpu", ABOUT))
+    found = list(end_to_end.steps(TINY, measure.Clock("cpu"), ABOUT))
     assert {r.contestant for r in found} >= {"reference"}
     for r in found:
         assert r.mode == "step" and r.status == OK and r.loss_share > 0

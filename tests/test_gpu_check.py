@@ -53,15 +53,14 @@ print(*sys.modules)
 
 
 def test_children_report_rows_errors_and_lost_time():
-    jobs = [
-        _children.Job("good", [sys.executable, "-c", f"print('{_children._MARK}{{\"name\": 1}}')"]),
-        _children.Job("bad", [sys.executable, "-c", "raise SystemExit('no')"]),
-        _children.Job("slow", [sys.executable, "-c", "import time; time.sleep(60)"]),
-        _children.Job("never", ["false"]),
-    ]
-    events = list(_children.run(jobs, 3, 1.5))
-    assert [e[1] for e in events if not isinstance(e, _children.Ended)] == [{"name": 1}]
-    ended = {e.job.name: e for e in events if isinstance(e, _children.Ended)}
+    commands = {
+        "good": [sys.executable, "-c", f"print('{_children._MARK}{{\"name\": 1}}')"],
+        "bad": [sys.executable, "-c", "raise SystemExit('no')"],
+        "slow": [sys.executable, "-c", "import time; time.sleep(60)"],
+    }
+    events = list(_children.run(commands, 1.5))
+    assert [e for e in events if not isinstance(e, _children.Ended)] == [{"name": 1}]
+    ended = {e.name: e for e in events if isinstance(e, _children.Ended)}
     assert ended["good"].returncode == 0
     assert ended["good"].stdout == ""
     assert (ended["bad"].returncode, ended["bad"].tail) == (1, "no")
@@ -134,7 +133,7 @@ def test_the_sanitizer_sees_every_option(monkeypatch):
     ],
 )
 def test_verdict_of_the_sanitizer(stdout, code, passed):
-    ended = _children.Ended(_children.Job("memcheck", []), code, stdout, "", 1.0)
+    ended = _children.Ended("memcheck", code, stdout, "")
     assert sanitizer.verdict(ended)["passed"] is passed
 
 

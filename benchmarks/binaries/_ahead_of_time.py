@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fused_mi.triton_kernels._launch import Launch, for_amd
@@ -73,20 +74,13 @@ class Binary(NamedTuple):
         return found or Counter()
 
 
-class _Driver:
+def _driver(target: GPUTarget) -> Any:
     """Answers what the compiler asks of a driver."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> str:
-        return str(self.target)  # the key of compiled kernels
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: str(target),  # the key of compiled kernels
+        get_current_stream=lambda device: 0,
+    )
 
 
 def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Specialisation]:
@@ -97,7 +91,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
         found.append(Specialisation(target, fn.module, fn.name, compile["specialization_data"]))
         return True  # skip the compilation
 
-    driver.set_active(_Driver(target))
+    driver.set_active(_driver(target))
     knobs.runtime.jit_cache_hook = note
     try:
         for kernel, programs, arguments, meta in launches:
@@ -111,7 +105,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
 def compiled(specialisation: Specialisation) -> Binary | str:
     """Compile, and read the machine code; the error where it does not compile."""
     target, module, name, data = specialisation
-    driver.set_active(_Driver(target))
+    driver.set_active(_driver(target))
     try:
         kernel = getattr(importlib.import_module(module), name).preload(data)
     except Exception as error:  # whatever the compiler raises

@@ -48,17 +48,8 @@ MOST_SPILLED = {"sm_100": 64}
 MOST_SPILLED_COLD = {"log_determinants_kernel": 16}
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the case
-COLUMNS: tuple[str, ...] = (
-    "kernel",
-    "target",
-    "inputs",
-    "pairs",
-    "registers",
-    "spilled",
-    "shared",
-    "warps",
-)
-COLUMNS += ("inner loop", "FMA pipe", "useful", "LDS / FMA", "verdict")
+COLUMNS: tuple[str, ...] = ("kernel", "target", "inputs", "pairs", "registers", "spilled")
+COLUMNS += ("shared", "warps", "inner loop", "FMA pipe", "useful", "LDS / FMA", "verdict")
 LEGEND = """registers and spilled bytes of a thread; shared bytes of a program; resident warps; of
 the inner loop: instructions, share of the FMA pipe, share that the formula needs (an upper bound of
 the share of the peak; packed instructions count twice, so that many of them are more than 100%);

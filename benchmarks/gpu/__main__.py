@@ -10,7 +10,6 @@ Exit code 1 where something is wrong, 2 where there is no GPU.
 import argparse
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -83,11 +82,9 @@ def show(row: Row) -> None:
 
 def smi(fields: str = _SMI) -> str | None:
     """What nvidia-smi says of the first device, None where it is missing or fails."""
-    command = [shutil.which("nvidia-smi") or "", "--id=0", f"--query-gpu={fields}"]
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            [*command, "--format=csv,noheader"], capture_output=True, text=True, timeout=20
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -106,17 +103,15 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: with its children
     about = machine.describe("cuda", arguments.commit)
-    about["properties"], about["driver"] = (
-        str(torch.cuda.get_device_properties(0)),
-        smi("driver_version"),
-    )
+    about["properties"] = str(torch.cuda.get_device_properties(0))
+    about["driver"] = smi("driver_version")
     said = f"gpu {about['device']} {about['started'].split('+')[0]} {about['commit']}".lower()
     path = arguments.out.resolve() / (re.sub(r"[^\w.]+", "-", said) + ".jsonl")
     append(about, path)
     found = perform([p for p in PHASES if p.name in (arguments.only or names)], path)
     failed = [row for row in found if row.get("passed") is False]
-    counts = [sum(row.get("passed") is verdict for row in found) for verdict in (True, False)]
-    print(f"{counts[0]} passed, {counts[1]} failed; written to {path}")
+    passed = sum(row.get("passed") is True for row in found)
+    print(f"{passed} passed, {len(failed)} failed; written to {path}")
     for row in failed:
         print(f"FAILED {row['phase']}: {row['name']}")
     return 1 if failed else 0

@@ -15,8 +15,7 @@ from ._children import emit
 class _Log:
     """Of the process that the user started; workers of xdist report to it."""
 
-    def __init__(self) -> None:
-        self.announced = False
+    announced = False
 
     def announce(self, ids: list[str]) -> None:
         if not self.announced:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from benchmarks import limits
 from benchmarks.cases import Case
-from benchmarks.records import OK, OURS, WRONG, BadFile, Record, read
+from benchmarks.records import OK, OURS, WRONG, NoRecords, Record, read
 
-from ._children import Ended, Job, Row, run
+from ._children import Ended, Row, run
 
 BERT, LLM = (512, 128, 768), (64, 512, 4096)
 _RESERVE = 20  # seconds that the last case may take once its time is up
-Target = tuple[str, tuple[int, int, int], str, str]
 
 
 def rows(seconds: float, out: Path, alone: bool = False) -> Iterator[Row]:
@@ -21,7 +20,7 @@ def rows(seconds: float, out: Path, alone: bool = False) -> Iterator[Row]:
     options += ["--seconds", str(max(seconds - _RESERVE, 1)), *["--without-peers"] * alone]
     command = [sys.executable, "-m", "benchmarks", "run", *options]
     before = len(_read(out))
-    for event in run([Job("suite", command, {"FUSED_MI_AUTOTUNE": "0"})], 1, seconds):
+    for event in run({"suite": command}, seconds, FUSED_MI_AUTOTUNE="0"):
         if not isinstance(event, Ended):
             continue
         found = _read(out)[before:]
@@ -41,7 +40,7 @@ def rows(seconds: float, out: Path, alone: bool = False) -> Iterator[Row]:
 def _read(path: Path) -> list[Record]:
     try:
         return read(path)
-    except BadFile:
+    except NoRecords:
         return []
 
 
@@ -75,9 +74,8 @@ def targets(records: Sequence[Record]) -> Iterator[tuple[str, bool]]:
             faster = other.median / own.median
             yield f"{shape}: {least} x as fast as {peer} ({faster:.2f})", faster >= least
     kernels = found(BERT, "logsumexp", "triton kernels")
-    us = [
-        t for name, t in ((kernels and kernels.kernels) or {}).items() if "distances_kernel" in name
-    ]
+    by_name = (kernels and kernels.kernels) or {}
+    us = [t for name, t in by_name.items() if "distances_kernel" in name]
     if kernels and kernels.fma and us:
         case = Case("target", *BERT, "logsumexp")
         share = limits.operations(case)["fwd"] / (max(us) * 1e3) / kernels.fma

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ._children import Ended, Job, Row, run
+from ._children import Ended, Row, run
 
 # The most wanted first: what only a GPU shows, then values, gradients and modes.
 FILES = (
@@ -20,36 +20,26 @@ def files() -> list[str]:
     return [f"tests/test_{name}.py" for name in FILES.split()]
 
 
-def command(options: Sequence[str] = ("--device", "cuda")) -> list[str]:
+def _command() -> list[str]:
     """Of pytest; with several processes where xdist is installed."""
-    found = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "benchmarks.gpu.log",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-p", "benchmarks.gpu.log", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
     if importlib.util.find_spec("xdist"):
         # A worker that dies takes one test along: the others go to a new one.
-        found += ["-n", str(min(_PROCESSES, max(2, (os.cpu_count() or 2) // 2)))]
-    return [*found, *options, *files()]
+        options += ["-n", str(min(_PROCESSES, max(2, (os.cpu_count() or 2) // 2)))]
+    return [sys.executable, "-m", "pytest", *options, *files()]
 
 
-def rows(seconds: float, run_by: Sequence[str] | None = None) -> Iterator[Row]:
+def rows(seconds: float, command: Sequence[str] | None = None) -> Iterator[Row]:
     """A row for each test, and one for those of each file that never ran."""
     waiting: list[str] = []
-    environment = {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
-    for event in run([Job("tests", run_by or command(), environment)], 1, seconds):
+    commands = {"pytest": command or _command()}
+    for event in run(commands, seconds, OMP_NUM_THREADS="2", PYTHONUNBUFFERED="1"):
         if not isinstance(event, Ended):
-            row = event[1]
-            if "collected" in row:
-                waiting = row["collected"]
+            if "collected" in event:
+                waiting = event["collected"]
             else:
-                waiting = [name for name in waiting if name != row["name"]]
-                yield row
+                waiting = [name for name in waiting if name != event["name"]]
+                yield event
             continue
         for function, count in Counter(name.split("[")[0] for name in waiting).items():
             yield {"name": function, "passed": None, "message": f"{count} never ran: out of time"}

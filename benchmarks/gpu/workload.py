@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from fused_mi import use_backend
 from fused_mi.triton_kernels import _traffic
-from fused_mi.triton_kernels._launch import Launch, recorded
+from fused_mi.triton_kernels._launch import recorded
 
 from benchmarks.cases import BOTH, Case
 from benchmarks.contestants import inputs_of, loss_of, run_of
@@ -24,7 +24,10 @@ def evaluate(case: Case, device: str, combine: bool = True) -> None:
 
 
 def profiled(shape: Shape) -> None:
-    """One forward and one backward pass while a profiler records; compiled before."""
+    """One forward and one backward pass while a profiler records, compiled before; and the model
+    of what it sees."""
+    for row in traffic(shape, "cuda"):
+        emit(row)
     case = Case("profiled", *shape)
     run = run_of(case, loss_of(case), inputs_of(case, "cuda"), lambda: use_backend("triton"))
     run()[1]()
@@ -49,16 +52,12 @@ def small(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def launches(shape: Shape, device: str) -> list[Launch]:
-    """The launches of one forward and one backward pass, none of them executed."""
-    with recorded() as found:
-        evaluate(Case("launches", *shape), device)
-    return found
-
-
 def traffic(shape: Shape, device: str) -> Iterator[Row]:
-    """Bytes that each of these launches asks for by the kernels' own model, every row active."""
-    for launch in launches(shape, device):
+    """Bytes that each launch of both passes asks for by the kernels' own model, every row active;
+    none of them is executed."""
+    with recorded() as launches:
+        evaluate(Case("traffic", *shape), device)
+    for launch in launches:
         model = _traffic.traffic(launch, _traffic.expected(launch))
         read, written = sum(model.read.values()), sum(model.written.values())
         yield {"kernel": launch.kernel.__name__, "read": read, "written": written}
@@ -66,17 +65,13 @@ def traffic(shape: Shape, device: str) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("profiled", "small", "traffic"))
+    parser.add_argument("what", choices=("profiled", "small"))
     parser.add_argument("shape", type=int, nargs="*")
     arguments = parser.parse_args()
-    shape = tuple(arguments.shape)
     if arguments.what == "profiled":
-        profiled(shape)
-    elif arguments.what == "small":
-        small("cuda")
+        profiled(tuple(arguments.shape))
     else:
-        for row in traffic(shape, "cuda"):
-            emit(row)
+        small("cuda")
     print(DONE)
 
 
