@@ -1,5 +1,7 @@
 """The CPU kernels of the moments and of the variance, on every instruction path of this machine."""
 
+import functools
+
 import pytest
 import torch
 from cases import PAIRINGS, assert_same_bits, mi_inputs, mixtures, same_bits
@@ -8,42 +10,119 @@ from fused_mi.cpu import moments, variance
 from fused_mi.reference import moments as reference
 from fused_mi.reference import variance as reference_variance
 from marks import dtypes, every_dtype, pairing
+from oracle import LOG_2PI
 
 pytestmark = pytest.mark.usefixtures("path")
+
+UPSTREAM = 0.3, -2.0, 5.0  # gradients of the sums of q, g and k
 
 
 def both_directions(tensors, given, wanted=(True,) * 4):
     """Sums, state and gradients of the kernels, for a gradient of each sum of its own. The state is
     NaN where float32 was left, or float64."""
     sums, state = moments.moments(*tensors, given)
-    upstream = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).expand(len(given), 3)
+    upstream = torch.tensor(UPSTREAM, dtype=torch.float64).expand(len(given), 3)
     found = moments.moments_backward(upstream, *tensors, state, given, wanted)
     return [sums, state, *(g for g in found if g is not None)]
 
 
 def plain(tensors, given):
     sums, state = reference.moments(*tensors, given)
-    upstream = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).expand(len(given), 3)
+    upstream = torch.tensor(UPSTREAM, dtype=torch.float64).expand(len(given), 3)
     return [sums, state, *reference.moments_backward(upstream, *tensors, None, given, [True] * 4)]
 
 
+def in_float64(tensors, given):
+    """How the kernels compute. Without the diagonal, also few rows."""
+    few = given[0].exclude_diagonal and len(tensors[0]) < 8
+    return few or any(t.dtype == torch.float64 for t in tensors)
+
+
 def assert_like_the_plain_path(tensors, given):
+    precision = 1e-12 if in_float64(tensors, given) else 1e-5
     for ours, theirs in zip(both_directions(tensors, given), plain(tensors, given), strict=True):
         assert ours.dtype == theirs.dtype
         eps = torch.finfo(ours.dtype).eps
         wide = theirs.double()
-        state_is_wide = given[0].exclude_diagonal or tensors[0].dtype == torch.float64
-        precision = 1e-12 if state_is_wide else 1e-5
         tolerance = max(eps, precision) * (1 + wide.abs().max().item())
         torch.testing.assert_close(ours.double(), wide, rtol=4 * eps, atol=tolerance)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 5), (4096, 1, 3), (1200, 2, 40), (560, 70, 3)], ids=str)
-def test_batches_that_are_split_and_merged(shape):
+def terms_of_leave_one_out(tensors, given):
+    """The magnitudes of what is added up, of the sums and of each gradient element."""
+    y, x, mu, sigma = (t.double() for t in tensors)
+    (mixture,) = given
+    mask = mixture.sample_mask.double()
+    of_q, of_g, of_k = (abs(u) for u in UPSTREAM)
+    v, own_v = sigma**2 + mixture.component_eps, sigma**2 + mixture.sample_eps
+    found = [torch.zeros_like(y) for _ in range(4)]
+    sums = torch.zeros(3, dtype=torch.float64)
+    for s in range(y.shape[1]):
+        pairs = mask[:, s, None] * mask[:, s] * (1 - torch.eye(len(y), dtype=torch.float64))
+        for e in range(y.shape[2]):
+            at = slice(None), s, e
+            distance = (y[at][:, None] - (x + mu)[at]).abs()
+            weighted = pairs * distance / v[at]
+            found[0][at] = of_q * weighted.sum(1)
+            found[1][at] = found[2][at] = of_q * weighted.sum(0)
+            squares, partners = (weighted * distance).sum(0), pairs.sum(0)
+            found[3][at] = sigma[at] / v[at] * (of_g * partners + of_q * squares / v[at])
+            found[3][at] += of_k * partners * sigma[at] / own_v[at]
+            logs = [(partners * (t[at].log().abs() + LOG_2PI)).sum() for t in (v, own_v)]
+            sums += torch.stack((squares.sum(), *logs)) / 2
+    return [sums, *found]
+
+
+SHAPES = [(3, 2, 5), (4096, 1, 3), (1200, 2, 40), (560, 70, 3)]
+
+
+def split_inputs(shape):
     means, stds, mask, clean, noisy = mi_inputs(*shape, dtype=torch.float32, seed=3, offset=100.0)
     noisy[0] += 50  # the shift is far from the mean
+    return (noisy, clean, means, stds), mask
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batches_that_are_split_and_merged(shape):
+    tensors, mask = split_inputs(shape)
     for each in PAIRINGS[2 * (len(mask) % 2) :]:
-        assert_like_the_plain_path((noisy, clean, means, stds), mixtures(each, mask))
+        assert_like_the_plain_path(tensors, mixtures(each, mask))
+
+
+@functools.cache
+def true_leave_one_out(shape):
+    tensors, mask = split_inputs(shape)
+    given = mixtures("leave_one_out", mask)
+    sums, _, *gradients = plain([t.double() for t in tensors], given)
+    return [sums, *gradients], terms_of_leave_one_out(tensors, given)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_leave_one_out_of_split_batches_errs_by_no_more_than_its_terms(shape):
+    """The floor of rule 10, without what the plain formula errs by."""
+    tensors, mask = split_inputs(shape)
+    ours, _, *gradients = both_directions(tensors, mixtures("leave_one_out", mask))
+    assert_by_terms([ours, *gradients], *true_leave_one_out(shape))
+
+
+def assert_by_terms(found, true, terms):
+    for ours, exact, added in zip(found, true, terms, strict=True):
+        error = (ours.double() - exact).abs()
+        assert (error <= 8 * torch.finfo(torch.float32).eps * added).all()
+
+
+@pytest.mark.parametrize("distance", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("rows", [8, 17, 64, 300])
+@pytest.mark.parametrize("which", [0, 3, -1])
+def test_leave_one_out_where_a_component_is_far_and_its_sample_is_not(distance, rows, which):
+    """In the gradient of that sample it would take the digits of all others."""
+    means, stds, mask, clean, noisy = mi_inputs(rows, 2, 20, dtype=torch.float32, seed=4)
+    clean[which] += distance
+    tensors, given = (noisy, clean, means, stds), mixtures("leave_one_out", mask)
+    ours, _, *gradients = both_directions(tensors, given)
+    true, _, *true_gradients = plain([t.double() for t in tensors], given)
+    terms = terms_of_leave_one_out(tensors, given)
+    assert_by_terms([ours, *gradients], [true, *true_gradients], terms)
 
 
 @pairing

@@ -36,9 +36,9 @@ Result jensen(
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
   const MomentsInputs& in = call.in;
   const Path path = checked(path_);
-  const ScalarType type = in.wide ? ScalarType::Double : ScalarType::Float;
+  const ScalarType type = in.wide_state() ? ScalarType::Double : ScalarType::Float;
   // With room that other backends use, see `jensen_state`.
-  const int64_t size = in.wide ? sizeof(double) : sizeof(float);
+  const int64_t size = in.wide_state() ? sizeof(double) : sizeof(float);
   const int64_t used = kHeader + in.count * 4 * in.S * in.E, room = in.count * 4 * in.S * 4;
   Tensor state = fresh({used + room / size}, type);
   std::memset(static_cast<char*>(state.mutable_data_ptr()) + used * size, 0, room);
@@ -46,8 +46,7 @@ Result jensen(
   double sums[6] = {};
   bool known = true;
   if (!call.nothing()) {
-    char* moments = static_cast<char*>(state.mutable_data_ptr()) +
-        kHeader * (in.wide ? sizeof(double) : sizeof(float));
+    char* moments = static_cast<char*>(state.mutable_data_ptr()) + kHeader * size;
     known = launch_moments(in, moments, sums, path, Threads{});
   }
   const double scale = call.share() / static_cast<double>(std::max<int64_t>(call.partners(), 1));
@@ -72,7 +71,7 @@ std::vector<Tensor> jensen_backward(
   MomentsBackward back;
   back.in = call.in;
   back.state = static_cast<const char*>(state.const_data_ptr()) +
-      kHeader * (call.in.wide ? sizeof(double) : sizeof(float));
+      kHeader * (call.in.wide_state() ? sizeof(double) : sizeof(float));
   const double scale = call.share() / static_cast<double>(call.partners());
   const Upstream of(of_total, of_terms);
   double upstream[6];
@@ -111,7 +110,6 @@ Result logsumexp(
     bool own_stds, bool sum, double safety_factor, int64_t path_) {
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
   MomentsInputs& in = call.in;
-  in.wide = call.wide;
   const Path path = checked(path_);
   const int64_t count = in.count, N = call.samples(), M = call.components();
   Tensor state = fresh({kHeader + count * 4 * N + count * 3 * N * M}, ScalarType::Double);
@@ -144,7 +142,6 @@ std::vector<Tensor> logsumexp_backward(
     const Tensor& state, std::vector<bool> wanted, int64_t path_) {
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
   MomentsInputs& in = call.in;
-  in.wide = call.wide;
   if (!call.read_stabilisers(state)) return {};
   Wanted of_inputs(call, wanted);
   if (call.nothing()) {

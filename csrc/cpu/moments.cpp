@@ -1,154 +1,132 @@
-// Forward: one pass over the rows of each role, Welford's update by four rows at a time.
-#include "moments_finish.h"
+// Forward: items of work, and columns that float32 has no digits for.
+#include <algorithm>
+
+#include "moments_sums.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-constexpr int kSegment = 256;  // rows whose moments are summed in A before they merge in float64
+Totals& part_of(const MomentsForward& call, int64_t d, int64_t tile, int64_t split) {
+  return call.totals[(d * call.cut.tiles() + tile) * call.cut.splits + split];
+}
 
-// Both roles of an item.
-template <class A>
-struct Work {
-  Running<A> samples, components;
+Place place(const MomentsForward& call, int64_t d, int64_t tile) {
+  const Cut& cut = call.cut;
+  int64_t s = tile / cut.blocks, e = tile % cut.blocks * cut.width;
+  return {
+      call.in, call.in.mixtures[d], call.positions[d * cut.positions + s], s, e, cut.width_at(e)};
+}
+
+// The columns from `f` on, `width` of them, anew in float64.
+void sum_again(const Place& at, int f, int width, Totals& total) {
+  const Place columns{at.in, at.mixture, at.position, at.s, at.e + f, width};
+  Work<double> work;
+  Totals exact;
+  accumulate_rows<double>(columns, at.mixture.samples, at.mixture.components, true, work, exact);
+  double* const to[] = {total.mean_y, total.m2_y, total.weight, total.mean_c, total.m2_c,
+                        total.diagonal_q};
+  const double* const from[] = {exact.mean_y, exact.m2_y, exact.weight, exact.mean_c, exact.m2_c,
+                                exact.diagonal_q};
+  for (int i = 0; i < 6; ++i) std::memcpy(to[i] + f, from[i], width * sizeof(double));
+}
+
+// Runs of columns that are summed anew.
+struct Lost {
+  int count = 0;
+  int begin[kWidth / kSums + 1], end[kWidth / kSums + 1];
 };
 
-// The rows of a segment that contribute.
-template <class Contributes>
-FUSED_MI_INLINE int choose(int64_t begin, int64_t end, int64_t* rows, Contributes&& contributes) {
-  int count = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    if (contributes(row)) rows[count++] = row;
-  }
-  return count;
-}
-
-double log_2pi(int64_t rows, int width) {
-  return 1.8378770664093454836 * static_cast<double>(rows * width);
-}
-
-template <class A, class In>
-void samples(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& total) {
-  Reader<In> y(at.in.y, at.s, at.e, at.width), sigma(at.in.stds, at.s, at.e, at.width);
-  const A eps = static_cast<A>(at.mixture.sample_eps);
-  alignas(64) A shift_buffer[kWidth];
-  const A* shift = read(at.in.y, at.position.first_sample, at.s, at.e, at.width, shift_buffer);
-  int64_t which[kSegment];
-  for (int64_t begin = rows.start; begin < rows.stop; begin += kSegment) {
-    int64_t end = begin + kSegment < rows.stop ? begin + kSegment : rows.stop;
-    int count = choose(begin, end, which, [&](int64_t row) {
-      return sample_contributes(at.in, at.mixture, at.position, row, at.s);
-    });
-    if (count == 0) continue;
-    std::memset(run.mean, 0, at.width * sizeof(A));
-    std::memset(run.m2, 0, at.width * sizeof(A));
-    Logs<A> logs;
-    for (int i = 0; i < count; i += kRows) {
-      with_rows(count - i, [&](auto n) {
-        constexpr int R = n.value;
-        y.next(which, i, R, count);
-        add_samples<A, R>(y, shift, at.width, i, run);
-        if (!at.in.own_stds) return;
-        sigma.next(which, i, R, count);
-        add_logs<A, R>(sigma, at.width, eps, logs);
-      });
-    }
-    total.regular &= logs.range.regular();
-    total.log_i += logs.value() + log_2pi(count, at.width);
-    merge ? merge_samples(run.mean, run.m2, count, at.width, total) : void(total.samples = count);
-  }
-}
-
-template <class A, class In>
-void components(const Place& at, Rows rows, bool merge, Running<A>& run, Totals& total) {
-  Reader<In> x(at.in.x, at.s, at.e, at.width), mu(at.in.mu, at.s, at.e, at.width);
-  Reader<In> sigma(at.in.stds, at.s, at.e, at.width);
-  const A eps = static_cast<A>(at.mixture.component_eps);
-  alignas(64) A shift_buffer[kWidth];
-  const A* shift = read(at.in.x, at.position.first_component, at.s, at.e, at.width, shift_buffer);
-  int64_t which[kSegment];
-  for (int64_t begin = rows.start; begin < rows.stop; begin += kSegment) {
-    int64_t end = begin + kSegment < rows.stop ? begin + kSegment : rows.stop;
-    int count = choose(begin, end, which, [&](int64_t row) {
-      return component_contributes(at.in, at.mixture, at.position, row, at.s);
-    });
-    if (count == 0) continue;
-    A* const planes[] = {run.weight, run.mean, run.m2};
-    for (A* plane : planes) std::memset(plane, 0, at.width * sizeof(A));
-    Logs<A> logs;
-    for (int i = 0; i < count; i += kRows) {
-      with_rows(count - i, [&](auto n) {
-        constexpr int R = n.value;
-        x.next(which, i, R, count);
-        mu.next(which, i, R, count);
-        sigma.next(which, i, R, count);
-        add_components<A, R>(x, mu, sigma, shift, at.width, eps, run, logs);
-      });
-    }
-    total.regular &= logs.range.regular();
-    total.log_l += logs.value() + log_2pi(count, at.width);
-    if (merge) merge_components(run.weight, run.mean, run.m2, at.width, total);
-  }
-}
-
-// The pairs (i, i), row by row.
-void diagonal(const Place& at, Rows rows, Totals& total) {
-  using A = double;
-  Reader<A> y(at.in.y, at.s, at.e, at.width), x(at.in.x, at.s, at.e, at.width);
-  Reader<A> mu(at.in.mu, at.s, at.e, at.width), sigma(at.in.stds, at.s, at.e, at.width);
-  int64_t to_component = at.mixture.components.start - at.mixture.samples.start;
-  for (int64_t row = rows.start; row < rows.stop; ++row) {
-    int64_t partner = row + to_component;
-    if (!sample_contributes(at.in, at.mixture, at.position, row, at.s)) continue;
-    if (!component_contributes(at.in, at.mixture, at.position, partner, at.s)) continue;
-    y.next(&row, 0, 1, 1);
-    x.next(&partner, 0, 1, 1);
-    mu.next(&partner, 0, 1, 1);
-    Logs<A> logs;
-    V<A> sum{};
-    sigma.next(&partner, 0, 1, 1);
-    over_vectors<A>(at.width, [&](int f, auto part) __attribute__((always_inline)) {
-      Terms<A> t = variance_terms<A>(
-          load<A>(sigma.rows[0] + f, part), at.mixture.component_eps);
-      V<A> distance = (load<A>(y.rows[0] + f, part) - load<A>(x.rows[0] + f, part)) -
-          load<A>(mu.rows[0] + f, part);
-      sum += inside<A>((t.precision * distance) * distance, V<A>{}, part);
-      logs.add({inside<A>(t.v, all<A>(1), part)});
-    });
-    for (int i = 0; i < kLanes<A>; ++i) total.diagonal_q += sum[i];
-    total.diagonal_g += logs.value() + log_2pi(1, at.width);
-    if (!at.in.own_stds) continue;
-    sigma.next(&row, 0, 1, 1);
-    Logs<A> own;
-    add_logs<A, 1>(sigma, at.width, at.mixture.sample_eps, own);
-    total.diagonal_k += own.value() + log_2pi(1, at.width);
-  }
-}
-
-void clear(int width, Totals& total) {
-  total.samples = 0;
-  total.regular = true;
-  total.log_i = total.log_l = total.diagonal_q = total.diagonal_g = total.diagonal_k = 0;
-  double* const planes[] = {total.mean_y, total.m2_y, total.weight, total.mean_c, total.m2_c};
-  for (double* plane : planes) std::memset(plane, 0, width * sizeof(double));
-}
-
-// `merge`: the rows need several segments, which meet in `total`; else the moments stay in `work`.
-template <class A>
-void accumulate_part(
-    const Place& at, const Cut& cut, int64_t split, bool merge, Work<A>& work, Totals& total) {
-  clear(merge ? at.width : 0, total);
-  if (at.position.samples == 0 || at.position.components == 0) return;
+// Without the diagonal, of moments summed in float32: the columns where a row that is left out is most
+// of what it is taken from, or the shift is far away. False where float32 has no room for the moments.
+template <class P>
+bool find_lost(const Place& at, const Planes<P>& m, Lost& again) {
   const MomentsInputs& in = at.in;
-  const View *of_samples[] = {&in.y, &in.stds}, *of_components[] = {&in.x, &in.mu, &in.stds};
-  with_input<A>(of_samples, in.own_stds ? 2 : 1, [&](auto type) {
-    Rows rows = cut.part(at.mixture.samples, split);
-    samples<A, decltype(type)>(at, rows, merge, work.samples, total);
-  });
-  with_input<A>(of_components, 3, [&](auto type) {
-    Rows rows = cut.part(at.mixture.components, split);
-    components<A, decltype(type)>(at, rows, merge, work.components, total);
-  });
-  if (in.exclude_diagonal) diagonal(at, cut.part(at.mixture.samples, split), total);
+  const double n = static_cast<double>(at.position.samples);
+  const double weigh = static_cast<double>(at.position.components);
+  // `far`: of a shift from the mean, in deviations of the rows; squared. Float32 rounds means by it.
+  constexpr double most = 0.75, outlying = 0.85, far = 64, largest = 0x1.fffffep127;
+  const double farthest = in.farthest_shift(false);
+  alignas(64) float x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
+  const float* y_shift = read(in.y, at.position.first_sample, at.s, at.e, at.width, y_buffer);
+  const float* x_shift = read(in.x, at.position.first_component, at.s, at.e, at.width, x_buffer);
+  const float* mu_shift =
+      read(in.mu, at.position.first_component, at.s, at.e, at.width, mu_buffer);
+  double beyond[kSums] = {};
+  for (int f = 0; f < at.width; f += kSums) {
+    const int count = at.width - f < kSums ? at.width - f : kSums;
+    double lost[kSums] = {};
+    auto look = [&](int i) __attribute__((always_inline)) {
+      const double mean_y = m.mean_y[f + i], m2_y = m.m2_y[f + i];
+      const double weight = m.weight[f + i], m2_c = m.m2_c[f + i];
+      const double from_shift = m.mean_c[f + i];
+      const double mean_c = static_cast<double>(mu_shift[f + i]) + from_shift;
+      const double distance = (static_cast<double>(y_shift[f + i]) - x_shift[f + i]) + (mean_y - mean_c);
+      const double q = m2_y * weight + (n * weight * distance) * distance + n * m2_c;
+      const double centre = x_shift[f + i] + mean_c;
+      const double size = (weight * centre) * centre + m2_c + weigh;
+      const double above = m.high[f + i] - mean_y, below = mean_y - m.low[f + i];
+      const double outlier = above > below ? above : below;
+      // None of these where one is NaN.
+      const bool kept = ((weight * mean_c) * mean_c <= farthest * size) &
+          ((weight * from_shift) * from_shift <= far * m2_c) &
+          ((n * mean_y) * mean_y <= far * m2_y) &
+          (m.heaviest[f + i] <= most * weight) &
+          (m.excess[f + i] <= (0.95 - kMostOwn) * m2_c) &
+          (outlier * outlier * n <= outlying * (n - 1) * m2_y) &
+          (m.diagonal_q[f + i] <= most * q);
+      const bool fits = (std::fabs(mean_y) <= largest) & (m2_y <= largest) & (weight <= largest) &
+          (std::fabs(mean_c) <= largest);
+      lost[i] = kept ? 0.0 : 1.0;
+      beyond[i] += fits ? 0.0 : 1.0;
+    };
+    if (count == kSums) {
+      for (int i = 0; i < kSums; ++i) look(i);
+    } else {
+      for (int i = 0; i < count; ++i) look(i);
+    }
+    if (sum_of(lost, kSums) == 0) continue;
+    if (again.count == 0 || again.end[again.count - 1] < f) again.begin[again.count++] = f;
+    again.end[again.count - 1] = f + count;
+  }
+  return sum_of(beyond, kSums) == 0;
+}
+
+Planes<double> planes_of(const Totals& t) {
+  return {t.mean_y,     t.m2_y,     t.weight, t.mean_c, t.m2_c,
+          t.diagonal_q, t.heaviest, t.excess, t.low,    t.high};
+}
+
+template <class A>
+Planes<A> planes_of(const Work<A>& work) {
+  const Running<A>&y = work.samples, &c = work.components;
+  const Diagonal<A>& own = work.diagonal;
+  return {y.mean, y.m2, c.weight, c.mean, c.m2, own.q, own.heaviest, own.excess, own.low, own.high};
+}
+
+void widen_planes(const Planes<float>& m, int width, Totals& t) {
+  const float* const from[] = {m.mean_y, m.m2_y, m.weight, m.mean_c, m.m2_c, m.diagonal_q};
+  double* const to[] = {t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c, t.diagonal_q};
+  for (int i = 0; i < 6; ++i) std::copy(from[i], from[i] + width, to[i]);
+}
+
+void widen_planes(const Planes<double>&, int, Totals&) {}  // they are there
+
+// The moments `m` are those in `t` that merged in float64, or of the type A beside it.
+template <class A, class P>
+bool finish_moments(
+    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
+    Totals& t) {
+  const bool nothing = at.position.samples == 0 || at.position.components == 0;
+  if (sizeof(A) == 8 || !call.in.exclude_diagonal) return finish_tile<A>(call, at, d, tile, m, t);
+  if (nothing) return finish_tile<double>(call, at, d, tile, m, t);
+  Lost again;
+  if (!find_lost(at, m, again)) return false;
+  if (again.count == 0) return finish_tile<double>(call, at, d, tile, m, t);
+  widen_planes(m, at.width, t);
+  for (int i = 0; i < again.count; ++i) {
+    sum_again(at, again.begin[i], again.end[i] - again.begin[i], t);
+  }
+  return finish_tile<double>(call, at, d, tile, planes_of(t), t);
 }
 
 template <class A>
@@ -162,13 +140,12 @@ bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < call.in.count; ++d) {
       Place at = place(call, d, tile);
       Totals& total = cut.splits > 1 ? part_of(call, d, tile, split) : own;
-      accumulate_part<A>(at, cut, split, merge, work, total);
+      const Rows rows[] = {cut.part(at.mixture.samples, split), cut.part(at.mixture.components, split)};
+      accumulate_rows<A>(at, rows[0], rows[1], merge, work, total);
       if (!total.regular) return false;
       if (cut.splits > 1) continue;
-      const Running<A>&y = work.samples, &c = work.components;
-      const Planes<A> planes{y.mean, y.m2, c.weight, c.mean, c.m2};
-      if (!(merge ? finish_totals<A>(call, at, d, tile, total)
-                  : finish_tile<A>(call, at, d, tile, planes, total))) {
+      if (!(merge ? finish_moments<A>(call, at, d, tile, planes_of(total), total)
+                  : finish_moments<A>(call, at, d, tile, planes_of(work), total))) {
         return false;
       }
     }
@@ -179,6 +156,32 @@ bool accumulate_items(const MomentsForward& call, int64_t begin, int64_t end) {
 bool accumulate(const MomentsForward& call, int64_t begin, int64_t end) {
   return call.in.wide ? accumulate_items<double>(call, begin, end)
                       : accumulate_items<float>(call, begin, end);
+}
+
+bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
+  bool exact = true;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    for (int64_t d = 0; d < call.in.count; ++d) {
+      Place at = place(call, d, tile);
+      Totals& total = part_of(call, d, tile, 0);
+      for (int64_t split = 1; split < call.cut.splits; ++split) {
+        const Totals& more = part_of(call, d, tile, split);
+        if (more.samples > 0) merge_samples(more.mean_y, more.m2_y, more.samples, at.width, total);
+        merge_components(more.weight, more.mean_c, more.m2_c, at.width, total);
+        total.log_i += more.log_i;
+        total.log_l += more.log_l;
+        total.diagonal_g += more.diagonal_g;
+        total.diagonal_k += more.diagonal_k;
+        if (!call.in.exclude_diagonal) continue;
+        merge_own(more.diagonal_q, more.heaviest, more.excess, at.width, total);
+        merge_extremes(more.low, more.high, at.width, total);
+      }
+      const Planes<double> planes = planes_of(total);
+      exact &= call.in.wide ? finish_moments<double>(call, at, d, tile, planes, total)
+                            : finish_moments<float>(call, at, d, tile, planes, total);
+    }
+  }
+  return exact;
 }
 
 void positions(const MomentsInputs& in, Position* found, int64_t begin, int64_t end) {

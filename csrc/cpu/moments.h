@@ -18,6 +18,10 @@ struct Mixture {
 // gradient is made of stays in range.
 constexpr double kLargestSum = 0x1p80, kLargestWideSum = 0x1p700;
 
+// Of the weighted squares of a sample: a component of its own that is more, and far from all others,
+// takes the digits of float32.
+constexpr double kMostOwn = 0.9;
+
 struct MomentsInputs {
   View y, x, mu, stds;  // (rows, S, E)
   Mask sample_mask, component_mask;
@@ -28,20 +32,24 @@ struct MomentsInputs {
   bool wide = false;              // compute in float64, not in float32
   int64_t S = 0, E = 0;
 
-  // Whether the arithmetic has digits to lose: it is wider than every input.
+  // Of moments: without the diagonal, differences of them follow.
+  FUSED_MI_INLINE bool wide_state() const {
+    return wide || exclude_diagonal;
+  }
+  // Whether float64 has digits to lose: it is wider than every input.
   FUSED_MI_INLINE bool spare_digits() const {
-    return wide && y.type != Type::float64 && x.type != Type::float64 &&
-        mu.type != Type::float64 && stds.type != Type::float64;
+    return y.type != Type::float64 && x.type != Type::float64 && mu.type != Type::float64 &&
+        stds.type != Type::float64;
   }
   // Without the diagonal a difference of sums remains. It has digits enough as long as it is at least
-  // this share of what is subtracted.
-  FUSED_MI_INLINE double least_share() const {
-    return spare_digits() ? 0x1p-28 : 0x1p-2;
+  // this share of what is subtracted; in float64 or float32.
+  FUSED_MI_INLINE double least_share(bool in_float64) const {
+    return !in_float64 ? 0x1p-1 : spare_digits() ? 0x1p-28 : 0x1p-2;
   }
   // Deviations are from one row's value. They have digits enough as long as what weighs is no farther
   // from it than this many times its size; squared.
-  FUSED_MI_INLINE double farthest_shift() const {
-    return spare_digits() ? 0x1p66 : 0x1p8;
+  FUSED_MI_INLINE double farthest_shift(bool in_float64) const {
+    return in_float64 && spare_digits() ? 0x1p66 : 0x1p8;
   }
 };
 
@@ -57,9 +65,13 @@ struct Totals {
   int64_t samples;
   bool regular;                               // all variances are, see `Range`
   double log_i, log_l;                     // sums of log v
-  double diagonal_q, diagonal_g, diagonal_k;  // of the pairs (i, i)
+  double diagonal_g, diagonal_k;              // of the pairs (i, i)
   double mean_y[Cut::kWidth], m2_y[Cut::kWidth];
   double weight[Cut::kWidth], mean_c[Cut::kWidth], m2_c[Cut::kWidth];
+  // Of the pairs (i, i), where they are left out: q, the largest 1 / v, the most by which a sample's
+  // own square exceeds kMostOwn of its squares, the least and the largest y, from the shift.
+  double diagonal_q[Cut::kWidth], heaviest[Cut::kWidth], excess[Cut::kWidth];
+  double low[Cut::kWidth], high[Cut::kWidth];
 };
 
 struct MomentsForward {

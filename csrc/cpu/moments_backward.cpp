@@ -1,98 +1,8 @@
 // Backward: every wanted gradient in one pass, elementwise given the moments of the other role.
-#include "moments.h"
-
-#include "variance_terms.h"
+#include "moments_pull.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
-
-constexpr int kWidth = Cut::kWidth;
-
-// One row of an item: inputs, what does not depend on the row, and where gradients go.
-template <class A, class In>
-struct Row {
-  const In *y, *x, *mu, *stds;
-  const A *x_shift, *delta_c, *weight;  // of the components that the sample meets
-  const A *y_shift, *delta_y, *m2_y;    // of the samples that the component meets
-  A upstream_y, upstream_c;             // of q
-  A upstream_g, upstream_k;             // times the number of partners
-  A samples;                            // that the component meets
-  A sample_eps, component_eps;
-  A least_share;  // see MomentsInputs
-  In *d_y, *d_x, *d_mu, *d_stds;  // nullptr: not wanted
-  bool stream;                    // write them past the caches
-};
-
-// The gradients of a row. OWN: that of a sample's own variance; COMPONENT: those of a component;
-// DIAGONAL: the row is a sample as well, and does not meet itself. That of y wherever it is wanted.
-// False where the diagonal takes the digits.
-template <bool OWN, bool COMPONENT, bool DIAGONAL, class A, class In>
-bool pull_row(const Row<A, In>& r, int width) {
-  Bits<A> lost{};
-  over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> sigma{}, x{}, mu{}, own_distance{}, pull_stds{};
-    Terms<A> component{};
-    if constexpr (OWN || COMPONENT) sigma = load<A>(r.stds + f, part);
-    if constexpr (COMPONENT) {
-      component = variance_terms<A>(sigma, r.component_eps);
-      x = load<A>(r.x + f, part);
-      mu = load<A>(r.mu + f, part);
-    }
-    if constexpr (DIAGONAL) own_distance = (load<A>(r.y + f, part) - x) - mu;
-
-    if (r.d_y) {
-      V<A> from_mean =
-          (load<A>(r.y + f, part) - load<A>(r.x_shift + f, part)) - load<A>(r.delta_c + f, part);
-      V<A> weight = load<A>(r.weight + f, part), pull = weight * from_mean;
-      if constexpr (DIAGONAL) {
-        pull -= component.precision * own_distance;
-        V<A> others = inside<A>(weight - component.precision, component.precision, part);
-        lost |= others < r.least_share * component.precision;
-      }
-      store(r.d_y + f, packed(r.upstream_y * pull, In{}), part, r.stream);
-    }
-    if constexpr (OWN) {
-      pull_stds = r.upstream_k * variance_terms<A>(sigma, r.sample_eps).slope;
-    }
-    if constexpr (COMPONENT) {
-      V<A> from_mean = ((x - load<A>(r.y_shift + f, part)) + mu) - load<A>(r.delta_y + f, part);
-      if (r.d_x || r.d_mu) {
-        V<A> pull = r.samples * from_mean;
-        if constexpr (DIAGONAL) pull += own_distance;
-        auto both = packed(r.upstream_c * (component.precision * pull), In{});
-        if (r.d_x) store(r.d_x + f, both, part, r.stream);
-        if (r.d_mu) store(r.d_mu + f, both, part, r.stream);
-      }
-      if (DIAGONAL || r.d_stds) {
-        // Each square times the precision: alone it may overflow.
-        V<A> squares = load<A>(r.m2_y + f, part) * component.precision +
-            (r.samples * from_mean * component.precision) * from_mean;
-        if constexpr (DIAGONAL) {
-          V<A> own = (own_distance * component.precision) * own_distance;
-          squares -= own;
-          lost |= squares < r.least_share * own;
-        }
-        pull_stds += component.slope * (r.upstream_g - r.upstream_c * squares);
-      }
-    }
-    if constexpr (OWN || COMPONENT) {
-      if (r.d_stds) store(r.d_stds + f, packed(pull_stds, In{}), part, r.stream);
-    }
-  });
-  return !any<A>(lost);
-}
-
-template <class A, class In>
-bool pull_row(const Row<A, In>& r, int width, bool own, bool component, bool diagonal) {
-  if constexpr (sizeof(A) == 8) {  // without the diagonal always
-    if (diagonal && own) return pull_row<true, true, true>(r, width);
-    if (diagonal) return pull_row<false, true, true>(r, width);
-  }
-  if (component) {
-    return own ? pull_row<true, true, false>(r, width) : pull_row<false, true, false>(r, width);
-  }
-  return own ? pull_row<true, false, false>(r, width) : pull_row<false, false, false>(r, width);
-}
 
 struct Item {
   const Pass& pass;
@@ -138,44 +48,96 @@ struct Gradient {
   }
 };
 
+// A plane of the state of mixture d, as A.
+template <class A>
+const A* state_of(
+    const MomentsBackward& call, const Item& at, int64_t d, int i, A (&buffer)[kWidth]) {
+  const MomentsInputs& in = call.in;
+  const int64_t here = ((d * 4 + i) * in.S + at.s) * in.E + at.e;
+  if (in.wide_state() == (sizeof(A) == 8)) return reinterpret_cast<const A*>(call.state) + here;
+  const double* from = reinterpret_cast<const double*>(call.state) + here;
+  for (int f = 0; f < at.width; ++f) buffer[f] = static_cast<A>(from[f]);
+  return buffer;
+}
+
+// Memory of what all rows of an item share, for what is not in place as A.
+template <class A>
+struct Shared {
+  alignas(64) A shifts[2][kWidth], state[4][kWidth];
+};
+
+// A mean, plane i of the state of mixture d, and the row that it is relative to. In float64 it becomes
+// the nearest A and the rest: however far the row is, no digits of it are lost.
+template <class A>
+void share_mean(
+    const MomentsBackward& call, const Item& at, const View& view, int64_t row, int64_t d, int i,
+    A (&shifts)[kWidth], A (&rests)[kWidth], const A*& shift, const A*& delta) {
+  shift = read(view, row, at.s, at.e, at.width, shifts);
+  if (sizeof(A) == 8 || !call.in.wide_state()) {
+    delta = state_of(call, at, d, i, rests);
+    return;
+  }
+  alignas(64) double unused[kWidth];
+  const double* state = state_of(call, at, d, i, unused);
+  for (int f = 0; f < at.width; ++f) {
+    const double from = shift[f], mean = from + state[f];
+    shifts[f] = static_cast<A>(mean);
+    rests[f] = static_cast<A>((from - static_cast<double>(shifts[f])) + state[f]);
+  }
+  shift = shifts, delta = rests;
+}
+
+// What all rows of an item share.
+template <class A, class In>
+Row<A, In> shared_row(const MomentsBackward& call, const Item& at, Shared<A>& buffers) {
+  const MomentsInputs& in = call.in;
+  const int64_t as_samples = at.pass.as_samples, as_components = at.pass.as_components;
+  Row<A, In> r{};
+  r.least_share = static_cast<A>(in.least_share(sizeof(A) == 8));
+  if (as_samples >= 0) {
+    const Position& position = call.positions[as_samples * in.S + at.s];
+    r.weight = state_of(call, at, as_samples, 3, buffers.state[1]);
+    r.sample_eps = static_cast<A>(in.mixtures[as_samples].sample_eps);
+    r.upstream_y = static_cast<A>(call.upstream[as_samples * 3]);
+    if (position.components > 0) {
+      share_mean(
+          call, at, in.x, position.first_component, as_samples, 2, buffers.shifts[0],
+          buffers.state[0], r.x_shift, r.delta_c);
+    }
+  }
+  if (as_components >= 0) {
+    const Position& position = call.positions[as_components * in.S + at.s];
+    r.m2_y = state_of(call, at, as_components, 1, buffers.state[3]);
+    r.component_eps = static_cast<A>(in.mixtures[as_components].component_eps);
+    r.upstream_c = static_cast<A>(call.upstream[as_components * 3]);
+    r.samples = static_cast<A>(position.samples);
+    if (position.samples > 0) {
+      share_mean(
+          call, at, in.y, position.first_sample, as_components, 0, buffers.shifts[1],
+          buffers.state[2], r.y_shift, r.delta_y);
+    }
+  }
+  return r;
+}
+
 template <class A, class In>
 bool pull_item(const MomentsBackward& call, const Item& at) {
   const MomentsInputs& in = call.in;
   const Pass& pass = at.pass;
   const Mixture* as_sample = pass.as_samples < 0 ? nullptr : in.mixtures + pass.as_samples;
   const Mixture* as_component = pass.as_components < 0 ? nullptr : in.mixtures + pass.as_components;
-  const Position *sample_position = nullptr, *component_position = nullptr;
-  const int64_t plane = in.S * in.E, here = at.s * in.E + at.e;
-  alignas(64) A shifts[2][kWidth];
+  const Position* sample_position =
+      as_sample ? call.positions + pass.as_samples * in.S + at.s : nullptr;
+  const Position* component_position =
+      as_component ? call.positions + pass.as_components * in.S + at.s : nullptr;
   alignas(64) In buffers[4][sizeof(In) > 2 ? kWidth : 1];
-  Row<A, In> r{};
+  Shared<A> shared;
+  Row<A, In> r = shared_row<A, In>(call, at, shared);
   r.stream = call.stream;
-  r.least_share = static_cast<A>(in.least_share());
-  if (as_sample) {
-    sample_position = call.positions + pass.as_samples * in.S + at.s;
-    const A* state = reinterpret_cast<const A*>(call.state) + pass.as_samples * 4 * plane + here;
-    const double* upstream = call.upstream + pass.as_samples * 3;
-    r.delta_c = state + 2 * plane;
-    r.weight = state + 3 * plane;
-    r.sample_eps = static_cast<A>(as_sample->sample_eps);
-    r.upstream_y = static_cast<A>(upstream[0]);
-    if (sample_position->components > 0) {
-      r.x_shift = read(in.x, sample_position->first_component, at.s, at.e, at.width, shifts[0]);
-    }
-  }
-  if (as_component) {
-    component_position = call.positions + pass.as_components * in.S + at.s;
-    const A* state = reinterpret_cast<const A*>(call.state) + pass.as_components * 4 * plane + here;
-    const double* upstream = call.upstream + pass.as_components * 3;
-    r.delta_y = state;
-    r.m2_y = state + plane;
-    r.component_eps = static_cast<A>(as_component->component_eps);
-    r.upstream_c = static_cast<A>(upstream[0]);
-    r.samples = static_cast<A>(component_position->samples);
-    if (component_position->samples > 0) {
-      r.y_shift = read(in.y, component_position->first_sample, at.s, at.e, at.width, shifts[1]);
-    }
-  }
+  Shared<double> shared_exact;
+  Row<double, double> exact{};
+  if (in.exclude_diagonal) exact = shared_row<double, double>(call, at, shared_exact);
+  Lost lost;
 
   Gradient<In> d_y(call.d_y, pass.write_y, r.stream), d_x(call.d_x, pass.write_x, r.stream);
   Gradient<In> d_mu(call.d_mu, pass.write_mu, r.stream);
@@ -197,13 +159,18 @@ bool pull_item(const MomentsBackward& call, const Item& at) {
       r.x = read(in.x, row, at.s, at.e, at.width, buffers[2]);
       r.mu = read(in.mu, row, at.s, at.e, at.width, buffers[3]);
       int64_t partners = component_position->samples - diagonal;
-      r.upstream_g = static_cast<A>(call.upstream[pass.as_components * 3 + 1] * static_cast<double>(partners));
+      exact.upstream_g = call.upstream[pass.as_components * 3 + 1] * static_cast<double>(partners);
+      r.upstream_g = static_cast<A>(exact.upstream_g);
     }
     if (own) {
       int64_t partners = sample_position->components - diagonal;
-      r.upstream_k = static_cast<A>(call.upstream[pass.as_samples * 3 + 2] * static_cast<double>(partners));
+      exact.upstream_k = call.upstream[pass.as_samples * 3 + 2] * static_cast<double>(partners);
+      r.upstream_k = static_cast<A>(exact.upstream_k);
     }
-    if (!pull_row(r, at.width, own, component, diagonal)) return false;
+    if (!pull_row(r, at.width, own, component, diagonal, lost)) return false;
+    if constexpr (sizeof(A) == 4) {
+      if (lost.count > 0 && !pull_again(r, exact, lost, own)) return false;
+    }
     d_y.end(at, row, sample);
     d_x.end(at, row, component);
     d_mu.end(at, row, component);

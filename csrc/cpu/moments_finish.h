@@ -1,7 +1,7 @@
 // From moments of rows to the state and the sums of a tile: parts merge, both roles meet.
 //
-// All deviations are from one shift per position and feature, the first contributing row, so that
-// parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
+// All deviations are from one shift per position and feature, y or x + mu of the first contributing
+// row, so that parts merge by plain weighted means (Chan, Golub & LeVeque 1979).
 #pragma once
 
 #include "moments_rows.h"
@@ -13,6 +13,7 @@ namespace {
 template <class P>
 struct Planes {
   const P *mean_y, *m2_y, *weight, *mean_c, *m2_c;
+  const P *diagonal_q, *heaviest, *excess, *low, *high;  // without the diagonal, see Totals
 };
 
 // What an item is about.
@@ -49,7 +50,42 @@ void merge_components(
   }
 }
 
-// State and sums of one tile; false where digits are lost: to a shift that is far from everything that
+// Of the pairs (i, i), see Totals.
+template <class Parts>
+void merge_own(
+    const Parts* q, const Parts* heaviest, const Parts* excess, int width, Totals& total) {
+  for (int f = 0; f < width; ++f) {
+    double most = heaviest[f], more = excess[f];
+    total.diagonal_q[f] += q[f];
+    total.heaviest[f] = most > total.heaviest[f] ? most : total.heaviest[f];
+    total.excess[f] = more > total.excess[f] ? more : total.excess[f];
+  }
+}
+
+template <class Parts>
+void merge_extremes(const Parts* low, const Parts* high, int width, Totals& total) {
+  for (int f = 0; f < width; ++f) {
+    double least = low[f], largest = high[f];
+    total.low[f] = least < total.low[f] ? least : total.low[f];
+    total.high[f] = largest > total.high[f] ? largest : total.high[f];
+  }
+}
+
+constexpr int kSums = 16;  // in parallel
+
+template <class P>
+double sum_of(const P* values, int count) {
+  double partial[kSums] = {}, sum = 0;
+  int f = 0;
+  for (; f + kSums <= count; f += kSums) {
+    for (int i = 0; i < kSums; ++i) partial[i] += values[f + i];
+  }
+  for (; f < count; ++f) sum += values[f];
+  for (double part : partial) sum += part;
+  return sum;
+}
+
+// State, of the type A, and sums of one tile; false where digits are lost: to a shift that is far from everything that
 // weighs, or to the diagonal.
 template <class A, class P>
 bool finish_tile(
@@ -65,18 +101,19 @@ bool finish_tile(
     for (int i = 0; i < 4; ++i) std::memset(state + i * plane, 0, at.width * sizeof(A));
     return true;
   }
-  alignas(64) A x_buffer[kWidth], y_buffer[kWidth];
+  alignas(64) A x_buffer[kWidth], mu_buffer[kWidth], y_buffer[kWidth];
   const A* y_shift = read(in.y, p.first_sample, at.s, at.e, at.width, y_buffer);
   const A* x_shift = read(in.x, p.first_component, at.s, at.e, at.width, x_buffer);
-  constexpr int kSums = 16;  // in parallel
+  const A* mu_shift = read(in.mu, p.first_component, at.s, at.e, at.width, mu_buffer);
   double n = static_cast<double>(p.samples), partial[kSums] = {}, lost[kSums] = {};
   // A sample is about sqrt v away from its component: the weights times that are their number.
-  const double farthest = in.farthest_shift(), weigh = static_cast<double>(p.components);
+  const double farthest = in.farthest_shift(sizeof(A) == 8), weigh = static_cast<double>(p.components);
   for (int f = 0; f < at.width; f += kSums) {
     int count = at.width - f < kSums ? at.width - f : kSums;
     auto add = [&](int i) __attribute__((always_inline)) {
       double mean_y = m.mean_y[f + i], m2_y = m.m2_y[f + i], weight = m.weight[f + i];
-      double mean_c = m.mean_c[f + i], m2_c = m.m2_c[f + i];
+      // In the state the mean of the components is relative to x alone.
+      double mean_c = static_cast<double>(mu_shift[f + i]) + m.mean_c[f + i], m2_c = m.m2_c[f + i];
       double shifts = static_cast<double>(y_shift[f + i]) - static_cast<double>(x_shift[f + i]);
       double distance = shifts + (mean_y - mean_c);
       partial[i] += m2_y * weight + (n * weight * distance) * distance + n * m2_c;
@@ -100,51 +137,11 @@ bool finish_tile(
   for (double count : lost) columns_lost += count;
   if (columns_lost > 0) return false;
   double m_count = static_cast<double>(p.components);
-  sums[0] = (q - total.diagonal_q) / 2;
+  const double diagonal = in.exclude_diagonal ? sum_of(m.diagonal_q, at.width) : 0;
+  sums[0] = (q - diagonal) / 2;
   sums[1] = (n * total.log_l - total.diagonal_g) / 2;
   if (in.own_stds) sums[2] = (m_count * total.log_i - total.diagonal_k) / 2;
-  return total.diagonal_q == 0 || q - total.diagonal_q > in.least_share() * total.diagonal_q;
-}
-
-Totals& part_of(const MomentsForward& call, int64_t d, int64_t tile, int64_t split) {
-  return call.totals[(d * call.cut.tiles() + tile) * call.cut.splits + split];
-}
-
-Place place(const MomentsForward& call, int64_t d, int64_t tile) {
-  const Cut& cut = call.cut;
-  int64_t s = tile / cut.blocks, e = tile % cut.blocks * cut.width;
-  return {
-      call.in, call.in.mixtures[d], call.positions[d * cut.positions + s], s, e, cut.width_at(e)};
-}
-
-template <class A>
-bool finish_totals(
-    const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Totals& t) {
-  Planes<double> planes{t.mean_y, t.m2_y, t.weight, t.mean_c, t.m2_c};
-  return finish_tile<A>(call, at, d, tile, planes, t);
-}
-
-bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
-  bool exact = true;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    for (int64_t d = 0; d < call.in.count; ++d) {
-      Place at = place(call, d, tile);
-      Totals& total = part_of(call, d, tile, 0);
-      for (int64_t split = 1; split < call.cut.splits; ++split) {
-        const Totals& more = part_of(call, d, tile, split);
-        if (more.samples > 0) merge_samples(more.mean_y, more.m2_y, more.samples, at.width, total);
-        merge_components(more.weight, more.mean_c, more.m2_c, at.width, total);
-        total.log_i += more.log_i;
-        total.log_l += more.log_l;
-        total.diagonal_q += more.diagonal_q;
-        total.diagonal_g += more.diagonal_g;
-        total.diagonal_k += more.diagonal_k;
-      }
-      exact &= call.in.wide ? finish_totals<double>(call, at, d, tile, total)
-                            : finish_totals<float>(call, at, d, tile, total);
-    }
-  }
-  return exact;
+  return diagonal == 0 || q - diagonal > in.least_share(sizeof(A) == 8) * diagonal;
 }
 
 }  // namespace

@@ -5,10 +5,16 @@
 
 namespace fused_mi {
 
+constexpr int64_t kFewRows = 8;  // from there on float32 has the digits of nearly all columns
 constexpr int64_t kMostEnergies = 1 << 27;  // that are worth their memory
 
 inline int64_t state_size(const MomentsInputs& in) {
   return in.count * 4 * in.S * in.E;
+}
+
+// Without the diagonal a row of few is most of what it is taken from, time and again.
+inline bool needs_float64(const MomentsInputs& in) {
+  return in.exclude_diagonal && most_rows(in) < kFewRows;
 }
 
 // Writes `state` and `sums`, in the type of `in`.
@@ -76,22 +82,23 @@ bool sums_of_pairs(const MomentsInputs& in, double* sums, Path path, Parallel&& 
   return known;
 }
 
-// Writes `sums` (count, 3): of q, g and k, and `state`, float64 where `in` is wide. A state that is
+// Writes `sums` (count, 3): of q, g and k, and `state`, see `wide_state`. A state that is
 // NaN says that the gradients compute the moments anew, in float64, or by pairs; one of plain torch may
 // be infinite.
 template <class Parallel>
 bool launch_moments(
-    const MomentsInputs& in, char* state, double* sums, Path path, Parallel&& parallel) {
+    MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
+  in.wide |= needs_float64(in);
   if (try_moments(in, state, sums, path, parallel)) return true;
-  std::memset(state, 0xff, state_size(in) * (in.wide ? 8 : 4));
+  std::memset(state, 0xff, state_size(in) * (in.wide_state() ? 8 : 4));
+  MomentsInputs wide = in;
+  wide.wide = true;
   if (!in.wide) {
-    MomentsInputs wide = in;
-    wide.wide = true;
     std::unique_ptr<double[]> unread(new double[state_size(in)]);
     char* moments = reinterpret_cast<char*>(unread.get());
     if (try_moments(wide, moments, sums, path, parallel)) return true;
   }
-  return sums_of_pairs(in, sums, path, parallel);
+  return sums_of_pairs(in.exclude_diagonal ? wide : in, sums, path, parallel);
 }
 
 inline bool has_moments(const char* state, bool wide) {
@@ -149,11 +156,12 @@ bool gradients_of_pairs(const MomentsBackward& call, Path path, Parallel&& paral
 // Writes the gradients that `call` names.
 template <class Parallel>
 bool launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
-  const MomentsInputs& in = call.in;
-  if (has_moments(call.state, in.wide) && try_gradients(call, path, parallel)) return true;
+  MomentsInputs& in = call.in;
+  in.wide |= needs_float64(in);
+  if (has_moments(call.state, in.wide_state()) && try_gradients(call, path, parallel)) return true;
+  MomentsBackward wide = call;
+  wide.in.wide = true;
   if (!in.wide) {
-    MomentsBackward wide = call;
-    wide.in.wide = true;
     std::unique_ptr<double[]> anew(new double[state_size(in) + in.count * 3]);
     char* state = reinterpret_cast<char*>(anew.get());
     wide.state = state;
@@ -162,7 +170,7 @@ bool launch_gradients(MomentsBackward call, Path path, Parallel&& parallel) {
       return true;
     }
   }
-  return gradients_of_pairs(call, path, parallel);
+  return gradients_of_pairs(in.exclude_diagonal ? wide : call, path, parallel);
 }
 
 }  // namespace fused_mi

@@ -35,6 +35,16 @@ struct Running {
   alignas(64) A m2[kWidth];
 };
 
+// Of the rows of both roles, see Totals.
+template <class A>
+struct Diagonal {
+  alignas(64) A q[kWidth];
+  alignas(64) A heaviest[kWidth];
+  alignas(64) A excess[kWidth];
+  alignas(64) A low[kWidth];
+  alignas(64) A high[kWidth];
+};
+
 // Rows of one tensor as rows of In, four at a time.
 template <class In>
 struct Reader {
@@ -66,10 +76,11 @@ FUSED_MI_INLINE void fetch(const void* from) {
   __builtin_prefetch(from, 0, 2);
 }
 
-// Moments of `before` rows, and R more.
-template <class A, int R, class In>
+// Moments of `before` rows, and R more. BOTH: rows of both roles, whose pairs (i, i) are left out.
+template <class A, int R, bool BOTH, class In>
 void add_samples(
-    const Reader<In>& y, const A* shift, int width, int64_t before, Running<A>& run) {
+    const Reader<In>& y, const A* shift, int width, int64_t before, Running<A>& run,
+    Diagonal<A>& own) {
   const A share = A(1) / static_cast<A>(before + R), weight = static_cast<A>(before);
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
     V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part), deviation[R], delta{};
@@ -81,6 +92,15 @@ void add_samples(
     V<A> m2 = load<A>(run.m2 + f, part) + (weight * delta) * delta;
     mean += delta;
     for (int r = 0; r < R; ++r) m2 += (deviation[r] - mean) * (deviation[r] - mean);
+    if constexpr (BOTH) {
+      V<A> low = load<A>(own.low + f, part), high = load<A>(own.high + f, part);
+      for (int r = 0; r < R; ++r) {
+        low = deviation[r] < low ? deviation[r] : low;
+        high = deviation[r] > high ? deviation[r] : high;
+      }
+      store(own.low + f, low, part);
+      store(own.high + f, high, part);
+    }
     store(run.mean + f, mean, part);
     store(run.m2 + f, m2, part);
   });
@@ -102,27 +122,41 @@ void add_logs(const Reader<In>& sigma, int width, A eps, Logs<A>& sum) {
   sum = logs;
 }
 
-// R more rows, with the weights 1 / v.
-template <class A, int R, class In>
+// R more rows, with the weights 1 / v. BOTH: as above, and `y` has those rows.
+template <class A, int R, bool BOTH, class In>
 void add_components(
-    const Reader<In>& x, const Reader<In>& mu, const Reader<In>& sigma, const A* shift, int width,
-    A eps, Running<A>& run, Logs<A>& sum) {
+    const Reader<In>& y, const Reader<In>& x, const Reader<In>& mu, const Reader<In>& sigma,
+    const A* x_shift, const A* mu_shift, int width, A eps, Running<A>& run, Diagonal<A>& own,
+    Logs<A>& sum) {
   Logs<A> logs = sum;
   over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
-    V<A> first = load<A>(shift + f, part), mean = load<A>(run.mean + f, part);
+    V<A> first_x = load<A>(x_shift + f, part), first_mu = load<A>(mu_shift + f, part);
+    V<A> mean = load<A>(run.mean + f, part);
     V<A> old = load<A>(run.weight + f, part), weight = old;
-    V<A> v[R], precision[R], deviation[R], delta{};
+    V<A> v[R], precision[R], deviation[R], distance[R], delta{};
     for (int r = 0; r < R; ++r) {
       Terms<A> t = variance_terms<A>(load<A>(sigma.rows[r] + f, part), eps);
       fetch(sigma.ahead[r] + f);
       v[r] = inside<A>(t.v, all<A>(1), part);
       precision[r] = t.precision;
       weight += precision[r];
-      deviation[r] = (load<A>(x.rows[r] + f, part) - first) + load<A>(mu.rows[r] + f, part);
+      deviation[r] = (load<A>(x.rows[r] + f, part) - first_x) +
+          (load<A>(mu.rows[r] + f, part) - first_mu);
       fetch(x.ahead[r] + f);
       fetch(mu.ahead[r] + f);
     }
     logs.add(v);
+    if constexpr (BOTH) {
+      V<A> q = load<A>(own.q + f, part), heaviest = load<A>(own.heaviest + f, part);
+      for (int r = 0; r < R; ++r) {
+        distance[r] = (load<A>(y.rows[r] + f, part) - load<A>(x.rows[r] + f, part)) -
+            load<A>(mu.rows[r] + f, part);
+        q += (precision[r] * distance[r]) * distance[r];
+        heaviest = precision[r] > heaviest ? precision[r] : heaviest;
+      }
+      store(own.q + f, q, part);
+      store(own.heaviest + f, heaviest, part);
+    }
     // Each weight as its share of the total: no sum of products overflows.
     V<A> reciprocal = A(1) / weight;
     for (int r = 0; r < R; ++r) delta += (precision[r] * reciprocal) * (deviation[r] - mean);
@@ -131,6 +165,16 @@ void add_components(
     for (int r = 0; r < R; ++r) {
       V<A> rest = deviation[r] - mean;
       m2 += (precision[r] * rest) * rest;
+    }
+    if constexpr (BOTH) {  // with the rows so far: more of them only add to all squares
+      V<A> excess = load<A>(own.excess + f, part);
+      for (int r = 0; r < R; ++r) {
+        V<A> from_mean = distance[r] + (deviation[r] - mean);
+        V<A> squares = m2 + (weight * from_mean) * from_mean;
+        V<A> more = (precision[r] * distance[r]) * distance[r] - A(kMostOwn) * squares;
+        excess = more > excess ? more : excess;
+      }
+      store(own.excess + f, excess, part);
     }
     store(run.weight + f, weight, part);
     store(run.mean + f, mean, part);

@@ -10,6 +10,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -41,8 +42,16 @@ void variance(
   }
 }
 
+// Whether moments are computed in float64: their state is, or without the diagonal an input.
+bool in_float64(
+    const Tensor& state, std::initializer_list<const Tensor*> inputs, bool exclude_diagonal) {
+  bool wide = !exclude_diagonal && state.scalar_type() == ScalarType::Double;
+  for (const Tensor* t : inputs) wide |= t->scalar_type() == ScalarType::Double;
+  return wide;
+}
+
 ScalarType state_type(const Inputs& inputs) {
-  return inputs.in.wide ? ScalarType::Double : ScalarType::Float;
+  return inputs.in.wide_state() ? ScalarType::Double : ScalarType::Float;
 }
 
 bool moments(
@@ -52,10 +61,9 @@ bool moments(
     const Tensor& sums, const Tensor& state) {
   Inputs inputs = inputs_of(
       y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
-      exclude_diagonal, state.scalar_type() == ScalarType::Double);
+      exclude_diagonal, in_float64(state, {&y, &x, &mu, &stds}, exclude_diagonal));
   MomentsInputs& in = inputs.in;
   in.mixtures = inputs.mixtures.data();
-  STD_TORCH_CHECK(in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
   char* to_state = output(state, "state", in.count * 4 * in.S * in.E, state_type(inputs));
   char* to_sums = output(sums, "sums", in.count * 3, ScalarType::Double);
   return launch_moments(in, to_state, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
@@ -69,9 +77,7 @@ bool moments_backward(
     std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds) {
   Inputs inputs = inputs_of(
       y, x, mu, stds, sample_mask, component_mask, component_eps, sample_eps, rows,
-      exclude_diagonal, state.scalar_type() == ScalarType::Double);
-  STD_TORCH_CHECK(
-      inputs.in.wide || !exclude_diagonal, "exclude_diagonal: accumulates in float64");
+      exclude_diagonal, in_float64(state, {&y, &x, &mu, &stds}, exclude_diagonal));
   MomentsBackward call;
   call.in = inputs.in;
   MomentsInputs& in = call.in;

@@ -198,7 +198,7 @@ struct Packer {
 
   // Whether the shift is far from all that weighs: differences from it have lost their digits.
   bool far(const Sizes<A>& sizes) const {
-    const A farthest = static_cast<A>(in.farthest_shift());
+    const A farthest = static_cast<A>(in.farthest_shift(sizeof(A) == 8));
     Bits<A> found{};
     over_vectors<A>(width, [&](int f, auto part) __attribute__((always_inline)) {
       const int v = f / kLanes<A>;

@@ -97,7 +97,7 @@ struct Scoring {
     for (const View* view : {&in.y, &in.x, &in.mu, &in.stds}) wide |= view->type == Type::float64;
     in.own_stds = own_stds;
     in.exclude_diagonal = pairing == Pairing::leave_one_out;
-    in.wide = wide || in.exclude_diagonal;
+    in.wide = wide;
     in.mixtures = mixtures;
     in.count = pairing == Pairing::symmetric ? 2 : 1;
     const bool halves = pairing == Pairing::sub_batch || pairing == Pairing::symmetric;

@@ -86,6 +86,25 @@ FUSED_MI_INLINE V<A> inside(V<A> value, V<A> other, Part part) {
   return value;
 }
 
+// A bit for each lane of float32 that is set.
+FUSED_MI_INLINE unsigned lanes_of(Bits<float> mask, Whole) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX__)
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps((__m128)mask));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes<float>; ++i) bits |= mask[i] < 0 ? 1u << i : 0;
+  return bits;
+#endif
+}
+
+FUSED_MI_INLINE unsigned lanes_of(Bits<float> mask, Part part) {
+  return lanes_of(mask, Whole{}) & ((1u << part.lanes) - 1);
+}
+
 // body(f, Whole or Part) over the vectors of `width` features.
 template <class A, class Body>
 FUSED_MI_INLINE void over_vectors(int width, Body&& body) {

@@ -33,7 +33,7 @@ void run(const Case& c, Path path) {
   in.sample_mask = in.component_mask = {mask.data(), c.S, 1};
   in.S = c.S, in.E = c.E, in.own_stds = true;
   in.exclude_diagonal = c.exclude_diagonal;
-  in.wide = c.exclude_diagonal || c.type == Type::float64;
+  in.wide = c.type == Type::float64;
   int64_t half = c.batch / 2;
   Rows first{0, half}, second{half, c.batch}, every{0, c.batch};
   const double less = 1e-3 * c.scale * c.scale, more = 2 * less;  // eps
@@ -55,7 +55,7 @@ void run(const Case& c, Path path) {
   run_pairs(in, passes, {y, x, mu, stds}, mask, c.scale, path);
 
   // One thread, then several: the same bytes.
-  const int64_t size = in.wide ? 8 : 4;
+  const int64_t size = in.wide_state() ? 8 : 4;
   std::vector<double> upstream(in.count * 3);
   for (size_t i = 0; i < upstream.size(); ++i) upstream[i] = 0.5 - static_cast<double>(i);
   std::vector<std::vector<char>> results[2];

@@ -161,6 +161,7 @@ def serves(y: Tensor, x: Tensor, mixtures: Sequence[Mixture]) -> bool:
     return some and cheap and not careful()
 
 
+@torch.no_grad()
 def moments(
     y: Tensor,
     x: Tensor,
@@ -182,6 +183,7 @@ def moments(
     return torch.tensor(total, dtype=torch.float64)
 
 
+@torch.no_grad()
 def moments_backward(
     upstream: Tensor,
     y: Tensor,
