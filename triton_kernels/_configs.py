@@ -82,6 +82,11 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
+def few(rows: int) -> bool:
+    """Whether the gradients of "leave_one_out" are summed pair by pair."""
+    return False
+
+
 class MomentsSplits(NamedTuple):
     """How many programs share the batch, and rows of either role for each of them."""
 

@@ -85,8 +85,8 @@ def gradient_kernel(
         c_shift, rest = two_sum(of_x, of_mu)
     if PULL_Y:
         state = sample_state + at_position
-        delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
-        weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
+        delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0).to(ACC)
+        weight = tl.load(state + 3 * plane, mask=some_i, other=0.0).to(ACC)
         upstream_y = tl.load(sample_upstream).to(ACC)
     if PULL_OWN:
         eps_i = tl.load(sample_eps).to(ACC)
@@ -99,10 +99,10 @@ def gradient_kernel(
         first = partner_row + tl.load(component_counts + 2 * S + s)
         own_shift, own_rest = two_sum(x_shift, mu_shift)
         from_y = own_shift - load(y, first, s, e, some_l, ACC)
-        from_y += own_rest - tl.load(state, mask=some_l, other=0.0)
+        from_y += own_rest - tl.load(state, mask=some_l, other=0.0).to(ACC)
         upstream_c = tl.load(component_upstream).to(ACC)
     if PULL_STDS:
-        m2_y = tl.load(state + plane, mask=some_l, other=0.0)
+        m2_y = tl.load(state + plane, mask=some_l, other=0.0).to(ACC)
         upstream_g = tl.load(component_upstream + 1).to(ACC)
 
     end = min((split + 1) * rows_per_split, rows)

@@ -14,14 +14,14 @@ from ._configs import (
     REDUCE,
     LostTile,
     MomentsTile,
-    Tile,
+    few,
     finish_tile,
     lost_tile,
     moments_splits,
     splits,
 )
 from ._launch import accumulator, launch, strided
-from ._leave_one_out import leave_one_out_finish_kernel, leave_one_out_kernel
+from ._leave_one_out import PARTS, leave_one_out_finish_kernel, leave_one_out_kernel
 from ._moments_finish import finish_kernel, reduce_kernel
 from ._moments_forward import accumulate_kernel
 from ._moments_of_pairs import sums_of_pairs_kernel
@@ -131,58 +131,68 @@ def leave_one_out(
     where: Sequence[Positions],
     sums: Tensor,
     state: Tensor,
-    tile: Tile,
+    tile: MomentsTile,
 ) -> None:
     """The same of every row against all others."""
     _, _, S, E = state.shape
     (mixture,), (of,) = mixtures, where
     start, stop = mixture.sample_rows
+    rows = stop - start
+    dtype = accumulation_dtype(*inputs)
     tiles = triton.cdiv(E, tile.FEATURES)
-    count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
-    merge = finish_tile(E, state.dtype)
+    split = moments_splits(rows, rows, tiles * S, tile.ROWS, state.device)
+    programs = tiles * S * split.parts
+    merge = finish_tile(E, dtype)
     merge_tiles = triton.cdiv(E, merge.FEATURES)
-    partial_sums, of_pairs = _partial_sums(1, merge_tiles * S, mixture, S, E, sums)
-    of_samples, own = (state.new_empty((count, 3, S, E)) for _ in range(2))
-    of_components = state.new_empty((count, 4, S, E))
-    split_samples = torch.empty((count, S), dtype=torch.int32, device=state.device)
+    merge_programs = merge_tiles * S if split.parts > 1 else 0
+    partial_sums, of_pairs = _partial_sums(1, programs + merge_programs, mixture, S, E, sums)
+    # Where there is one split, nothing goes there.
+    count = 0 if split.parts == 1 else split.parts
+    parts, split_samples = (
+        torch.empty(shape, dtype=dtype, device=state.device)
+        for shape in ((count, PARTS.value, S, E), (count, S))
+    )
     launch(
         leave_one_out_kernel,
-        tiles * S * count,
+        programs,
         *map(strided, inputs),
         *_constants(mixture, of),
-        of_samples,
-        of_components,
-        own,
+        state[0],
+        parts,
         split_samples,
+        partial_sums,
         start,
-        stop - start,
-        rows_per_split,
+        rows,
+        split.samples,
+        split.parts,
         S,
         E,
         tiles,
         OWN_STDS=mixture.sample_eps is not None,
-        ACC=accumulator(state.dtype),
+        SHARED=_shared(mixture, mixture),
+        FEW=few(rows),
+        ACC=accumulator(dtype),
         **tile._asdict(),
     )
-    launch(
-        leave_one_out_finish_kernel,
-        merge_tiles * S,
-        *map(strided, inputs[:3]),
-        of.counts,
-        of_samples,
-        of_components,
-        own,
-        split_samples,
-        state[0],
-        partial_sums,
-        start,
-        count,
-        S,
-        E,
-        merge_tiles,
-        SPARE=state.dtype != accumulation_dtype(*inputs),
-        **merge._asdict(),
-    )
+    # The batch of `warmup` compiles what larger ones need.
+    if merge_programs or rows <= 2:
+        launch(
+            leave_one_out_finish_kernel,
+            merge_programs,
+            *map(strided, inputs[:3]),
+            of.counts,
+            parts,
+            split_samples,
+            state[0],
+            partial_sums[0, programs:],
+            start,
+            split.parts,
+            S,
+            E,
+            merge_tiles,
+            FEW=few(rows),
+            **merge._asdict(),
+        )
     _sums_of_pairs(inputs, mixture, of, state[0], of_pairs[0])
     launch(reduce_kernel, 1, partial_sums, sums, partial_sums.shape[1], **REDUCE)
 
@@ -216,7 +226,7 @@ def _sums_of_pairs(
         sums_of_pairs_kernel,
         programs,
         *map(strided, inputs),
-        *_constants(m, where)[:4],
+        *_constants(m, where)[1:4],
         state,
         partial_sums,
         m.sample_rows[0],
@@ -227,7 +237,6 @@ def _sums_of_pairs(
         S,
         E,
         tiles,
-        OWN_STDS=m.sample_eps is not None,
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
         **tile._asdict(),
     )

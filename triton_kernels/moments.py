@@ -11,7 +11,7 @@ import torch
 import triton
 from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Gradients, Pass, gradients, nothing
-from fused_mi._precision import moments_dtype
+from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
 from ._configs import Tile, candidates, lost_tile, moments_tiles, splits
@@ -44,9 +44,9 @@ def moments(
     where = [positions(m) for m in mixtures]
     together = len(mixtures) if swapped(mixtures) else 1
     launches: Callable[..., None] = forward
-    tiles: Sequence[Any] = moments_tiles(E, *inputs, both=together == 2)
+    tiles = moments_tiles(E, *inputs, both=together == 2 or exact)
     if exact:
-        launches, tiles = leave_one_out, candidates(E, *inputs, heavy=True)
+        launches = leave_one_out
     for d in range(0, len(mixtures), together):
         of = slice(d, d + together)
         run = functools.partial(launches, inputs, mixtures[of], where[of], sums[of], state[of])
@@ -72,7 +72,7 @@ def moments_backward(
     where = [positions(m) for m in mixtures]
     run = functools.partial(_gradients, upstream.contiguous(), inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
-    tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
+    tiles = candidates(y.shape[2], *inputs, heavy=accumulation_dtype(*inputs) == torch.float64)
     run(best(key, tiles, run, y.device))
     return plan.tensors
 
@@ -119,7 +119,7 @@ def _gradients(
             of_samples,
             of_components,
             **flags,
-            ACC=accumulator(state.dtype),
+            ACC=accumulator(accumulation_dtype(*inputs)),
             **tile._asdict(),
         )
         count, rows_per_split = splits(stop - start, lost_tiles * S, lost.ROWS, upstream.device)

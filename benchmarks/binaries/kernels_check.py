@@ -42,7 +42,7 @@ PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 #
 # The kernels that read the inputs are limited by memory: 24 KiB must be on their way to an SM (3.35
 # TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads,
-# or in `accumulate_kernel` for four times as many.
+# or in `accumulate_kernel` and `leave_one_out_kernel` for four times as many.
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
@@ -52,6 +52,7 @@ LIMITS = {
     "stds": 48,  # of `_least_kernel`
     "sub_batch": 8,  # of `accumulate_kernel`
     "symmetric": 8,
+    "leave_one_out": 8,
     "float64": 8,
     "other": 16,
 }
@@ -91,7 +92,7 @@ def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
     if specialisation.kernel == "accumulate_kernel":
         return "sub_batch" if "other_counts" in flags else "symmetric"
-    if flags.get("EXCLUDE_DIAGONAL"):
+    if flags.get("EXCLUDE_DIAGONAL") or "leave_one_out" in specialisation.kernel:
         return "leave_one_out"
     if "SAMPLES" not in flags:
         return ""
