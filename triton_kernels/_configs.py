@@ -82,9 +82,34 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
+class FewTile(NamedTuple):
+    """FEATURES of four rows, which a program holds, of which a thread loads VECTOR at once."""
+
+    FEATURES: int
+    VECTOR: int
+    num_warps: int
+    maxnreg: int
+
+
 def few(rows: int) -> bool:
-    """Whether the gradients of "leave_one_out" are summed pair by pair."""
-    return False
+    """Whether the gradients of "leave_one_out" are summed pair by pair: one row is soon more than
+    half of a few, and the arithmetic of so many pairs fits under the bytes of a row."""
+    return rows <= 16
+
+
+def few_tile(features: int, *tensors: Tensor) -> FewTile:
+    """For the gradients of a few rows: programs of one warp, which waits for no other."""
+    vector = min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
+    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
+    return FewTile(width, vector, 1, _ALL_REGISTERS)
+
+
+def few_splits(rows: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the rows of one tile, and rows for each, in groups of four: one has
+    all of them where programs fill the machine, as partners come from the cache then."""
+    wanted = min(triton.cdiv(4 * _programs(device), programs), triton.cdiv(rows, 4))
+    per_split = triton.cdiv(triton.cdiv(rows, wanted), 4) * 4
+    return triton.cdiv(rows, per_split), per_split
 
 
 class MomentsSplits(NamedTuple):

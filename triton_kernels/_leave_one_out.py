@@ -12,13 +12,13 @@ import triton.language as tl
 from ._leave_one_out_rows import join, pairs_of_rows
 from ._moments_finish import far
 from ._moments_forward import load_eps
-from ._tiles import load, position, two_sum
+from ._tiles import load, position
 
 PARTS = tl.constexpr(9)
 
 
 @triton.jit
-def _shifts_of(y, x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.constexpr):
+def shifts_of_centre(y, x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.constexpr):
     """How many samples and components contribute; y of the first sample; and the shifts: the centre
     of the first component, rounded, and two parts of it whose sum is exactly that."""
     tile, s, S, E = place
@@ -28,12 +28,12 @@ def _shifts_of(y, x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.c
     i, j = start + tl.load(counts + 2 * S + s), start + tl.load(counts + 3 * S + s)
     of_y = load(y, i, s, e, some, ACC)
     of_x, of_mu = load(x, j, s, e, some, ACC), load(mu, j, s, e, some, ACC)
-    c_shift, rest = two_sum(of_x, of_mu)
+    c_shift = of_x + of_mu
     # The sum without its larger part is exact.
     larger = tl.abs(of_x) >= tl.abs(of_mu)
     x_shift = tl.where(larger, of_x, c_shift - of_mu)
     mu_shift = tl.where(larger, c_shift - of_x, of_mu)
-    return n, m, (of_y, c_shift, rest), (c_shift, x_shift, mu_shift)
+    return n, m, (of_y, c_shift), (c_shift, x_shift, mu_shift)
 
 
 @triton.jit
@@ -42,10 +42,10 @@ def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr)
     not good enough. Returns q, times 2, added up over the other columns."""
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
     heaviest, lowest, highest = ends
-    y_first, c_shift, rest = firsts
+    y_first, c_shift = firsts
     tile, s, S, E = place
     ACC: tl.constexpr = q.dtype
-    LARGEST: tl.constexpr = 2.0**100 if ACC == tl.float32 else 2.0**1000
+    LARGEST: tl.constexpr = 2.0**100 if tl.float32 == ACC else 2.0**1000
     e = tile * q.shape[0] + tl.arange(0, q.shape[0])
     some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
     delta_y = mean_y + (c_shift - y_first)
@@ -105,7 +105,7 @@ def leave_one_out_kernel(
 ):
     tile, s, split = position(tiles, S)
     place = (tile, s, S, E)
-    n, m, firsts, shifts = _shifts_of(y, x, mu, counts, start, place, ACC, FEATURES)
+    n, m, firsts, shifts = shifts_of_centre(y, x, mu, counts, start, place, ACC, FEATURES)
     first = split * rows_per_split
     moments, ends, of_g, of_k = pairs_of_rows(
         (y, x, mu, stds),
@@ -205,7 +205,7 @@ def leave_one_out_finish_kernel(
         highest = tl.maximum(highest, tl.load(of + 8 * plane, use, -INF))
     moments = tl.reduce((q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c), 0, join)
     ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
-    n, m, firsts, _ = _shifts_of(y, x, mu, counts, start, place, ACC, FEATURES)
+    n, m, firsts, _ = shifts_of_centre(y, x, mu, counts, start, place, ACC, FEATURES)
     sums = partial_sums + tl.program_id(0) * 3
     tl.store(sums, _store_state(moments, ends, firsts, (n, m), state, place, FEW))
     tl.store(sums + 1, tl.zeros((), tl.float64))

@@ -1,5 +1,5 @@
-"""The loop over rows of "leave_one_out": the sum over all pairs of different rows, without the pairs
-of a row with itself ever being in it, and the moments of both roles.
+"""The loop over rows of "leave_one_out": the sum over all pairs of different rows, and the pair of
+a row with itself is never in it; and the moments of both roles.
 
 As in `_moments_rows.py` a group of four rows stays in the registers of one thread. Its twelve pairs
 are summed directly; the pairs of two sets of rows follow from the moments of each (`join`). No term
@@ -115,10 +115,11 @@ def _outside(v, here, other):
 
 
 @triton.jit
-def _add_logs(found, v, here, other):
+def _add_logs(found, v, here, other, LEAST: tl.constexpr):
     """Of products of two variances: half as many logarithms."""
     total, alone, count, count_alone, least, largest = found
-    least = tl.minimum(least, tl.minimum(tl.minimum(v[0], v[1]), tl.minimum(v[2], v[3])))
+    if LEAST:
+        least = tl.minimum(least, tl.minimum(tl.minimum(v[0], v[1]), tl.minimum(v[2], v[3])))
     largest = tl.maximum(largest, tl.maximum(tl.maximum(v[0], v[1]), tl.maximum(v[2], v[3])))
     total += log2(v[0] * v[1]) + log2(v[2] * v[3])
     if here[0] is None:
@@ -170,10 +171,10 @@ def _add_group(
         tensors, shifts, eps, at, here_i[3], here_l[3], inside, OWN_STDS, SHARED, ACC
     )
     component_logs = _add_logs(
-        component_logs, (v0, v1, v2, v3), here_l, None if SHARED else here_i
+        component_logs, (v0, v1, v2, v3), here_l, None if SHARED else here_i, False
     )
     if OWN_STDS and not SHARED:
-        sample_logs = _add_logs(sample_logs, (u0, u1, u2, u3), here_i, here_l)
+        sample_logs = _add_logs(sample_logs, (u0, u1, u2, u3), here_i, here_l, True)
     heaviest, lowest, highest = ends
     heaviest = tl.maximum(heaviest, tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)))
     a0, a1, a2, a3 = y0, y1, y2, y3
@@ -255,8 +256,8 @@ def pairs_of_rows(
     FEATURES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Pairs and moments, as of `join`, means NaN in columns that are out of range; the largest 1 / v
-    and the ends of the samples; sums of log v + log 2 pi over the pairs of these rows with all, of
+    """Pairs and moments, as of `join`, NaN in columns that are out of range; the largest 1 / v and
+    the ends of the samples; and log v + log 2 pi, summed over the pairs of these rows with all, of
     components and of samples."""
     BLOCK: tl.constexpr = 4 * ROWS
     start, rows, begin, end = part
@@ -280,9 +281,7 @@ def pairs_of_rows(
     all4 = (None, None, None, None)
     for first in range(begin, whole, BLOCK):
         at = (start + first, s, local, e)
-        found = _add_group(
-            found, tensors, shifts, eps, at, all4, all4, None, OWN_STDS, SHARED, ACC
-        )
+        found = _add_group(found, tensors, shifts, eps, at, all4, all4, None, OWN_STDS, SHARED, ACC)
     for first in range(whole, end, BLOCK):
         here_l = _four_flags(flags[1], first, s, S, end, ROWS)
         here_i = here_l
@@ -293,6 +292,8 @@ def pairs_of_rows(
             found, tensors, shifts, eps, at, here_i, here_l, inside_e, OWN_STDS, SHARED, ACC
         )
     moments, ends, sample_logs, component_logs = found
+    total, alone, count, count_alone, _, largest = component_logs
+    component_logs = (total, alone, count, count_alone, inverse(ends[0]), largest)
 
     other = None if SHARED else flags[0]
     log_l, alone, odd = _log_sums(

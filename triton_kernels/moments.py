@@ -14,8 +14,18 @@ from fused_mi._passes import Gradients, Pass, gradients, nothing
 from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
-from ._configs import Tile, candidates, lost_tile, moments_tiles, splits
+from ._configs import (
+    Tile,
+    candidates,
+    few,
+    few_splits,
+    few_tile,
+    lost_tile,
+    moments_tiles,
+    splits,
+)
 from ._launch import accumulator, launch, strided
+from ._leave_one_out_few import gradient_of_few_kernel
 from ._moments_backward import gradient_kernel
 from ._moments_launch import Inputs, forward, leave_one_out, swapped
 from ._moments_of_pairs import gradient_of_pairs_kernel
@@ -109,19 +119,22 @@ def _gradients(
             E,
         )
         flags = _flags(mixtures, this)
-        count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, upstream.device)
-        launch(
-            gradient_kernel,
-            tiles * S * count,
-            *common,
-            rows_per_split,
-            tiles,
-            of_samples,
-            of_components,
-            **flags,
-            ACC=accumulator(accumulation_dtype(*inputs)),
-            **tile._asdict(),
-        )
+        if flags["EXCLUDE_DIAGONAL"] and few(stop - start):
+            _gradients_of_few(upstream[0], inputs, mixtures[0], where[0], plan, write)
+        else:
+            count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, upstream.device)
+            launch(
+                gradient_kernel,
+                tiles * S * count,
+                *common,
+                rows_per_split,
+                tiles,
+                of_samples,
+                of_components,
+                **flags,
+                ACC=accumulator(accumulation_dtype(*inputs)),
+                **tile._asdict(),
+            )
         count, rows_per_split = splits(stop - start, lost_tiles * S, lost.ROWS, upstream.device)
         launch(
             gradient_of_pairs_kernel,
@@ -136,6 +149,43 @@ def _gradients(
             **flags,
             **lost._asdict(),
         )
+
+
+def _gradients_of_few(
+    upstream: Tensor,
+    inputs: Inputs,
+    mixture: Mixture,
+    where: Positions,
+    plan: Gradients,
+    write: Sequence[bool],
+) -> None:
+    """Of "leave_one_out", pair by pair."""
+    _, S, E = inputs[0].shape
+    start, stop = mixture.sample_rows
+    tile = few_tile(E, *inputs)
+    tiles = triton.cdiv(E, tile.FEATURES)
+    count, rows_per_split = few_splits(stop - start, tiles * S, upstream.device)
+    launch(
+        gradient_of_few_kernel,
+        tiles * S * count,
+        *map(strided, inputs),
+        mixture.sample_eps,
+        mixture.component_eps,
+        where.sample_active,
+        where.component_active,
+        where.counts,
+        upstream,
+        *(tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)),
+        start,
+        stop - start,
+        rows_per_split,
+        S,
+        E,
+        tiles,
+        OWN_STDS=mixture.sample_eps is not None,
+        ACC=accumulator(accumulation_dtype(*inputs)),
+        **tile._asdict(),
+    )
 
 
 def _partners(mixtures: Sequence[Mixture], this: Pass) -> Rows:

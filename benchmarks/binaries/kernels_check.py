@@ -36,6 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPE = (64, 4, 4096)
+FEW = 8
+"""Rows of "leave_one_out" whose gradients are summed pair by pair."""
 PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
@@ -57,6 +59,7 @@ LIMITS = {
     "other": 16,
 }
 STREAMING = ("_least_kernel", "accumulate_kernel", "leave_one_out_kernel", "gradient_kernel")
+STREAMING += ("gradient_of_few_kernel",)
 """They read the inputs, in a loop over rows."""
 LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
@@ -65,16 +68,20 @@ LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 MOST_SPILLED = {"sm_100": 64}
 """Bytes, outside of loops: packed arithmetic pairs up registers there."""
 
+ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few_kernel")
+"""They serve "leave_one_out" only."""
+
 OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
 """They have work in lost columns only, in float64."""
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 
-def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
+def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients, without data."""
-    inputs = [torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4)]
-    mask = torch.empty(SHAPE[:2], dtype=torch.bool, device="meta")
+    shape = (rows, *SHAPE[1:])
+    inputs = [torch.empty(shape, dtype=dtype, device="meta") for _ in range(4)]
+    mask = torch.empty(shape[:2], dtype=torch.bool, device="meta")
     scoring = Scoring(mask, mask, pairing, True, True, 100.0)
     with recorded() as found:
         total, terms, state = jensen(inputs, scoring)
@@ -84,7 +91,9 @@ def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
 
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
-    found = specialised(targets, {pairing: partial(launches, pairing) for pairing in PAIRINGS})
+    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in PAIRINGS}
+    cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
+    found = specialised(targets, cases)
     return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
 
 
@@ -92,7 +101,7 @@ def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
     if specialisation.kernel == "accumulate_kernel":
         return "sub_batch" if "other_counts" in flags else "symmetric"
-    if flags.get("EXCLUDE_DIAGONAL") or "leave_one_out" in specialisation.kernel:
+    if flags.get("EXCLUDE_DIAGONAL") or specialisation.kernel in ALONE:
         return "leave_one_out"
     if "SAMPLES" not in flags:
         return ""
