@@ -130,11 +130,14 @@ def gradient_of_few_kernel(
         here_l = contributing(component_active, index, s, S, rows)
         use_i, use_l = here_i & inside, here_l & inside
         row = start + first
-        sample = load_rows(y, row, s, group, e, use_i, ACC) - where(here_i, c_shift)
-        centre = load_rows(x, row, s, group, e, use_l, ACC) - where(here_l, x_shift)
-        centre += load_rows(mu, row, s, group, e, use_l, ACC) - where(here_l, mu_shift)
-        sigma = load_rows(stds, row, s, group, e, use_i | use_l if OWN_STDS else use_l, ACC)
-        precision = where(here_l, reciprocal(variance(sigma, eps_l, here_l)))
+        sample, centre, sigma, precision = zeros, zeros, zeros, zeros
+        if PULL_Y:
+            sample = load_rows(y, row, s, group, e, use_i, ACC) - where(here_i, c_shift)
+        if PULL_C:
+            centre = load_rows(x, row, s, group, e, use_l, ACC) - where(here_l, x_shift)
+            centre += load_rows(mu, row, s, group, e, use_l, ACC) - where(here_l, mu_shift)
+            sigma = load_rows(stds, row, s, group, e, use_i | use_l if OWN_STDS else use_l, ACC)
+            precision = where(here_l, reciprocal(variance(sigma, eps_l, here_l)))
         own = (sample, centre, precision, index)
         found = (zeros, zeros, zeros)
         found = _meet(

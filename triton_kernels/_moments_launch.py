@@ -147,11 +147,10 @@ def leave_one_out(
     merge_programs = merge_tiles * S if split.parts > 1 else 0
     partial_sums, of_pairs = _partial_sums(1, programs + merge_programs, mixture, S, E, sums)
     # Where there is one split, nothing goes there.
-    count = 0 if split.parts == 1 else split.parts
-    parts, split_samples = (
-        torch.empty(shape, dtype=dtype, device=state.device)
-        for shape in ((count, PARTS.value, S, E), (count, S))
-    )
+    shapes = ((1,),) * 2
+    if split.parts > 1:
+        shapes = ((split.parts, PARTS.value, S, E), (split.parts, S))
+    parts, split_samples = (torch.empty(n, dtype=dtype, device=state.device) for n in shapes)
     launch(
         leave_one_out_kernel,
         programs,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _forward_traffic, _pairs_traffic
+from . import _forward_traffic, _leave_one_out_traffic, _pairs_traffic
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
 from ._pairs_traffic import ActivePairs
@@ -47,6 +47,9 @@ _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, f
 _PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
 
 
+_PARTS = (_forward_traffic, _leave_one_out_traffic, _pairs_traffic)
+
+
 def traffic(launch: Launch, active: Active | ActiveRoles | ActivePairs) -> Traffic:
     """Of one launch.
 
@@ -79,7 +82,7 @@ def total(
 def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | ActivePairs:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     a = launch.named()
-    for part in (_forward_traffic, _pairs_traffic):
+    for part in _PARTS:
         if launch.kernel.__name__ in part.KERNELS:
             found: ActiveRoles | ActivePairs = part.expected(a, density)
             return found
@@ -94,7 +97,7 @@ def expected(launch: Launch, density: float = 1.0) -> Active | ActiveRoles | Act
 def counted(launch: Launch) -> Active | ActiveRoles | ActivePairs:
     """From the data of the launch, once the launches before it have run."""
     a = launch.named()
-    for part in (_forward_traffic, _pairs_traffic):
+    for part in _PARTS:
         if launch.kernel.__name__ in part.KERNELS:
             found: ActiveRoles | ActivePairs = part.counted(a)
             return found
@@ -251,6 +254,7 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "gradient_kernel": _gradient,
     "gradient_of_pairs_kernel": _gradient_of_pairs,
     **_forward_traffic.KERNELS,
+    **_leave_one_out_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }
 
