@@ -15,6 +15,7 @@ _MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its 
 _MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more than it hides
 _MAX_ROWS_PER_STREAM = 128  # the same, where rows are added four at a time
 _MIN_GROUPS = 2  # of rows of a program: fewer, and parts are as much traffic as the rows
+_FEW_ROWS = 16  # of which each meets all others in the backward pass
 _MAX_SPLITS = 512  # one program merges them, 16 at a time
 
 
@@ -94,7 +95,7 @@ class FewTile(NamedTuple):
 def few(rows: int) -> bool:
     """Whether the gradients of "leave_one_out" are summed pair by pair: one row is soon more than
     half of a few, and the arithmetic of so many pairs fits under the bytes of a row."""
-    return rows <= 16
+    return rows <= _FEW_ROWS
 
 
 def few_tile(features: int, *tensors: Tensor) -> FewTile:
