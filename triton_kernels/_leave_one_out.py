@@ -9,7 +9,7 @@ batch, it is complete with that; otherwise pairs and moments go to `leave_one_ou
 import triton
 import triton.language as tl
 
-from ._leave_one_out_rows import join, pairs_of_rows
+from ._leave_one_out_rows import join, join_streams, pairs_of_rows
 from ._moments_finish import far
 from ._moments_forward import load_eps
 from ._tiles import load, position
@@ -203,7 +203,7 @@ def leave_one_out_finish_kernel(
         heaviest = tl.maximum(heaviest, tl.load(of + 6 * plane, use, 0.0))
         lowest = tl.minimum(lowest, tl.load(of + 7 * plane, use, INF))
         highest = tl.maximum(highest, tl.load(of + 8 * plane, use, -INF))
-    moments = tl.reduce((q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c), 0, join)
+    moments = join_streams(q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c)
     ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
     n, m, firsts, _ = shifts_of_centre(y, x, mu, counts, start, place, ACC, FEATURES)
     sums = partial_sums + tl.program_id(0) * 3

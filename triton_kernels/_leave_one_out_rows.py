@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._moments_rows import careful_log2, inverse, load_rows, merge, variance, where
+from ._moments_rows import careful_log2, inverse, load_rows, merge, merge_streams, variance, where
 from ._tiles import contributing
 
 
@@ -32,6 +32,15 @@ def join(q, n, mean_y, m2_y, weight, mean_c, m2_c, q_b, n_b, mean_yb, m2_yb, w_b
     q += _across(n_b, mean_yb, m2_yb, weight, mean_c, m2_c)
     n, mean_y, m2_y = merge(n, mean_y, m2_y, n_b, mean_yb, m2_yb)
     weight, mean_c, m2_c = merge(weight, mean_c, m2_c, w_b, mean_cb, m2_cb)
+    return q, n, mean_y, m2_y, weight, mean_c, m2_c
+
+
+@triton.jit
+def join_streams(q, n, mean_y, m2_y, weight, mean_c, m2_c):
+    """Pairs and moments (ROWS, FEATURES) of streams as those of their union (FEATURES,)."""
+    q, _, _, _, _, _, _ = tl.reduce((q, n, mean_y, m2_y, weight, mean_c, m2_c), 0, join)
+    n, mean_y, m2_y = merge_streams(n, mean_y, m2_y)
+    weight, mean_c, m2_c = merge_streams(weight, mean_c, m2_c)
     return q, n, mean_y, m2_y, weight, mean_c, m2_c
 
 
@@ -310,8 +319,8 @@ def pairs_of_rows(
         odd = odd | odd_i
         of_k = (counts[1] - 1).to(tl.float64) * log_i + alone
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
-    q, n, mean_y, m2_y, weight, mean_c, m2_c = tl.reduce(
-        (q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c), 0, join
+    q, n, mean_y, m2_y, weight, mean_c, m2_c = join_streams(
+        q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c
     )
     mean_c = tl.where(odd, float("nan"), mean_c)
     heaviest, lowest, highest = ends

@@ -27,7 +27,7 @@ os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measu
 import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
-from _budget import GPUS, LIMIT, OPEN, worst
+from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -142,23 +142,15 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     if row[0].kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
-    narrow = row[1] in ("both", "symmetric") and all(dtype.itemsize == 2 for dtype in row[2])
-    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if narrow else "float32"]
+    narrow = all(dtype.itemsize == 2 for dtype in row[2])
+    both = narrow and row[1] in ("both", "symmetric", "leave_one_out")
+    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if both else "float32"]
     if min(widths, default=0) < least:
         yield f"{min(widths, default=0)} bits in the loop over rows"
     found = worst(target, binary)
-    if found and over_budget(target, row, found[1]) and _name(row) not in OPEN:
-        yield f"more than {LIMIT} of the memory's time"
-
-
-def _name(row: Row) -> str:
-    """Of a kernel in `OPEN`."""
-    kernel = row[0].kernel.strip("_").removesuffix("_kernel")
-    return f"{kernel} of {row[1]}" if row[1] == "leave_one_out" else kernel
-
-
-def over_budget(target: str, row: Row, share: float) -> bool:
-    return target == "sm_90" and torch.float64 not in row[2] and share > LIMIT
+    limit = LIMIT_OF_PAIRS if narrow and row[1] == "leave_one_out" else LIMIT
+    if found and target == "sm_90" and torch.float64 not in row[2] and found[1] > limit:
+        yield f"more than {limit} of the memory's time"
 
 
 def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
@@ -180,8 +172,6 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
     found = worst(target, binary) if specialisation.kernel in STREAMING else None
     budget = ["", ""] if found is None else [str(found[0]), f"{found[1]:.2f}"]
     verdict = "; ".join(wrong) or "ok"
-    if found and not wrong and over_budget(target, row, found[1]):
-        verdict = f"open: {OPEN[_name(row)]}"
     numbers = [
         str(binary.registers),
         str(binary.spilled),
