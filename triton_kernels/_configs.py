@@ -99,8 +99,10 @@ def few(rows: int) -> bool:
 
 
 def few_tile(features: int, *tensors: Tensor) -> FewTile:
-    """For the gradients of a few rows: programs of one warp, which waits for no other."""
-    vector = min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
+    """For the gradients of a few rows: programs of one warp, which waits for no other. Registers of
+    a thread allow 4 elements, in float64 one."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
     return FewTile(width, vector, 1, _ALL_REGISTERS)
 
