@@ -39,7 +39,8 @@ def shifts_of_centre(y, x, mu, counts, start, place, ACC: tl.constexpr, FEATURES
 @triton.jit
 def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr):
     """Writes (4, S, E), see `_store_state` in `_moments_finish.py`; NaN where pairs or moments are
-    not good enough. Returns q, times 2, added up over the other columns."""
+    not good enough, and the weight times -1 where the backward pass cannot take a row from them.
+    Returns q, times 2, added up over all columns but the former."""
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
     heaviest, lowest, highest = ends
     y_first, c_shift = firsts
@@ -53,12 +54,13 @@ def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr)
     # A sample is about sqrt v away from its component: the weights times that are their number.
     lost |= far(weight, mean_c, c_shift + mean_c, m2_c + counts[1])
     lost |= ~(q < LARGEST) | ~(tl.abs(mean_c) + tl.abs(delta_y) < float("inf"))
-    if not FEW:
-        # One row is more than half of what the backward pass takes it from.
-        own = tl.maximum(highest - mean_y, mean_y - lowest)
-        lost |= (2.0 * own) * own * n > (n - 1.0) * m2_y
-        lost |= 2.0 * heaviest > weight
     lost &= some
+    sign = tl.full((q.shape[0],), 1.0, ACC)
+    if not FEW:
+        # One row is more than half of what it is to be taken from.
+        own = tl.maximum(highest - mean_y, mean_y - lowest)
+        most = ((2.0 * own) * own * n > (n - 1.0) * m2_y) | (2.0 * heaviest > weight)
+        sign = tl.where(most, -1.0, sign)
     nan = float("nan")
     plane = S.to(tl.int64) * E
     to = state + s.to(tl.int64) * E + e
@@ -66,7 +68,7 @@ def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr)
     tl.store(to, tl.where(lost, nan, delta_y).to(dtype), mask=e < E)
     tl.store(to + plane, tl.where(lost, nan, m2_y).to(dtype), mask=e < E)
     tl.store(to + 2 * plane, tl.where(lost, nan, mean_c).to(dtype), mask=e < E)
-    tl.store(to + 3 * plane, tl.where(lost, nan, weight).to(dtype), mask=e < E)
+    tl.store(to + 3 * plane, tl.where(lost, nan, sign * weight).to(dtype), mask=e < E)
     return tl.sum(tl.where(some & ~lost, q, 0.0), 0).to(tl.float64)
 
 

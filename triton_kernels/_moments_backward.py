@@ -141,7 +141,7 @@ def gradient_kernel(
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = (from_shift - delta_c) * weight
+            pull = (from_shift - delta_c) * tl.abs(weight)
             if EXCLUDE_DIAGONAL:
                 pull -= own * precision
             gradient_y = tl.where(use_i, weighted(upstream_y, pull), 0.0)

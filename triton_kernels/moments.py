@@ -146,6 +146,7 @@ def _gradients(
             None if i is None else mixtures[i].component_eps,
             None if i is None else where[i].component_active,
             None if j is None else where[j].sample_active,
+            of_samples if mixtures[0].exclude_diagonal else None,
             **flags,
             **lost._asdict(),
         )
