@@ -154,7 +154,7 @@ def lost_tile(features: int) -> LostTile:
     they may be all of a short one. The look is long: an ordinary call pays for every program.
     Nothing depends on the batch, for which `warmup` does not ask."""
     width = _between(features, 1, 16)
-    return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, 168)
+    return LostTile(4, 64 // width, width, _between(features, 1, 2048), 4, _ALL_REGISTERS)
 
 
 def finish_tile(features: int, dtype: torch.dtype) -> Tile:

@@ -18,42 +18,41 @@ PARTS = tl.constexpr(9)
 
 
 @triton.jit
-def shifts_of_centre(y, x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.constexpr):
-    """How many samples and components contribute; y of the first sample; and the shifts: the centre
-    of the first component, rounded, and two parts of it whose sum is exactly that."""
+def shifts_of_centre(x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.constexpr):
+    """How many samples and components contribute, and the shifts: the centre of the first
+    component, rounded, and two parts of it whose sum is exactly that."""
     tile, s, S, E = place
     e = tile * FEATURES + tl.arange(0, FEATURES)
     n, m = tl.load(counts + s), tl.load(counts + S + s)
     some = (e < E) & (n > 0) & (m > 0)
-    i, j = start + tl.load(counts + 2 * S + s), start + tl.load(counts + 3 * S + s)
-    of_y = load(y, i, s, e, some, ACC)
+    j = start + tl.load(counts + 3 * S + s)
     of_x, of_mu = load(x, j, s, e, some, ACC), load(mu, j, s, e, some, ACC)
     c_shift = of_x + of_mu
     # The sum without its larger part is exact.
     larger = tl.abs(of_x) >= tl.abs(of_mu)
     x_shift = tl.where(larger, of_x, c_shift - of_mu)
     mu_shift = tl.where(larger, c_shift - of_x, of_mu)
-    return n, m, (of_y, c_shift), (c_shift, x_shift, mu_shift)
+    return n, m, (c_shift, x_shift, mu_shift)
 
 
 @triton.jit
-def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr):
-    """Writes (4, S, E), see `_store_state` in `_moments_finish.py`; NaN where pairs or moments are
-    not good enough, and the weight times -1 where the backward pass cannot take a row from them.
-    Returns q, times 2, added up over all columns but the former."""
+def _store_state(moments, ends, c_shift, counts, state, place, FEW: tl.constexpr):
+    """Writes (4, S, E), see `_store_state` in `_moments_finish.py`, but both means from the centre
+    of the first component; NaN where pairs or moments are not good enough; the weight times -1
+    where the backward pass cannot take some row from them. Returns q, times 2, added up over all
+    columns but the former."""
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
     heaviest, lowest, highest = ends
-    y_first, c_shift = firsts
     tile, s, S, E = place
     ACC: tl.constexpr = q.dtype
     LARGEST: tl.constexpr = 2.0**100 if tl.float32 == ACC else 2.0**1000
     e = tile * q.shape[0] + tl.arange(0, q.shape[0])
     some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
-    delta_y = mean_y + (c_shift - y_first)
-    lost = far(n, delta_y, y_first + delta_y, m2_y)
+    step = mean_y - mean_c
+    lost = far(n, mean_y, c_shift + mean_y, m2_y + (n * step) * step)
     # A sample is about sqrt v away from its component: the weights times that are their number.
     lost |= far(weight, mean_c, c_shift + mean_c, m2_c + counts[1])
-    lost |= ~(q < LARGEST) | ~(tl.abs(mean_c) + tl.abs(delta_y) < float("inf"))
+    lost |= ~(q < LARGEST) | ~(tl.abs(mean_c) + tl.abs(mean_y) < float("inf"))
     lost &= some
     sign = tl.full((q.shape[0],), 1.0, ACC)
     if not FEW:
@@ -65,7 +64,7 @@ def _store_state(moments, ends, firsts, counts, state, place, FEW: tl.constexpr)
     plane = S.to(tl.int64) * E
     to = state + s.to(tl.int64) * E + e
     dtype: tl.constexpr = state.dtype.element_ty
-    tl.store(to, tl.where(lost, nan, delta_y).to(dtype), mask=e < E)
+    tl.store(to, tl.where(lost, nan, mean_y).to(dtype), mask=e < E)
     tl.store(to + plane, tl.where(lost, nan, m2_y).to(dtype), mask=e < E)
     tl.store(to + 2 * plane, tl.where(lost, nan, mean_c).to(dtype), mask=e < E)
     tl.store(to + 3 * plane, tl.where(lost, nan, sign * weight).to(dtype), mask=e < E)
@@ -107,7 +106,7 @@ def leave_one_out_kernel(
 ):
     tile, s, split = position(tiles, S)
     place = (tile, s, S, E)
-    n, m, firsts, shifts = shifts_of_centre(y, x, mu, counts, start, place, ACC, FEATURES)
+    n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
     first = split * rows_per_split
     moments, ends, of_g, of_k = pairs_of_rows(
         (y, x, mu, stds),
@@ -126,7 +125,7 @@ def leave_one_out_kernel(
     )
     of_q = tl.zeros((), tl.float64)
     if splits == 1:
-        of_q = _store_state(moments, ends, firsts, (n, m), state, place, FEW)
+        of_q = _store_state(moments, ends, shifts[0], (n, m), state, place, FEW)
     else:
         q, count, mean_y, m2_y, weight, mean_c, m2_c = moments
         heaviest, lowest, highest = ends
@@ -154,7 +153,6 @@ def leave_one_out_kernel(
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def leave_one_out_finish_kernel(
-    y,  # (rows, S, E) strided
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
     counts,  # (4, S) int32, see Positions
@@ -207,8 +205,8 @@ def leave_one_out_finish_kernel(
         highest = tl.maximum(highest, tl.load(of + 8 * plane, use, -INF))
     moments = join_streams(q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c)
     ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
-    n, m, firsts, _ = shifts_of_centre(y, x, mu, counts, start, place, ACC, FEATURES)
+    n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
     sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, _store_state(moments, ends, firsts, (n, m), state, place, FEW))
+    tl.store(sums, _store_state(moments, ends, shifts[0], (n, m), state, place, FEW))
     tl.store(sums + 1, tl.zeros((), tl.float64))
     tl.store(sums + 2, tl.zeros((), tl.float64))

@@ -111,7 +111,7 @@ def gradient_of_few_kernel(
     feature = tile * FEATURES + tl.arange(0, FEATURES)
     e = tl.max_contiguous(feature, VECTOR)[None, :]
     inside = (feature < E)[None, :]
-    n, m, _, shifts = shifts_of_centre(y, x, mu, counts, start, (tile, s, S, E), ACC, FEATURES)
+    n, m, shifts = shifts_of_centre(x, mu, counts, start, (tile, s, S, E), ACC, FEATURES)
     c_shift, x_shift, mu_shift = shifts
     eps_i, eps_l = load_eps(sample_eps, ACC), load_eps(component_eps, ACC)
     of_q = tl.load(upstream).to(ACC)

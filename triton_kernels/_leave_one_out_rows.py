@@ -75,9 +75,13 @@ def _of_group(found, y, c, p, here):
     d2, d3 = y[2] - where(here[2], mean_y), y[3] - where(here[3], mean_y)
     m2_y = _sum(d0 * d0, d1 * d1, d2 * d2, d3 * d3)
     weight = _sum(p[0], p[1], p[2], p[3])
-    mean_c = _sum(p[0] * c[0], p[1] * c[1], p[2] * c[2], p[3] * c[3]) * inverse(weight)
+    of_all = inverse(weight)
+    mean_c = _sum(p[0] * c[0], p[1] * c[1], p[2] * c[2], p[3] * c[3]) * of_all
     d0, d1, d2, d3 = c[0] - mean_c, c[1] - mean_c, c[2] - mean_c, c[3] - mean_c
-    m2_c = _sum((p[0] * d0) * d0, (p[1] * d1) * d1, (p[2] * d2) * d2, (p[3] * d3) * d3)
+    # What the mean lacks by rounding counts where one row has most of the weight.
+    t0, t1, t2, t3 = p[0] * d0, p[1] * d1, p[2] * d2, p[3] * d3
+    m2_c = _sum(t0 * d0, t1 * d1, t2 * d2, t3 * d3)
+    mean_c += _sum(t0, t1, t2, t3) * of_all
     return q, more, mean_y, m2_y, weight, mean_c, m2_c
 
 

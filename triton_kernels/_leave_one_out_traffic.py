@@ -22,7 +22,7 @@ def _leave_one_out(programs: int, a: Arguments, active: ActiveRoles) -> Elements
     roles = ["component_active"] if a["SHARED"] else ["sample_active", "component_active"]
     read = {name: flags_of(a, a["rows"], active.whole[0]) for name in roles}
     read |= {name: programs for name in ("sample_eps", "component_eps") if name in a}
-    read |= {"counts": 4 * programs, "y": active.samples * E + shifts, "stds": active.stds * E}
+    read |= {"counts": 3 * programs, "y": active.samples * E, "stds": active.stds * E}
     read |= dict.fromkeys(("x", "mu"), active.components * E + shifts)
     written: dict[str, float] = {"partial_sums": 3 * programs}
     if splits == 1:
@@ -36,7 +36,7 @@ def _finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     plane, shifts = a["S"] * a["E"], active.positions * a["E"]
     if not programs:
         return {}, {}, 0
-    read = {"y": shifts, "x": shifts, "mu": shifts, "counts": 4 * programs}
+    read = {"x": shifts, "mu": shifts, "counts": 3 * programs}
     read |= {"parts": 9 * a["splits"] * plane, "split_samples": programs * a["splits"]}
     return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE * a["splits"] * plane
 
@@ -50,10 +50,10 @@ def _gradient_of_few(programs: int, a: Arguments, active: ActiveRoles) -> Elemen
     shifts = programs // (tiles * S) * active.positions * E
     met_in_whole = 0 if rows % 4 else E // a["FEATURES"] * active.whole[0]
     flags = tiles * S * 2 * rows + (tiles * S - met_in_whole) * (groups - 1) * rows
-    read = {"sample_active": flags, "component_active": flags, "counts": 4 * programs}
+    read = {"sample_active": flags, "component_active": flags, "counts": 3 * programs}
     read |= {name: programs for name in ("sample_eps", "component_eps") if name in a}
     read["upstream"] = 3 * programs
-    read["y"] = active.samples * E * (pull_y + groups * pull_c) + shifts
+    read["y"] = active.samples * E * (pull_y + groups * pull_c)
     centres = active.components * E * (pull_c + groups * pull_y) + shifts
     read |= {"x": centres, "mu": centres}
     read["stds"] = active.stds * E * pull_c + active.components * E * groups * pull_y

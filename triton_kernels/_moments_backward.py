@@ -98,8 +98,9 @@ def gradient_kernel(
         state = component_state + at_position
         first = partner_row + tl.load(component_counts + 2 * S + s)
         own_shift, own_rest = two_sum(x_shift, mu_shift)
-        from_y = own_shift - load(y, first, s, e, some_l, ACC)
-        from_y += own_rest - tl.load(state, mask=some_l, other=0.0).to(ACC)
+        from_y = own_rest - tl.load(state, mask=some_l, other=0.0).to(ACC)
+        if not EXCLUDE_DIAGONAL:
+            from_y += own_shift - load(y, first, s, e, some_l, ACC)
         upstream_c = tl.load(component_upstream).to(ACC)
     if PULL_STDS:
         m2_y = tl.load(state + plane, mask=some_l, other=0.0).to(ACC)

@@ -178,7 +178,7 @@ def leave_one_out(
         launch(
             leave_one_out_finish_kernel,
             merge_programs,
-            *map(strided, inputs[:3]),
+            *map(strided, inputs[1:3]),
             of.counts,
             parts,
             split_samples,

@@ -179,8 +179,9 @@ def gradient_of_pairs_kernel(
             plane = S.to(tl.int64) * E
             state = sample_state + s.to(tl.int64) * E + e
             n = tl.load(counts + s).to(ACC)
-            of_first = load(y, start + tl.load(counts + 2 * S + s), s, e, lost, ACC)
-            mean_y = of_first + tl.load(state, mask=lost, other=0.0).to(ACC)
+            first_row = start + tl.load(counts + 3 * S + s)
+            mean_y = load(x, first_row, s, e, lost, ACC) + load(mu, first_row, s, e, lost, ACC)
+            mean_y += tl.load(state, mask=lost, other=0.0).to(ACC)
             m2_y = tl.load(state + plane, mask=lost, other=0.0).to(ACC)
             weight = -tl.load(state + 3 * plane, mask=lost, other=0.0).to(ACC)
             eps = tl.load(component_eps).to(ACC)

@@ -52,7 +52,9 @@ def merge_streams(weight, mean, m2):
     merged = tl.sum(weight * mean, 0) * inverse(total)
     deviation = mean - merged[None, :]
     # In this order no stream of weight 0 becomes 0 * inf.
-    return total, merged, tl.sum(m2 + (weight * deviation) * deviation, 0)
+    m2 = tl.sum(m2 + (weight * deviation) * deviation, 0)
+    # What the mean lacks by rounding counts where one stream has most of the weight.
+    return total, merged + tl.sum(weight * deviation, 0) * inverse(total), m2
 
 
 @triton.jit

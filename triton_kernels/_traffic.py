@@ -230,7 +230,7 @@ def _gradient(programs: int, a: dict[str, Any], active: Active) -> _Elements:
         read = _sum(read, {"x": shifts, "mu": shifts, "y": samples})
     if of_components or diagonal:
         read = _sum(read, dict.fromkeys(("x", "mu"), components + shifts))
-    if of_components:
+    if of_components and not a["EXCLUDE_DIAGONAL"]:
         read = _sum(read, {"y": shifts})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components
