@@ -36,7 +36,7 @@ def shifts_of_centre(x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: t
 
 
 @triton.jit
-def _store_state(moments, ends, c_shift, counts, state, place, FEW: tl.constexpr):
+def _store_state(moments, ends, c_shift, counts, state, place, few):
     """Writes (4, S, E), see `_store_state` in `_moments_finish.py`, but both means from the centre
     of the first component; NaN where pairs or moments are not good enough; the weight times -1
     where the backward pass cannot take some row from them. Returns q, times 2, added up over all
@@ -54,12 +54,10 @@ def _store_state(moments, ends, c_shift, counts, state, place, FEW: tl.constexpr
     lost |= far(weight, mean_c, c_shift + mean_c, m2_c + counts[1])
     lost |= ~(q < LARGEST) | ~(tl.abs(mean_c) + tl.abs(mean_y) < float("inf"))
     lost &= some
-    sign = tl.full((q.shape[0],), 1.0, ACC)
-    if not FEW:
-        # One row is more than half of what it is to be taken from.
-        own = tl.maximum(highest - mean_y, mean_y - lowest)
-        most = ((2.0 * own) * own * n > (n - 1.0) * m2_y) | (2.0 * heaviest > weight)
-        sign = tl.where(most, -1.0, sign)
+    # One row is more than half of what it is to be taken from.
+    own = tl.maximum(highest - mean_y, mean_y - lowest)
+    most = ((2.0 * own) * own * n > (n - 1.0) * m2_y) | (2.0 * heaviest > weight)
+    sign = tl.where(most & (few == 0), -1.0, 1.0).to(ACC)
     nan = float("nan")
     plane = S.to(tl.int64) * E
     to = state + s.to(tl.int64) * E + e
@@ -72,7 +70,7 @@ def _store_state(moments, ends, c_shift, counts, state, place, FEW: tl.constexpr
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "splits", "S"],
+    do_not_specialize=["start", "rows", "rows_per_split", "splits", "few", "S"],
     do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def leave_one_out_kernel(
@@ -93,12 +91,12 @@ def leave_one_out_kernel(
     rows,
     rows_per_split,
     splits,
+    few,  # 1 where the backward pass takes no row from a sum, else 0
     S,
     E,
     tiles,
     OWN_STDS: tl.constexpr,
     SHARED: tl.constexpr,  # rows have one eps and the same contributing positions in both roles
-    FEW: tl.constexpr,  # the backward pass takes no row from a sum
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -125,7 +123,7 @@ def leave_one_out_kernel(
     )
     of_q = tl.zeros((), tl.float64)
     if splits == 1:
-        of_q = _store_state(moments, ends, shifts[0], (n, m), state, place, FEW)
+        of_q = _store_state(moments, ends, shifts[0], (n, m), state, place, few)
     else:
         q, count, mean_y, m2_y, weight, mean_c, m2_c = moments
         heaviest, lowest, highest = ends
@@ -149,7 +147,7 @@ def leave_one_out_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["start", "splits", "S"],
+    do_not_specialize=["start", "splits", "few", "S"],
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def leave_one_out_finish_kernel(
@@ -162,10 +160,10 @@ def leave_one_out_finish_kernel(
     partial_sums,  # (programs, 3) float64: of q, times 2; 0; 0
     start,
     splits,
+    few,
     S,
     E,
     tiles,
-    FEW: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
@@ -207,6 +205,6 @@ def leave_one_out_finish_kernel(
     ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
     n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
     sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, _store_state(moments, ends, shifts[0], (n, m), state, place, FEW))
+    tl.store(sums, _store_state(moments, ends, shifts[0], (n, m), state, place, few))
     tl.store(sums + 1, tl.zeros((), tl.float64))
     tl.store(sums + 2, tl.zeros((), tl.float64))

@@ -164,12 +164,12 @@ def leave_one_out(
         rows,
         split.samples,
         split.parts,
+        int(few(rows)),
         S,
         E,
         tiles,
         OWN_STDS=mixture.sample_eps is not None,
         SHARED=_shared(mixture, mixture),
-        FEW=few(rows),
         ACC=accumulator(dtype),
         **tile._asdict(),
     )
@@ -186,10 +186,10 @@ def leave_one_out(
             partial_sums[0, programs:],
             start,
             split.parts,
+            int(few(rows)),
             S,
             E,
             merge_tiles,
-            FEW=few(rows),
             **merge._asdict(),
         )
     _sums_of_pairs(inputs, mixture, of, state[0], of_pairs[0])

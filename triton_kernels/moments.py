@@ -119,13 +119,15 @@ def _gradients(
             E,
         )
         flags = _flags(mixtures, this)
-        if flags["EXCLUDE_DIAGONAL"] and few(stop - start):
+        by_pairs = flags["EXCLUDE_DIAGONAL"] and few(stop - start)
+        if by_pairs:
             _gradients_of_few(upstream[0], inputs, mixtures[0], where[0], plan, write)
-        else:
+        # The batch of `warmup` compiles what larger ones need.
+        if not by_pairs or stop - start <= 2:
             count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, upstream.device)
             launch(
                 gradient_kernel,
-                tiles * S * count,
+                0 if by_pairs else tiles * S * count,
                 *common,
                 rows_per_split,
                 tiles,
