@@ -58,8 +58,13 @@ LIMITS = {
     "float64": 8,
     "other": 16,
 }
-STREAMING = ("_least_kernel", "accumulate_kernel", "leave_one_out_kernel", "gradient_kernel")
-STREAMING += ("gradient_of_few_kernel",)
+STREAMING = (
+    "_least_kernel",
+    "accumulate_kernel",
+    "leave_one_out_kernel",
+    "gradient_kernel",
+    "gradient_of_few_kernel",
+)
 """They read the inputs, in a loop over rows."""
 LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
