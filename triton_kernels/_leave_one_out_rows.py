@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._moments_rows import careful_log2, inverse, load_rows, merge, merge_streams, variance, where
+from ._moments_rows import careful_log2, inverse, load_rows, merge_streams, variance, where
 from ._tiles import contributing
 
 
@@ -26,12 +26,30 @@ def _across(n, mean_y, m2_y, weight, mean_c, m2_c):
 
 
 @triton.jit
+def _inverse(weight):
+    """The same as `inverse`, rounded, by one step of Newton's method."""
+    over = inverse(weight)
+    return over * (2.0 - weight * over)
+
+
+@triton.jit
+def _merge(weight, mean, m2, more, more_mean, more_m2):
+    """As `merge`, where either may have nearly all of the weight: the mean is that of the heavier
+    one and a small correction."""
+    over = _inverse(weight + more)
+    share, rest = more * over, weight * over
+    step = more_mean - mean
+    mean = tl.where(more > weight, more_mean - rest * step, mean + share * step)
+    return weight + more, mean, (m2 + more_m2) + ((weight * share) * step) * step
+
+
+@triton.jit
 def join(q, n, mean_y, m2_y, weight, mean_c, m2_c, q_b, n_b, mean_yb, m2_yb, w_b, mean_cb, m2_cb):
     """Pairs and moments of two sets of rows as those of their union."""
     q += q_b + _across(n, mean_y, m2_y, w_b, mean_cb, m2_cb)
     q += _across(n_b, mean_yb, m2_yb, weight, mean_c, m2_c)
-    n, mean_y, m2_y = merge(n, mean_y, m2_y, n_b, mean_yb, m2_yb)
-    weight, mean_c, m2_c = merge(weight, mean_c, m2_c, w_b, mean_cb, m2_cb)
+    n, mean_y, m2_y = _merge(n, mean_y, m2_y, n_b, mean_yb, m2_yb)
+    weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, w_b, mean_cb, m2_cb)
     return q, n, mean_y, m2_y, weight, mean_c, m2_c
 
 
@@ -70,7 +88,7 @@ def _of_group(found, y, c, p, here):
     else:
         ACC: tl.constexpr = n.dtype
         more = _sum(here[0].to(ACC), here[1].to(ACC), here[2].to(ACC), here[3].to(ACC))
-        mean_y = _sum(y[0], y[1], y[2], y[3]) * reciprocal(tl.maximum(more, 1.0))
+        mean_y = _sum(y[0], y[1], y[2], y[3]) * _inverse(tl.maximum(more, 1.0))
     d0, d1 = y[0] - where(here[0], mean_y), y[1] - where(here[1], mean_y)
     d2, d3 = y[2] - where(here[2], mean_y), y[3] - where(here[3], mean_y)
     m2_y = _sum(d0 * d0, d1 * d1, d2 * d2, d3 * d3)
@@ -190,18 +208,17 @@ def _add_group(
         sample_logs = _add_logs(sample_logs, (u0, u1, u2, u3), here_i, here_l, True)
     heaviest, lowest, highest = ends
     heaviest = tl.maximum(heaviest, tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)))
-    a0, a1, a2, a3 = y0, y1, y2, y3
-    b0, b1, b2, b3 = y0, y1, y2, y3
-    if here_i[0] is not None:
-        far = float("inf")
-        a0, a1 = tl.where(here_i[0], y0, far), tl.where(here_i[1], y1, far)
-        a2, a3 = tl.where(here_i[2], y2, far), tl.where(here_i[3], y3, far)
-        b0, b1 = tl.where(here_i[0], y0, -far), tl.where(here_i[1], y1, -far)
-        b2, b3 = tl.where(here_i[2], y2, -far), tl.where(here_i[3], y3, -far)
-    lowest = tl.minimum(lowest, tl.minimum(tl.minimum(a0, a1), tl.minimum(a2, a3)))
-    highest = tl.maximum(highest, tl.maximum(tl.maximum(b0, b1), tl.maximum(b2, b3)))
-    ends = (heaviest, lowest, highest)
     group = _of_group(moments, (y0, y1, y2, y3), (c0, c1, c2, c3), (p0, p1, p2, p3), here_i)
+    a0, a1, a2, a3 = y0, y1, y2, y3
+    if here_i[0] is not None:
+        # In place of what does not contribute; of a group without samples the mean is 0, which may
+        # make a column that no row dominates look as if.
+        of_group = group[2]
+        a0, a1 = tl.where(here_i[0], y0, of_group), tl.where(here_i[1], y1, of_group)
+        a2, a3 = tl.where(here_i[2], y2, of_group), tl.where(here_i[3], y3, of_group)
+    lowest = tl.minimum(lowest, tl.minimum(tl.minimum(a0, a1), tl.minimum(a2, a3)))
+    highest = tl.maximum(highest, tl.maximum(tl.maximum(a0, a1), tl.maximum(a2, a3)))
+    ends = (heaviest, lowest, highest)
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
     q_b, n_b, mean_yb, m2_yb, w_b, mean_cb, m2_cb = group
     moments = join(
