@@ -62,7 +62,7 @@ def test_sums_and_state_are_those_of_the_plain_path(pairing, dtype):
     assert not lost.any()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     # Plain torch goes by pairs as a whole.
-    assert plain_state.isnan().any() <= lost.any()
+    assert pairing == "leave_one_out" or not plain_state.isnan().any()
     kept = torch.where(lost | plain_state.isnan(), plain_state, state)
     for ours, plain in ((sums, plain_sums), (kept, plain_state)):
         assert ours.dtype == plain.dtype

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._moments_rows import careful_log2, inverse, load_rows, merge_streams, variance, where
+from ._moments_rows import careful_log2, inverse, load_rows, merge, merge_streams, variance, where
 from ._tiles import contributing
 
 
@@ -33,14 +33,11 @@ def _inverse(weight):
 
 
 @triton.jit
-def _merge(weight, mean, m2, more, more_mean, more_m2):
-    """As `merge`, where either may have nearly all of the weight: the mean is that of the heavier
-    one and a small correction."""
-    over = _inverse(weight + more)
-    share, rest = more * over, weight * over
+def _merge_samples(n, mean, m2, more, more_mean, more_m2):
+    """As `merge`, by a rounded quotient: one for all features."""
+    share = more * _inverse(n + more)
     step = more_mean - mean
-    mean = tl.where(more > weight, more_mean - rest * step, mean + share * step)
-    return weight + more, mean, (m2 + more_m2) + ((weight * share) * step) * step
+    return n + more, mean + share * step, (m2 + more_m2) + ((n * share) * step) * step
 
 
 @triton.jit
@@ -48,8 +45,8 @@ def join(q, n, mean_y, m2_y, weight, mean_c, m2_c, q_b, n_b, mean_yb, m2_yb, w_b
     """Pairs and moments of two sets of rows as those of their union."""
     q += q_b + _across(n, mean_y, m2_y, w_b, mean_cb, m2_cb)
     q += _across(n_b, mean_yb, m2_yb, weight, mean_c, m2_c)
-    n, mean_y, m2_y = _merge(n, mean_y, m2_y, n_b, mean_yb, m2_yb)
-    weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, w_b, mean_cb, m2_cb)
+    n, mean_y, m2_y = _merge_samples(n, mean_y, m2_y, n_b, mean_yb, m2_yb)
+    weight, mean_c, m2_c = merge(weight, mean_c, m2_c, w_b, mean_cb, m2_cb)
     return q, n, mean_y, m2_y, weight, mean_c, m2_c
 
 
