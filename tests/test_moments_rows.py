@@ -39,8 +39,9 @@ def assert_loss(inputs, **options):
     assert_rule10(lambda t: mi(t, **options), inputs, options)
 
 
-def approximate(monkeypatch, error):
-    """Replaces the instructions by exact ones with `error(shape)` in [-1, 1] of what is allowed."""
+def approximate(monkeypatch, error, inverse=(), logarithm=()):
+    """Replaces the instructions by exact ones with `error(shape)` in [-1, 1] of what is allowed; in
+    more modules than those of the moments."""
 
     def handle(value, result):
         data = result.astype(np.float32)
@@ -57,9 +58,17 @@ def approximate(monkeypatch, error):
         size = np.where((data >= 0.5) & (data <= 2), 1.0, np.abs(exact))
         return handle(value, exact + LOG2_ERROR * error(exact.shape) * size)
 
-    for module in (_moments_rows, _moments_finish):
+    for module in (_moments_rows, _moments_finish, *inverse):
         monkeypatch.setattr(module, "reciprocal", reciprocal)
-    monkeypatch.setattr(_moments_rows, "log2", log2)
+    for module in (_moments_rows, *logarithm):
+        monkeypatch.setattr(module, "log2", log2)
+
+
+errors = {
+    "random": lambda random: lambda shape: random.uniform(-1, 1, shape),
+    "above": lambda random: np.ones,
+    "below": lambda random: lambda shape: -np.ones(shape),
+}
 
 
 @triton.jit
@@ -134,17 +143,11 @@ def test_offsets_and_weights(pairing, case, density):
 
 @pairing
 @case
-@pytest.mark.parametrize("error", ["random", "above", "below"])
+@pytest.mark.parametrize("error", errors)
 @pytest.mark.usefixtures("one_stream")
 def test_approximate_instructions(monkeypatch, pairing, case, error):
     """As inexact as the PTX manual allows."""
-    random = np.random.default_rng(0)
-    errors = {
-        "random": lambda shape: random.uniform(-1, 1, shape),
-        "above": np.ones,
-        "below": lambda shape: -np.ones(shape),
-    }
-    approximate(monkeypatch, errors[error])
+    approximate(monkeypatch, errors[error](np.random.default_rng(0)))
     for density in (0.6, 1.0):
         inputs = CASES[case](mi_inputs(24, 2, 5, torch.float32, seed=3, density=density))
         assert_loss(inputs, pairing=pairing)

@@ -131,7 +131,7 @@ def _of_pass(programs: int, a: Arguments, active: Active) -> Elements:
         read = added(read, {"x": shifts, "mu": shifts, "y": samples})
     if of_components or diagonal:
         read = added(read, dict.fromkeys(("x", "mu"), components + shifts))
-    if of_components:
+    if of_components and not a["EXCLUDE_DIAGONAL"]:
         read = added(read, {"y": shifts})
     if pull_own or of_components or diagonal:
         read["stds"] = active.either * E if pull_own else components

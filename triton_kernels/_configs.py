@@ -16,6 +16,7 @@ _MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its 
 _MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more than it hides
 _MAX_ROWS_PER_STREAM = 128  # the same, where rows are added four at a time
 _MIN_GROUPS = 2  # of rows of a program: fewer, and parts are as much traffic as the rows
+_FEW_ROWS = 16  # of which each meets all others in the backward pass
 _MAX_SPLITS = 512  # one program merges them, 16 at a time
 _MAX_LEAST = 1024  # programs of a role: they fill the machine, and one program adds them up
 
@@ -89,6 +90,38 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
+class FewTile(NamedTuple):
+    """FEATURES of four rows, which a program holds, of which a thread loads VECTOR at once."""
+
+    FEATURES: int
+    VECTOR: int
+    num_warps: int
+    maxnreg: int
+
+
+def few(rows: int) -> bool:
+    """Whether the gradients of "leave_one_out" are summed pair by pair: one row is soon more than
+    half of a few, and the arithmetic of so many pairs fits under the bytes of a row."""
+    return rows <= _FEW_ROWS
+
+
+def few_tile(features: int, *tensors: Tensor) -> FewTile:
+    """For the gradients of a few rows: programs of one warp, which waits for no other. Registers of
+    a thread allow 4 elements, in float64 one."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
+    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
+    return FewTile(width, vector, 1, _ALL_REGISTERS)
+
+
+def few_splits(rows: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the rows of one tile, and rows for each, in groups of four: one has
+    all of them where programs fill the machine, as partners come from the cache then."""
+    wanted = min(ceil_div(4 * _programs(device), programs), ceil_div(rows, 4))
+    per_split = ceil_div(ceil_div(rows, wanted), 4) * 4
+    return ceil_div(rows, per_split), per_split
+
+
 class MomentsSplits(NamedTuple):
     """How many programs share the batch, and rows of either role for each of them."""
 
@@ -130,7 +163,7 @@ def lost_tile(features: int) -> LostTile:
     Nothing depends on the batch, for which `warmup` does not ask, and little on the features."""
     width = _between(features, 1, 16)
     look = 2048 if features > 128 else _between(features, 1, 128)
-    return LostTile(4, 64 // width, width, look, 4, 168)
+    return LostTile(4, 64 // width, width, look, 4, _ALL_REGISTERS)
 
 
 def finish_tile(features: int, dtype: torch.dtype) -> Tile:

@@ -26,8 +26,6 @@ class ActiveRoles(NamedTuple):
 # and their sums: v = sigma^2 + eps takes 2, its share of a log and the extremes 4.
 _SAMPLE, _OWN_STDS, _COMPONENT = 5 + 3, 2 + 4, 3 + 2 + 4 + 1 + 7 + 4
 _MERGE = 20  # of the parts of one split
-# The same of the kernels of "leave_one_out", with the pairs (i, i).
-_ALONE, _MERGE_ALONE = 7 + (2 + 3 + 2) + (3 + 2 + 3 + 1 + 10) + 8, 24
 
 
 def expected(a: Arguments, density: float) -> ActiveRoles:
@@ -75,7 +73,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     S, E, splits = a["S"], a["E"], a["splits"]
     both = a["MIXTURES"] == 2
     plane, shifts = S * E, splits * active.positions * E
-    of_first, of_other = (_flags(a, a[n], active.whole[of]) for of, n in enumerate("NM"))
+    of_first, of_other = (flags_of(a, a[n], active.whole[of]) for of, n in enumerate("NM"))
     read = {"sample_mask": of_first, "component_mask": of_other}
     if a["SHARED"]:
         read = {"component_mask": of_first + of_other}
@@ -98,7 +96,7 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     return read, written, flops * E
 
 
-def _flags(a: Arguments, rows: int, whole: float) -> float:
+def flags_of(a: Arguments, rows: int, whole: float) -> float:
     """Not those of whole groups, of positions at which every row contributes, in whole tiles."""
     groups = rows - rows % (4 * a["ROWS"])
     return float(a["tiles"] * a["S"] * rows - a["E"] // a["FEATURES"] * whole * groups)
@@ -113,30 +111,7 @@ def _finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     return read, written, _MERGE * a["splits"] * plane
 
 
-def _leave_one_out(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
-    E, splits = a["E"], programs // (a["tiles"] * a["S"])
-    flags = a["tiles"] * a["rows"] * a["S"]  # every tile of features reads those of its rows
-    plane, shifts = splits * a["S"] * E, splits * active.positions * E
-    read = {"sample_active": flags, "component_active": flags, "counts": 4 * programs}
-    read |= {name: programs for name in ("sample_eps", "component_eps") if name in a}
-    read |= {"y": active.samples * E + shifts, "x": active.components * E + shifts}
-    read |= {"mu": active.components * E, "stds": active.stds * E}
-    written = {"sample_parts": 3 * plane, "component_parts": 4 * plane, "own_parts": 3 * plane}
-    return read, written | {"split_samples": programs}, _ALONE * active.stds * E
-
-
-def _leave_one_out_finish(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
-    plane, shifts = a["S"] * a["E"], active.positions * a["E"]
-    parts = a["splits"] * plane
-    read = {"y": shifts, "x": shifts, "mu": shifts, "counts": 4 * programs}
-    read |= {"sample_parts": 3 * parts, "component_parts": 4 * parts, "own_parts": 3 * parts}
-    read["split_samples"] = programs * a["splits"]
-    return read, {"state": 4 * plane, "partial_sums": 3 * programs}, _MERGE_ALONE * parts
-
-
 KERNELS: dict[str, Callable[[int, Arguments, Any], Elements]] = {
     "accumulate_kernel": _accumulate,
     "finish_kernel": _finish,
-    "leave_one_out_kernel": _leave_one_out,
-    "leave_one_out_finish_kernel": _leave_one_out_finish,
 }

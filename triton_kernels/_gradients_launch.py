@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 from fused_mi._mixture import Mixture
 from fused_mi._passes import Gradients, Pass
+from fused_mi._precision import accumulation_dtype
+from fused_mi._warming import warming
 from torch import Tensor
 
-from ._configs import Tile, ceil_div, lost_tile, splits
+from ._configs import Tile, ceil_div, few, few_splits, few_tile, lost_tile, splits
 from ._gradient_of_pairs import gradient_of_pairs_kernel
 from ._launch import accumulator, launch, strided
+from ._leave_one_out_few import gradient_of_few_kernel
 from ._moments_backward import gradient_kernel
 from ._moments_launch import Inputs
 
@@ -81,23 +84,30 @@ def backward(
                 programs[kernel][index] = tiles * S * count
                 rows = *tensors, start, stop - start, first, per_split
                 more = (*rows, last - first, *partners) if kernel else (*counts, *rows)
+                if kernel and not index:
+                    more = (*more, counts[0] if meta["EXCLUDE_DIAGONAL"] else None)
                 arguments[kernel] += *both, *more
+        # No row is taken from a sum of a few.
+        by_pairs = mixtures[0].exclude_diagonal and few(two[0][0].rows[1] - two[0][0].rows[0])
+        if by_pairs:
+            _of_few(of_sums, of_loss, inputs, mixtures[0], where, plan, two[0][1])
         for kernel, missing in enumerate((10 + 8, 8 + 12)):
             if len(two) == 1:
                 arguments[kernel] += (None,) * missing
-        launch(
-            gradient_kernel,
-            sum(programs[0]),
-            *common,
-            *arguments[0],
-            programs[0][0],
-            S,
-            E,
-            widths[0][0],
-            **meta,
-            ACC=accumulator(state.dtype),
-            **tile._asdict(),
-        )
+        if not by_pairs or warming():
+            launch(
+                gradient_kernel,
+                sum(programs[0]),
+                *common,
+                *arguments[0],
+                programs[0][0],
+                S,
+                E,
+                widths[0][0],
+                **meta,
+                ACC=accumulator(accumulation_dtype(*inputs)),
+                **tile._asdict(),
+            )
         launch(
             gradient_of_pairs_kernel,
             sum(programs[1]),
@@ -110,6 +120,45 @@ def backward(
             **meta,
             **lost._asdict(),
         )
+
+
+def _of_few(
+    of_sums: Tensor | None,
+    of_loss: tuple[Any, ...],
+    inputs: Inputs,
+    mixture: Mixture,
+    where: Active,
+    plan: Gradients,
+    write: Sequence[bool],
+) -> None:
+    """Of "leave_one_out", pair by pair."""
+    _, S, E = inputs[0].shape
+    start, stop = mixture.sample_rows
+    tile = few_tile(E, *inputs)
+    tiles = ceil_div(E, tile.FEATURES)
+    count, rows_per_split = few_splits(stop - start, tiles * S, inputs[0].device)
+    launch(
+        gradient_of_few_kernel,
+        tiles * S * count,
+        *map(strided, inputs),
+        *of_loss,
+        mixture.sample_eps,
+        mixture.component_eps,
+        where.samples,
+        where.components,
+        where.counts,
+        None if of_sums is None else of_sums[0],
+        *(tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)),
+        start,
+        stop - start,
+        rows_per_split,
+        S,
+        E,
+        tiles,
+        OWN_STDS=mixture.sample_eps is not None,
+        ACC=accumulator(accumulation_dtype(*inputs)),
+        **tile._asdict(),
+    )
 
 
 def _partners(mixtures: Sequence[Mixture], this: Pass) -> tuple[int, int]:

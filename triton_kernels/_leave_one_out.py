@@ -1,36 +1,77 @@
-"""Every row against all others: the moments of both roles in one pass, and from them the sums over
-all pairs without the pairs (i, i). In float64, as these are subtracted.
+"""Every row against all others: the sums over all pairs in one pass over the inputs, see
+`_leave_one_out_rows.py`, and the moments of both roles, from which the backward pass takes a row
+away.
 
-`leave_one_out` reads a range of rows and keeps, for each position and feature, the moments of every
-split of the batch; `leave_one_out_finish` merges the splits and adds up over features. A tile has
-ROWS rows: as many independent Welford streams.
+A program takes one position, some features and a part of the batch. Where one program has the whole
+batch, it is complete with that; otherwise pairs and moments go to `leave_one_out_finish_kernel`.
 """
 
 import triton
 import triton.language as tl
 
-from ._tiles import load, out_of_range, partners, position, two_sum, variance_terms
+from ._leave_one_out_rows import join, join_streams, pairs_of_rows
+from ._moments_finish import far
+from ._moments_forward import load_eps
+from ._tiles import load, position
+
+PARTS = tl.constexpr(9)
 
 
 @triton.jit
-def _merge_streams(weight, mean, m2):
-    """Moments (ROWS, FEATURES) of the streams of a tile as those of their union (FEATURES,)."""
-    total = tl.sum(weight, 0)
-    merged = tl.sum(weight * mean, 0) / tl.where(total > 0, total, 1.0)
-    deviation = mean - merged[None, :]
-    # In this order no stream of weight 0 becomes 0 * inf.
-    return total, merged, tl.sum(m2 + (weight * deviation) * deviation, 0)
+def shifts_of_centre(x, mu, counts, start, place, ACC: tl.constexpr, FEATURES: tl.constexpr):
+    """How many samples and components contribute, and the shifts: the centre of the first
+    component, rounded, and two parts of it whose sum is exactly that."""
+    tile, s, S, E = place
+    e = tile * FEATURES + tl.arange(0, FEATURES)
+    n, m = tl.load(counts + s), tl.load(counts + S + s)
+    some = (e < E) & (n > 0) & (m > 0)
+    j = start + tl.load(counts + 3 * S + s)
+    of_x, of_mu = load(x, j, s, e, some, ACC), load(mu, j, s, e, some, ACC)
+    c_shift = of_x + of_mu
+    # The sum without its larger part is exact.
+    larger = tl.abs(of_x) >= tl.abs(of_mu)
+    x_shift = tl.where(larger, of_x, c_shift - of_mu)
+    mu_shift = tl.where(larger, c_shift - of_x, of_mu)
+    return n, m, (c_shift, x_shift, mu_shift)
 
 
 @triton.jit
-def _farther(a, b):
-    """Of two deviations the larger one, with its sign."""
-    return tl.where(tl.abs(b) > tl.abs(a), b, a)
+def _store_state(moments, ends, c_shift, counts, state, place, few):
+    """Writes (4, S, E), see `_store_state` in `_moments_finish.py`, but both means from the centre
+    of the first component; NaN where pairs or moments are not good enough; the weight times -1
+    where the backward pass cannot take some row from them. Returns q, times 2, added up over all
+    columns but the former."""
+    q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
+    heaviest, lowest, highest = ends
+    tile, s, S, E = place
+    ACC: tl.constexpr = q.dtype
+    LARGEST: tl.constexpr = 2.0**100 if tl.float32 == ACC else 2.0**1000
+    e = tile * q.shape[0] + tl.arange(0, q.shape[0])
+    some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
+    step = mean_y - mean_c
+    lost = far(n, mean_y, c_shift + mean_y, m2_y + (n * step) * step)
+    # A sample is about sqrt v away from its component: the weights times that are their number.
+    lost |= far(weight, mean_c, c_shift + mean_c, m2_c + counts[1])
+    lost |= ~(q < LARGEST) | ~(tl.abs(mean_c) + tl.abs(mean_y) < float("inf"))
+    lost &= some
+    # One row is more than half of what it is to be taken from.
+    own = tl.maximum(highest - mean_y, mean_y - lowest)
+    most = ((2.0 * own) * own * n > (n - 1.0) * m2_y) | (2.0 * heaviest > weight)
+    sign = tl.where(most & (few == 0), -1.0, 1.0).to(ACC)
+    nan = float("nan")
+    plane = S.to(tl.int64) * E
+    to = state + s.to(tl.int64) * E + e
+    dtype: tl.constexpr = state.dtype.element_ty
+    tl.store(to, tl.where(lost, nan, mean_y).to(dtype), mask=e < E)
+    tl.store(to + plane, tl.where(lost, nan, m2_y).to(dtype), mask=e < E)
+    tl.store(to + 2 * plane, tl.where(lost, nan, mean_c).to(dtype), mask=e < E)
+    tl.store(to + 3 * plane, tl.where(lost, nan, sign * weight).to(dtype), mask=e < E)
+    return tl.sum(tl.where(some & ~lost, q, 0.0), 0).to(tl.float64)
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "S", "tiles"],
-    do_not_specialize_on_alignment=["sample_eps", "component_eps"],
+    do_not_specialize=["start", "rows", "rows_per_split", "splits", "few", "S", "tiles"],
+    do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def leave_one_out_kernel(
     y,  # (rows, S, E) strided
@@ -42,245 +83,128 @@ def leave_one_out_kernel(
     sample_active,  # (rows, S) uint8
     component_active,  # (rows, S) uint8
     counts,  # (4, S) int32, see Positions
-    sample_parts,  # (splits, 3, S, E) ACC: delta, NaN if out of range; m2, log-determinant terms
-    component_parts,  # (splits, 4, S, E) ACC: the same, with the weight after m2
-    own_parts,  # (splits, 3, S, E) ACC: q of the pairs (i, i), least log-term, farthest y - shift
-    split_samples,  # (splits, S) int32: contributing samples
+    state,  # (4, S, E), see `_store_state`; where there is one split
+    parts,  # (splits, 9, S, E) ACC: as of `join` without n, largest 1 / v, lowest and highest y
+    split_samples,  # (splits, S) ACC: contributing samples
+    partial_sums,  # (programs, 3) float64: of q, g, k, times 2
     start,
     rows,
     rows_per_split,
+    splits,
+    few,  # 1 where the backward pass takes no row from a sum, else 0
     S,
     E,
     tiles,
     OWN_STDS: tl.constexpr,
+    SHARED: tl.constexpr,  # rows have one eps and the same contributing positions in both roles
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     tile, s, split = position(tiles, S)
-    feature = tile * FEATURES + tl.arange(0, FEATURES)
-    e = feature[None, :]
-    first_row = tl.zeros((1, 1), tl.int32) + start
-    samples, components = tl.load(counts + s), tl.load(counts + S + s)
-    some = (samples > 0) & (components > 0) & (e < E)
-    y_shift = load(y, first_row + tl.load(counts + 2 * S + s), s, e, some, ACC)
-    x_shift = load(x, first_row + tl.load(counts + 3 * S + s), s, e, some, ACC)
-    n = tl.zeros((ROWS, 1), ACC)
-    mean_y = tl.zeros((ROWS, FEATURES), ACC)
-    m2_y = tl.zeros((ROWS, FEATURES), ACC)
-    log_i = tl.zeros((ROWS, FEATURES), ACC)
-    weight = tl.zeros((ROWS, FEATURES), ACC)
-    mean_c = tl.zeros((ROWS, FEATURES), ACC)
-    m2_c = tl.zeros((ROWS, FEATURES), ACC)
-    log_l = tl.zeros((ROWS, FEATURES), ACC)
-    diagonal = tl.zeros((ROWS, FEATURES), ACC)
-    least_log = tl.zeros((ROWS, FEATURES), tl.float32) + float("inf")
-    largest_log = tl.zeros((ROWS, FEATURES), tl.float32)
-    farthest = tl.zeros((ROWS, FEATURES), ACC)
-    eps_l = tl.load(component_eps).to(ACC)
-    if OWN_STDS:
-        eps_i = tl.load(sample_eps).to(ACC)
-
-    end = min((split + 1) * rows_per_split, rows)
-    for begin in range(split * rows_per_split, end, ROWS):
-        index = begin + tl.arange(0, ROWS)[:, None]
-        row = start + index
-        at = index.to(tl.int64) * S + s
-        here_i = tl.load(sample_active + at, mask=index < end, other=0) != 0
-        here_l = tl.load(component_active + at, mask=index < end, other=0) != 0
-        use_i = here_i & (e < E)
-        use_l = here_l & (e < E)
-        with_stds = use_l
-        if OWN_STDS:
-            with_stds = use_l | use_i
-        sigma = load(stds, row, s, e, with_stds, ACC)
-        sigma = tl.where(with_stds, sigma, 1.0)
-
-        value = load(y, row, s, e, use_i, ACC)
-        deviation_y = tl.where(use_i, value - y_shift, 0.0)
-        n += here_i.to(ACC)
-        step = deviation_y - mean_y
-        mean_y += step * (here_i.to(ACC) / tl.where(n > 0, n, 1.0))
-        m2_y += tl.where(use_i, step * (deviation_y - mean_y), 0.0)
-        if OWN_STDS:
-            _, log_terms = variance_terms(sigma, eps_i)
-            largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
-            log_i += tl.where(use_i, partners(components, here_l, True, ACC) * log_terms, 0.0)
-
-        centre = load(x, row, s, e, use_l, ACC) - x_shift
-        centre += load(mu, row, s, e, use_l, ACC)
-        deviation_c = tl.where(use_l, centre, 0.0)
-        precision, log_terms = variance_terms(sigma, eps_l)
-        largest_log = tl.maximum(largest_log, tl.abs(log_terms.to(tl.float32)))
-        precision = tl.where(use_l, precision, 0.0)
-        weight += precision
-        step = deviation_c - mean_c
-        mean_c += step * (precision / tl.where(weight > 0, weight, 1.0))
-        m2_c += tl.where(use_l, (precision * step) * (deviation_c - mean_c), 0.0)
-        log_l += tl.where(use_l, partners(samples, here_i, True, ACC) * log_terms, 0.0)
-
-        distance = (deviation_y - deviation_c) + (y_shift - x_shift)
-        diagonal += tl.where(use_i & use_l, (precision * distance) * distance, 0.0)
-        found = tl.where(use_l, log_terms.to(tl.float32), float("inf"))
-        least_log = tl.minimum(least_log, found)
-        farthest = _farther(farthest, deviation_y)
-
-    plane = S.to(tl.int64) * E
-    at = s.to(tl.int64) * E + feature
-    inside = feature < E
-    odd = out_of_range(tl.max(largest_log, 0), ACC) > 0
-    total, delta, m2 = _merge_streams(n + tl.zeros((ROWS, FEATURES), ACC), mean_y, m2_y)
-    parts = sample_parts + split.to(tl.int64) * 3 * plane + at
-    tl.store(parts, tl.where(odd, float("nan"), delta), mask=inside)
-    tl.store(parts + plane, m2, mask=inside)
-    tl.store(parts + 2 * plane, tl.sum(log_i, 0), mask=inside)
-    tl.store(split_samples + split * S + s, tl.sum(tl.sum(n, 1), 0).to(tl.int32))
-    total, delta, m2 = _merge_streams(weight, mean_c, m2_c)
-    parts = component_parts + split.to(tl.int64) * 4 * plane + at
-    tl.store(parts, tl.where(odd, float("nan"), delta), mask=inside)
-    tl.store(parts + plane, m2, mask=inside)
-    tl.store(parts + 2 * plane, total, mask=inside)
-    tl.store(parts + 3 * plane, tl.sum(log_l, 0), mask=inside)
-    parts = own_parts + split.to(tl.int64) * 3 * plane + at
-    tl.store(parts, tl.sum(diagonal, 0), mask=inside)
-    tl.store(parts + plane, tl.min(least_log, 0).to(ACC), mask=inside)
-    farthest = _farther(tl.max(farthest, 0), tl.min(farthest, 0))
-    tl.store(parts + 2 * plane, farthest, mask=inside)
-
-
-@triton.jit
-def _part(parts, mask):
-    return tl.load(parts, mask=mask, other=0.0).to(tl.float64)
-
-
-@triton.jit
-def _merge(weight, mean, m2, more, more_mean, more_m2):
-    """Moments of two sets with means from one shift; in this order 0 never meets infinity."""
-    total = weight + more
-    share = more / tl.where(total > 0, total, 1.0)
-    step = more_mean - mean
-    return total, mean + step * share, m2 + more_m2 + (weight * share * step) * step
-
-
-@triton.jit
-def _finite(a, b):
-    """Whether both are, and no NaN."""
-    return tl.abs(a) + tl.abs(b) < float("inf")
-
-
-@triton.jit
-def _far(weight, delta, mean, m2, MOST: tl.constexpr):
-    """Whether the shift is further from the mean than MOST root mean squares of the rows; `m2` is
-    their spread, and what else a difference from them is made of."""
-    step = tl.where(delta == 0, 1.0, delta)
-    of_mean = mean / step
-    spread = m2 / tl.where(weight > 0, weight, 1.0) / step / step
-    return (delta != 0) & (of_mean * of_mean + spread < 1.0 / (MOST * MOST))
+    place = (tile, s, S, E)
+    n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
+    first = split * rows_per_split
+    moments, ends, of_g, of_k = pairs_of_rows(
+        (y, x, mu, stds),
+        shifts,
+        (load_eps(sample_eps, ACC), load_eps(component_eps, ACC)),
+        (sample_active, component_active),
+        (n, m),
+        (start, rows, first, min(first + rows_per_split, rows)),
+        place,
+        OWN_STDS,
+        SHARED,
+        ACC,
+        ROWS,
+        FEATURES,
+        VECTOR,
+    )
+    of_q = tl.zeros((), tl.float64)
+    if splits == 1:
+        of_q = _store_state(moments, ends, shifts[0], (n, m), state, place, few)
+    else:
+        q, count, mean_y, m2_y, weight, mean_c, m2_c = moments
+        heaviest, lowest, highest = ends
+        e = tile * FEATURES + tl.arange(0, FEATURES)
+        plane = S.to(tl.int64) * E
+        to = parts + split.to(tl.int64) * PARTS * plane + s.to(tl.int64) * E + e
+        tl.store(to, q, mask=e < E)
+        tl.store(to + plane, mean_y, mask=e < E)
+        tl.store(to + 2 * plane, m2_y, mask=e < E)
+        tl.store(to + 3 * plane, weight, mask=e < E)
+        tl.store(to + 4 * plane, mean_c, mask=e < E)
+        tl.store(to + 5 * plane, m2_c, mask=e < E)
+        tl.store(to + 6 * plane, heaviest, mask=e < E)
+        tl.store(to + 7 * plane, lowest, mask=e < E)
+        tl.store(to + 8 * plane, highest, mask=e < E)
+        tl.store(split_samples + split.to(tl.int64) * S + s, tl.max(count, 0))
+    sums = partial_sums + tl.program_id(0) * 3
+    tl.store(sums, of_q)
+    tl.store(sums + 1, of_g)
+    tl.store(sums + 2, of_k)
 
 
 @triton.jit(
-    do_not_specialize=["start", "splits", "S", "tiles"],
+    do_not_specialize=["start", "splits", "few", "S", "tiles"],
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def leave_one_out_finish_kernel(
-    y,  # (rows, S, E) strided
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
     counts,  # (4, S) int32, see Positions
-    sample_parts,  # (splits, 3, S, E) ACC
-    component_parts,  # (splits, 4, S, E) ACC
-    own_parts,  # (splits, 3, S, E) ACC
-    split_samples,  # (splits, S) int32
-    state,  # (4, S, E) ACC, see `_store_state` in `_moments_finish.py`
-    partial_sums,  # (programs, 3) float64: of q, g, k, times 2, without lost columns
+    parts,  # (splits, 9, S, E) ACC
+    split_samples,  # (splits, S) ACC
+    state,  # (4, S, E)
+    partial_sums,  # (programs, 3) float64: of q, times 2; 0; 0
     start,
     splits,
+    few,
     S,
     E,
     tiles,
-    SPARE: tl.constexpr,  # whether ACC has many more digits than the result
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    # What is left of a sum without its largest term, and how far a shift may be.
-    LEFT: tl.constexpr = 2.0**-12 if SPARE else 0.5
-    MOST: tl.constexpr = 2.0**10 if SPARE else 8.0
+    ACC: tl.constexpr = parts.dtype.element_ty
     tile, s, _ = position(tiles, S)
-    e = tile * FEATURES + tl.arange(0, FEATURES)
-    inside = e < E
+    place = (tile, s, S, E)
+    e = (tile * FEATURES + tl.arange(0, FEATURES))[None, :]
     plane = S.to(tl.int64) * E
-    at = s.to(tl.int64) * E + e
-    zeros = tl.zeros((FEATURES,), tl.float64)
-
-    n = tl.zeros((1,), tl.float64)
-    mean_y, m2_y, k = zeros, zeros, zeros
+    zeros = tl.zeros((ROWS, FEATURES), ACC)
+    q, n, mean_y, m2_y = zeros, tl.zeros((ROWS, 1), ACC), zeros, zeros
+    weight, mean_c, m2_c, heaviest = zeros, zeros, zeros, zeros
+    INF: tl.constexpr = float("inf")
+    lowest, highest = zeros + INF, zeros - INF
     for begin in range(0, splits, ROWS):
-        split = begin + tl.arange(0, ROWS)
-        valid = split < splits
-        parts = sample_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
-        use = valid[:, None] & inside[None, :]
-        counted = tl.load(split_samples + split * S + s, mask=valid, other=0).to(tl.float64)
-        k += tl.sum(_part(parts + 2 * plane, use), 0)
-        of_rows = counted[:, None] + tl.zeros((ROWS, FEATURES), tl.float64)
-        found = _merge_streams(of_rows, _part(parts, use), _part(parts + plane, use))
-        n, mean_y, m2_y = _merge(n, mean_y, m2_y, tl.sum(counted, 0), found[1], found[2])
-
-    weight, mean_c, m2_c, g = zeros, zeros, zeros, zeros
-    for begin in range(0, splits, ROWS):
-        split = begin + tl.arange(0, ROWS)
-        parts = component_parts + (split.to(tl.int64)[:, None] * 4 * plane + at[None, :])
-        use = (split < splits)[:, None] & inside[None, :]
-        g += tl.sum(_part(parts + 3 * plane, use), 0)
-        delta, of_rows = _part(parts, use), _part(parts + 2 * plane, use)
-        found = _merge_streams(of_rows, delta, _part(parts + plane, use))
-        weight, mean_c, m2_c = _merge(weight, mean_c, m2_c, found[0], found[1], found[2])
-
-    samples, components = tl.load(counts + s), tl.load(counts + S + s)
-    some = inside & (samples > 0) & (components > 0)
-    y_row = start + tl.load(counts + 2 * S + s)
-    x_row = start + tl.load(counts + 3 * S + s)
-    y_shift = load(y, y_row, s, e, some, tl.float64)
-    x_shift = load(x, x_row, s, e, some, tl.float64)
-    mu_shift = load(mu, x_row, s, e, some, tl.float64)
-    _, rest = two_sum(x_shift, mu_shift)
-    distance = (y_shift - x_shift) + (mean_y - mean_c)
-    q = m2_y * weight + (n * weight * distance) * distance + n * m2_c
-    lost = _far(n, mean_y, y_shift + mean_y, m2_y, MOST)
-    # A sample is about sqrt v away from its component: the weights times that are their number.
-    lost |= _far(weight, mean_c, x_shift + mean_c, m2_c + components, MOST)
-    diagonal, heaviest, farthest = zeros, zeros, zeros
-    LOG_2PI: tl.constexpr = 1.8378770664093453
-    for begin in range(0, splits, ROWS):
-        split = begin + tl.arange(0, ROWS)
-        parts = own_parts + (split.to(tl.int64)[:, None] * 3 * plane + at[None, :])
-        use = (split < splits)[:, None] & inside[None, :]
-        diagonal += tl.sum(_part(parts, use), 0)
-        log_terms = tl.load(parts + plane, mask=use, other=float("inf")).to(tl.float64)
-        heaviest = tl.maximum(heaviest, tl.exp(LOG_2PI - tl.min(log_terms, 0)))
-        far = _part(parts + 2 * plane, use)
-        farthest = _farther(farthest, _farther(tl.max(far, 0), tl.min(far, 0)))
-    q -= diagonal
-    # Of the samples the outlier is the one that is farthest from the shift, or the shift.
-    own = tl.maximum(tl.abs(farthest - mean_y), tl.abs(mean_y))
-    lost |= (own * own) * n > (1 - LEFT) * (n - 1) * m2_y
-    lost |= heaviest > (1 - LEFT) * weight
-
-    dtype: tl.constexpr = state.dtype.element_ty
-    of_y, spread, of_c, of_weight = (
-        mean_y.to(dtype),
-        m2_y.to(dtype),
-        (mean_c - mu_shift + rest).to(dtype),
-        weight.to(dtype),
-    )
-    lost |= ~(_finite(of_y, spread) & _finite(of_c, of_weight) & _finite(m2_c, distance))
-    lost &= some
-    nan = float("nan")
-    tl.store(state + at, tl.where(lost, nan, of_y), mask=inside)
-    tl.store(state + plane + at, tl.where(lost, nan, spread), mask=inside)
-    tl.store(state + 2 * plane + at, tl.where(lost, nan, of_c), mask=inside)
-    tl.store(state + 3 * plane + at, tl.where(lost, nan, of_weight), mask=inside)
-    some &= ~lost
+        split = begin + tl.arange(0, ROWS)[:, None]
+        use = (split < splits) & (e < E)
+        of = parts + (split.to(tl.int64) * PARTS * plane + s.to(tl.int64) * E + e)
+        more = tl.load(split_samples + split.to(tl.int64) * S + s, mask=split < splits, other=0.0)
+        q, n, mean_y, m2_y, weight, mean_c, m2_c = join(
+            q,
+            n,
+            mean_y,
+            m2_y,
+            weight,
+            mean_c,
+            m2_c,
+            tl.load(of, use, 0.0),
+            more,
+            tl.load(of + plane, use, 0.0),
+            tl.load(of + 2 * plane, use, 0.0),
+            tl.load(of + 3 * plane, use, 0.0),
+            tl.load(of + 4 * plane, use, 0.0),
+            tl.load(of + 5 * plane, use, 0.0),
+        )
+        heaviest = tl.maximum(heaviest, tl.load(of + 6 * plane, use, 0.0))
+        lowest = tl.minimum(lowest, tl.load(of + 7 * plane, use, INF))
+        highest = tl.maximum(highest, tl.load(of + 8 * plane, use, -INF))
+    moments = join_streams(q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c)
+    ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
+    n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
     sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, tl.sum(tl.where(some, q, 0.0), 0))
-    tl.store(sums + 1, tl.sum(tl.where(some, g, 0.0), 0))
-    tl.store(sums + 2, tl.sum(tl.where(some, k, 0.0), 0))
+    tl.store(sums, _store_state(moments, ends, shifts[0], (n, m), state, place, few))
+    tl.store(sums + 1, tl.zeros((), tl.float64))
+    tl.store(sums + 2, tl.zeros((), tl.float64))

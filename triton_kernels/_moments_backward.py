@@ -75,8 +75,8 @@ def _gradient(
         c_shift, rest = two_sum(of_x, of_mu)
     if PULL_Y:
         state = sample_state + at_position
-        delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0)
-        weight = tl.load(state + 3 * plane, mask=some_i, other=0.0)
+        delta_c = tl.load(state + 2 * plane, mask=some_i, other=0.0).to(ACC)
+        weight = tl.load(state + 3 * plane, mask=some_i, other=0.0).to(ACC)
         upstream_y = of_samples[0].to(ACC)
     if PULL_OWN:
         eps_i = tl.load(sample_eps).to(ACC)
@@ -88,11 +88,12 @@ def _gradient(
         state = component_state + at_position
         first = partner_row + tl.load(component_counts + 2 * S + s)
         own_shift, own_rest = two_sum(x_shift, mu_shift)
-        from_y = own_shift - load(y, first, s, e, some_l, ACC)
-        from_y += own_rest - tl.load(state, mask=some_l, other=0.0)
+        from_y = own_rest - tl.load(state, mask=some_l, other=0.0).to(ACC)
+        if not EXCLUDE_DIAGONAL:
+            from_y += own_shift - load(y, first, s, e, some_l, ACC)
         upstream_c = of_components[0].to(ACC)
     if PULL_STDS:
-        m2_y = tl.load(state + plane, mask=some_l, other=0.0)
+        m2_y = tl.load(state + plane, mask=some_l, other=0.0).to(ACC)
         upstream_g = of_components[1].to(ACC)
 
     end = min((split + 1) * rows_per_split, rows)
@@ -132,7 +133,7 @@ def _gradient(
             own = tl.where(use_i & use_l, own, 0.0)
 
         if PULL_Y:
-            pull = (from_shift - delta_c) * weight
+            pull = (from_shift - delta_c) * tl.abs(weight)
             if EXCLUDE_DIAGONAL:
                 pull -= own * precision
             gradient_y = tl.where(use_i, weighted(upstream_y, pull), 0.0)

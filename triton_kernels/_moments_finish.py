@@ -36,7 +36,7 @@ def shifts_of(
 
 
 @triton.jit
-def _far(weight, delta, mean, m2):
+def far(weight, delta, mean, m2):
     """Whether the shift is further from the mean than 8 root mean squares of the rows; `m2` is
     their spread, and what else a difference from them is made of."""
     over = reciprocal(tl.where(delta == 0, 1.0, delta))
@@ -60,9 +60,9 @@ def _store_state(samples, components, shifts, counts, state, place):
     delta_c = mean_c + rest
     distance = (y_shift - c_shift) + (mean_y - delta_c)
     q = m2_y * weight + ((n * weight) * distance) * distance + n * m2_c
-    lost = _far(n, mean_y, y_shift + mean_y, m2_y)
+    lost = far(n, mean_y, y_shift + mean_y, m2_y)
     # A sample is about sqrt v away from its component: the weights times that are their number.
-    lost |= _far(weight, delta_c, c_shift + delta_c, m2_c + counts[1])
+    lost |= far(weight, delta_c, c_shift + delta_c, m2_c + counts[1])
     lost |= ~(q < LARGEST) | ~(tl.abs(delta_c) < float("inf"))
     lost &= some
     nan = float("nan")

@@ -16,7 +16,7 @@ from ._tiles import position
 
 
 @triton.jit
-def _eps(eps, ACC: tl.constexpr):
+def load_eps(eps, ACC: tl.constexpr):
     if eps is None:
         return None
     else:
@@ -75,7 +75,7 @@ def accumulate_kernel(
     tensors, place = (y, x, mu, stds), (tile, s, S, E)
     n, m, shifts = shifts_of(y, x, mu, counts, sample_start, component_start, place, ACC, FEATURES)
     y_shift, x_shift, mu_shift = shifts
-    eps_i, eps_l = _eps(sample_eps, ACC), _eps(component_eps, ACC)
+    eps_i, eps_l = load_eps(sample_eps, ACC), load_eps(component_eps, ACC)
     if MIXTURES == 1:
         samples, _, log_i, _ = moments_of_rows(
             tensors,
@@ -115,7 +115,7 @@ def accumulate_kernel(
         samples, other_components, log_i, other_log_l = moments_of_rows(
             tensors,
             (y_shift, other_x_shift, other_mu_shift),
-            (eps_i, _eps(other_component_eps, ACC)),
+            (eps_i, load_eps(other_component_eps, ACC)),
             (sample_mask, component_mask),
             (n, other_m),
             of_samples,
@@ -130,7 +130,7 @@ def accumulate_kernel(
         other_samples, components, other_log_i, log_l = moments_of_rows(
             tensors,
             (other_y_shift, x_shift, mu_shift),
-            (_eps(other_sample_eps, ACC), eps_l),
+            (load_eps(other_sample_eps, ACC), eps_l),
             (sample_mask, component_mask),
             (other_n, m),
             of_components,

@@ -14,15 +14,15 @@ from torch import Tensor
 from ._configs import (
     REDUCE,
     MomentsTile,
-    Tile,
     ceil_div,
+    few,
     finish_tile,
     lost_tile,
     moments_splits,
     splits,
 )
 from ._launch import accumulator, launch, strided
-from ._leave_one_out import leave_one_out_finish_kernel, leave_one_out_kernel
+from ._leave_one_out import PARTS, leave_one_out_finish_kernel, leave_one_out_kernel
 from ._moments_finish import finish_kernel
 from ._moments_forward import accumulate_kernel
 from ._moments_of_pairs import sums_of_pairs_kernel
@@ -142,62 +142,70 @@ def leave_one_out(
     sums: Tensor,
     state: Tensor,
     terms: Terms | None,
-    tile: Tile,
+    tile: MomentsTile,
 ) -> None:
     """The same of every row against all others."""
     _, _, S, E = state.shape
     (mixture,), of = mixtures, where
     start, stop = mixture.sample_rows
+    rows = stop - start
+    dtype = accumulation_dtype(*inputs)
     tiles = ceil_div(E, tile.FEATURES)
-    count, rows_per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
-    merge = finish_tile(E, state.dtype)
+    split = moments_splits(rows, rows, tiles * S, tile.ROWS, state.device)
+    programs = tiles * S * split.parts
+    merge = finish_tile(E, dtype)
     merge_tiles = ceil_div(E, merge.FEATURES)
-    partial_sums = sums.new_empty((1, merge_tiles * S, 3))
-    of_samples, own = (state.new_empty((count, 3, S, E)) for _ in range(2))
-    of_components = state.new_empty((count, 4, S, E))
-    split_samples = torch.empty((count, S), dtype=torch.int32, device=state.device)
+    merge_programs = merge_tiles * S if split.parts > 1 else 0
+    partial_sums = sums.new_empty((1, programs + merge_programs, 3))
+    # Where there is one split, nothing goes there.
+    shapes = ((1,),) * 2
+    if split.parts > 1:
+        shapes = ((split.parts, PARTS.value, S, E), (split.parts, S))
+    parts, split_samples = (torch.empty(n, dtype=dtype, device=state.device) for n in shapes)
     launch(
         leave_one_out_kernel,
-        tiles * S * count,
+        programs,
         *map(strided, inputs),
         mixture.sample_eps,
         mixture.component_eps,
         of.sample_active,
         of.component_active,
         of.counts,
-        of_samples,
-        of_components,
-        own,
+        state[0],
+        parts,
         split_samples,
+        partial_sums,
         start,
-        stop - start,
-        rows_per_split,
+        rows,
+        split.samples,
+        split.parts,
+        int(few(rows)),
         S,
         E,
         tiles,
         OWN_STDS=mixture.sample_eps is not None,
-        ACC=accumulator(state.dtype),
+        SHARED=_shared(mixture, mixture),
+        ACC=accumulator(dtype),
         **tile._asdict(),
     )
-    launch(
-        leave_one_out_finish_kernel,
-        merge_tiles * S,
-        *map(strided, inputs[:3]),
-        of.counts,
-        of_samples,
-        of_components,
-        own,
-        split_samples,
-        state[0],
-        partial_sums,
-        start,
-        count,
-        S,
-        E,
-        merge_tiles,
-        SPARE=state.dtype != accumulation_dtype(*inputs),
-        **merge._asdict(),
-    )
+    if merge_programs:
+        launch(
+            leave_one_out_finish_kernel,
+            merge_programs,
+            *map(strided, inputs[1:3]),
+            of.counts,
+            parts,
+            split_samples,
+            state[0],
+            partial_sums[0, programs:],
+            start,
+            split.parts,
+            int(few(rows)),
+            S,
+            E,
+            merge_tiles,
+            **merge._asdict(),
+        )
     active = of.sample_active, of.component_active
     reduce(_with_pairs(inputs, mixtures, active, state, partial_sums), sums, mixtures, terms)
 
@@ -243,7 +251,6 @@ def _with_pairs(
         sums_of_pairs_kernel,
         D * programs,
         *map(strided, inputs),
-        m.sample_eps,
         m.component_eps,
         None if other is None else other.component_eps,
         *map(strided, masks),
@@ -261,7 +268,6 @@ def _with_pairs(
         S,
         E,
         tiles,
-        OWN_STDS=m.sample_eps is not None,
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
         **tile._asdict(),
     )

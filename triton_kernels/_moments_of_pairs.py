@@ -13,13 +13,18 @@ from ._tiles import load, load_mask, position, root_terms
 
 
 @triton.jit
-def lost_of(state, other_state, s, e, E):
-    """Which columns are, in one of the states; either may be None."""
+def lost_of(state, other_state, s, e, E, S=None):
+    """Which columns are, in one of the states; either may be None. With S, also those from which a
+    row cannot be taken."""
     at = s.to(tl.int64) * E + e
     found = e < 0
     if state is not None:
+        if S is not None:
+            state += 3 * S.to(tl.int64) * E
         value = tl.load(state + at, mask=e < E, other=0.0)
         found = found | (value != value)
+        if S is not None:
+            found = found | (value < 0)
     if other_state is not None:
         value = tl.load(other_state + at, mask=e < E, other=0.0)
         found = found | (value != value)
@@ -53,7 +58,7 @@ def meet(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
         *("partials", "programs"),
     ],
     do_not_specialize_on_alignment=[
-        *("sample_eps", "component_eps", "other_component_eps", "partial_sums", "sums")
+        *("component_eps", "other_component_eps", "partial_sums", "sums")
     ],
 )
 def sums_of_pairs_kernel(
@@ -61,16 +66,15 @@ def sums_of_pairs_kernel(
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
     stds,  # (rows, S, E) strided
-    sample_eps,  # ()
     component_eps,  # ()
     other_component_eps,  # of a second mixture, in which the roles of all rows are swapped
     # (rows, S) strided bool; of the rows from the start where EXCLUDE_DIAGONAL: contributing ones
     sample_mask,
     component_mask,
     state,  # (mixtures, 4, S, E)
-    partial_sums,  # (mixtures, partials, 3) float64, of other kernels
+    partial_sums,  # (mixtures, partials, 3) float64, of other kernels, with the logs of all columns
     # (mixtures, programs, 3) float64, times 2: what each program adds up of these, and of lost
-    # columns q; g and k where EXCLUDE_DIAGONAL, else the logs of all columns are in `partial_sums`
+    # columns q
     sums,
     sample_start,
     component_start,
@@ -83,7 +87,6 @@ def sums_of_pairs_kernel(
     S,
     E,
     tiles,
-    OWN_STDS: tl.constexpr,
     EXCLUDE_DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     PARTNERS: tl.constexpr,
@@ -105,8 +108,6 @@ def sums_of_pairs_kernel(
         i_start, l_start = sample_start, component_start
     first, end = split * rows_per_split, min((split + 1) * rows_per_split, N)
     q = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
-    g = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
-    k = tl.zeros((ROWS, 1, FEATURES), ACC)
     left, right = tile * LOOK, min((tile + 1) * LOOK, E)
     columns = left + tl.arange(0, LOOK)
     all_lost = lost_of(state, None, s, columns, E)
@@ -120,7 +121,6 @@ def sums_of_pairs_kernel(
             flag = index if EXCLUDE_DIAGONAL else row
             here = load_mask(sample_mask, flag, s, index < end) & lost
             sample = load(y, row, s, e, here, ACC)
-            count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
             for partner in range(0, M, PARTNERS):
                 other = partner + tl.arange(0, PARTNERS)[None, :, None]
                 at = l_start + other
@@ -130,16 +130,8 @@ def sums_of_pairs_kernel(
                 centre = load(x, at, s, e, there, ACC)
                 offset = load(mu, at, s, e, there, ACC)
                 sigma = load(stds, at, s, e, there, ACC)
-                root, log_terms = root_terms(sigma, eps.to(ACC))
-                z = ((sample - centre) - offset) / root
+                z = ((sample - centre) - offset) / root_of(sigma, eps.to(ACC))
                 q += tl.where(use, z * z, 0.0)
-                if EXCLUDE_DIAGONAL:
-                    g += tl.where(use, log_terms, 0.0)
-                    count += use.to(ACC)
-            if OWN_STDS and EXCLUDE_DIAGONAL:
-                sigma = load(stds, row, s, e, here, ACC)
-                _, own_terms = root_terms(sigma, tl.load(sample_eps).to(ACC))
-                k += tl.where(here, tl.sum(count, 1, keep_dims=True) * own_terms, 0.0)
         column = next_of(all_lost, columns, column + FEATURES, right)
     number = tl.program_id(0) - mixture * programs
     share = tl.cdiv(partials, programs)
@@ -148,5 +140,5 @@ def sums_of_pairs_kernel(
     of_q, of_g, of_k = sums_of(partial_sums, part, 128)
     sums += tl.program_id(0) * 3
     tl.store(sums, of_q + tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
-    tl.store(sums + 1, of_g + tl.sum(tl.sum(tl.sum(g, 2), 1), 0))
-    tl.store(sums + 2, of_k + tl.sum(tl.sum(tl.sum(k, 2), 1), 0))
+    tl.store(sums + 1, of_g)
+    tl.store(sums + 2, of_k)

@@ -52,11 +52,13 @@ def merge_streams(weight, mean, m2):
     merged = tl.sum(weight * mean, 0) * inverse(total)
     deviation = mean - merged[None, :]
     # In this order no stream of weight 0 becomes 0 * inf.
-    return total, merged, tl.sum(m2 + (weight * deviation) * deviation, 0)
+    m2 = tl.sum(m2 + (weight * deviation) * deviation, 0)
+    # What the mean lacks by rounding counts where one stream has most of the weight.
+    return total, merged + tl.sum(weight * deviation, 0) * inverse(total), m2
 
 
 @triton.jit
-def _load(tensor, row, s, local, e, use, ACC: tl.constexpr):
+def load_rows(tensor, row, s, local, e, use, ACC: tl.constexpr):
     """A group at `row`, see `_tiles.load`: what changes in the loop is a scalar."""
     base = tensor[0] + row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
     at = base + (local.to(tl.int64) * tensor[1] + e.to(tl.int64) * tensor[3])
@@ -67,7 +69,7 @@ def _load(tensor, row, s, local, e, use, ACC: tl.constexpr):
 
 
 @triton.jit
-def _where(here, value):
+def where(here, value):
     """`value` in rows that are `here`, 0 elsewhere; None: all are."""
     if here is None:
         return value
@@ -76,7 +78,7 @@ def _where(here, value):
 
 
 @triton.jit
-def _variance(sigma, eps, here):
+def variance(sigma, eps, here):
     if here is None:
         return sigma * sigma + eps
     else:
@@ -100,14 +102,14 @@ def _add_samples(found, y, here):
         mean_y = _sum(y) * (1.0 / GROUP)
     else:
         mean_y = _sum(y) * reciprocal(tl.maximum(more, 1.0))
-    deviation = y - _where(here, mean_y[None, None])
+    deviation = y - where(here, mean_y[None, None])
     return merge(n, mean, m2, more, mean_y, _sum(deviation * deviation))
 
 
 @triton.jit
 def _add_components(found, c, v, here):
     weight, mean, m2 = found
-    p = _where(here, reciprocal(v))
+    p = where(here, reciprocal(v))
     more = _sum(p)
     mean_c = _sum(p * c) * inverse(more)
     deviation = c - mean_c[None, None]
@@ -147,33 +149,33 @@ def _add_group(
     use_l = here_l if here_l is None else here_l & inside
     APART: tl.constexpr = y_shift is not None and x_shift is not None and OWN_STDS and not SHARED
     if x_shift is not None:
-        centre = _load(x, row, s, local, e, use_l, ACC) - _where(here_l, x_shift)
-        centre += _load(mu, row, s, local, e, use_l, ACC) - _where(here_l, mu_shift)
+        centre = load_rows(x, row, s, local, e, use_l, ACC) - where(here_l, x_shift)
+        centre += load_rows(mu, row, s, local, e, use_l, ACC) - where(here_l, mu_shift)
     sigma_i = None
     sigma_l = None
     if APART:
-        sigma = _load(stds, row, s, local, e, use_i if use_i is None else use_i | use_l, ACC)
+        sigma = load_rows(stds, row, s, local, e, use_i if use_i is None else use_i | use_l, ACC)
         sigma_i = sigma if use_i is None else tl.where(use_i, sigma, 0.0)
         sigma_l = sigma if use_l is None else tl.where(use_l, sigma, 0.0)
     elif x_shift is not None:
-        sigma_l = _load(stds, row, s, local, e, use_l, ACC)
+        sigma_l = load_rows(stds, row, s, local, e, use_l, ACC)
     elif OWN_STDS:
-        sigma_i = _load(stds, row, s, local, e, use_i, ACC)
+        sigma_i = load_rows(stds, row, s, local, e, use_i, ACC)
     if sigma_l is not None:
-        v = _variance(sigma_l, eps[1], here_l)
+        v = variance(sigma_l, eps[1], here_l)
         component_logs = _add_logs(component_logs, v, here_l)
         components = _add_components(components, centre, v, here_l)
     if sigma_i is not None:
-        v = _variance(sigma_i, eps[0], here_i)
+        v = variance(sigma_i, eps[0], here_i)
         sample_logs = _add_logs(sample_logs, v, here_i)
     if y_shift is not None:
-        value = _load(y, row, s, local, e, use_i, ACC) - _where(here_i, y_shift)
+        value = load_rows(y, row, s, local, e, use_i, ACC) - where(here_i, y_shift)
         samples = _add_samples(samples, value, here_i)
     return samples, components, sample_logs, component_logs
 
 
 @triton.jit
-def _careful_log2(sigma, eps):
+def careful_log2(sigma, eps):
     """Of a variance that may be out of range: it is scaled by its own size."""
     NARROW: tl.constexpr = sigma.dtype == tl.float32
     FAR: tl.constexpr = 2.0**30 if NARROW else 2.0**250
@@ -206,8 +208,8 @@ def _log_sum(found, stds, eps, mask, some, part, place, inside):
         for first in range(begin, end, total.shape[0]):
             row = first + stream
             use = load_mask(mask, start + row, s, (row < end) & some) & inside[None, :]
-            sigma = _load(stds, start + first, s, stream, e, use, eps.dtype)
-            total += tl.where(use, _careful_log2(sigma, eps), 0.0)
+            sigma = load_rows(stds, start + first, s, stream, e, use, eps.dtype)
+            total += tl.where(use, careful_log2(sigma, eps), 0.0)
     of_all = tl.sum(tl.where(inside, tl.sum(total, 0), 0.0), 0).to(tl.float64)
     rows = tl.sum(tl.sum(count, 1), 0).to(tl.float64)
     elements = rows * tl.sum(inside.to(tl.int32), 0).to(tl.float64)

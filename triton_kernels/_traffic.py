@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _backward_traffic, _forward_traffic, _pairs_traffic
+from . import _backward_traffic, _forward_traffic, _leave_one_out_traffic, _pairs_traffic
 from ._backward_traffic import Active, ActivePasses, added
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
@@ -35,6 +35,9 @@ class Traffic(NamedTuple):
 AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
+
+
+_PARTS = (_forward_traffic, _backward_traffic, _leave_one_out_traffic, _pairs_traffic)
 
 
 def traffic(launch: Launch, active: AnyActive) -> Traffic:
@@ -70,7 +73,7 @@ def total(
 def expected(launch: Launch, density: float = 1.0) -> AnyActive:
     """For a mask of that density, the same for both roles of a row; no data is looked at."""
     a = launch.named()
-    for part in (_forward_traffic, _backward_traffic, _pairs_traffic):
+    for part in _PARTS:
         if launch.kernel.__name__ in part.KERNELS:
             found: AnyActive = part.expected(a, density)
             return found
@@ -86,7 +89,7 @@ def expected(launch: Launch, density: float = 1.0) -> AnyActive:
 def counted(launch: Launch) -> AnyActive:
     """From the data of the launch, once the launches before it have run."""
     a = launch.named()
-    for part in (_forward_traffic, _backward_traffic, _pairs_traffic):
+    for part in _PARTS:
         if launch.kernel.__name__ in part.KERNELS:
             found: AnyActive = part.counted(a)
             return found
@@ -227,5 +230,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     "reduce_kernel": _reduce,
     **_forward_traffic.KERNELS,
     **_backward_traffic.KERNELS,
+    **_leave_one_out_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }

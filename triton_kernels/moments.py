@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fused_mi._mixture import Mixture
 from fused_mi._passes import gradients, nothing
-from fused_mi._precision import moments_dtype
+from fused_mi._precision import accumulation_dtype, moments_dtype
 from torch import Tensor
 
 from ._configs import candidates, moments_tiles
@@ -47,18 +47,17 @@ def moments(
     if nothing(y, mixtures):
         reduce(sums.zero_()[:, None], sums, mixtures, terms)
         return sums, state.zero_()
+    both = swapped(mixtures)
+    tiles = moments_tiles(E, *inputs, both=both or exact)
     if exact:
         where = positions(mixtures[0], None if counts is None else counts[0])
         run = functools.partial(leave_one_out, inputs, mixtures, where, sums, state, terms)
-        tiles: Sequence[Any] = candidates(E, *inputs, heavy=True)
         run(best(_key("forward", inputs, mixtures), tiles, run, y.device))
         return sums, state
-    both = swapped(mixtures)
     if counts is None:
         counts = counts_of(mixtures, stds, both)
     together = len(mixtures) if both else 1
     at_once = terms if together == len(mixtures) else None
-    tiles = moments_tiles(E, *inputs, both=both)
     for d in range(0, len(mixtures), together):
         of = slice(d, d + together)
         of_these = inputs, mixtures[of], counts[of], sums[of], state[of], at_once
@@ -97,7 +96,7 @@ def moments_backward(
         upstream = upstream.contiguous()
     run = functools.partial(backward, upstream, inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
-    tiles = candidates(y.shape[2], *inputs, heavy=state.dtype == torch.float64)
+    tiles = candidates(y.shape[2], *inputs, heavy=accumulation_dtype(*inputs) == torch.float64)
     run(best(key, tiles, run, y.device))
     return plan.tensors
 

@@ -27,7 +27,7 @@ os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measu
 import _pairs_check
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
-from _budget import GPUS, LIMIT, OPEN, worst
+from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -36,13 +36,15 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPE = (64, 4, 4096)
+FEW = 8
+"""Rows of "leave_one_out" whose gradients are summed pair by pair."""
 PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
 # The kernels that read the inputs are limited by memory: 24 KiB must be on their way to an SM (3.35
 # TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads,
-# or in `accumulate_kernel` for four times as many.
+# or in `accumulate_kernel` and `leave_one_out_kernel` for four times as many.
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
@@ -51,6 +53,7 @@ LIMITS = {
     "stds": 48,  # of `prepare_kernel` and `_least_kernel`
     "sub_batch": 8,  # of `accumulate_kernel`
     "symmetric": 8,
+    "leave_one_out": 8,
     "float64": 8,
     "other": 16,
 }
@@ -60,6 +63,7 @@ STREAMING = (
     "accumulate_kernel",
     "leave_one_out_kernel",
     "gradient_kernel",
+    "gradient_of_few_kernel",
 )
 """They read the inputs, in a loop over rows."""
 LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
@@ -69,16 +73,20 @@ LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 MOST_SPILLED = {"sm_100": 64}
 """Bytes, outside of loops: packed arithmetic pairs up registers there."""
 
+ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few_kernel")
+"""They serve "leave_one_out" only."""
+
 OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
 """They have work in lost columns only, in float64."""
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 
-def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
+def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients, without data."""
-    inputs = [torch.empty(SHAPE, dtype=dtype, device="meta") for _ in range(4)]
-    mask = torch.empty(SHAPE[:2], dtype=torch.bool, device="meta")
+    shape = (rows, *SHAPE[1:])
+    inputs = [torch.empty(shape, dtype=dtype, device="meta") for _ in range(4)]
+    mask = torch.empty(shape[:2], dtype=torch.bool, device="meta")
     scoring = Scoring(mask, mask, pairing, True, True, 100.0)
     with recorded() as found:
         total, terms, state = jensen(inputs, scoring)
@@ -88,7 +96,9 @@ def launches(pairing: str, dtype: torch.dtype) -> list[Launch]:
 
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
-    found = specialised(targets, {pairing: partial(launches, pairing) for pairing in PAIRINGS})
+    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in PAIRINGS}
+    cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
+    found = specialised(targets, cases)
     return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
 
 
@@ -96,7 +106,7 @@ def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
     if specialisation.kernel == "accumulate_kernel":
         return "sub_batch" if flags["MIXTURES"] == 1 else "symmetric"
-    if flags.get("EXCLUDE_DIAGONAL"):
+    if flags.get("EXCLUDE_DIAGONAL") or specialisation.kernel in ALONE:
         return "leave_one_out"
     if specialisation.kernel not in ("gradient_kernel", "gradient_of_pairs_kernel"):
         return ""
@@ -137,23 +147,15 @@ def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
     if row[0].kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
-    narrow = row[1] in ("both", "symmetric") and all(dtype.itemsize == 2 for dtype in row[2])
-    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if narrow else "float32"]
+    narrow = all(dtype.itemsize == 2 for dtype in row[2])
+    both = narrow and row[1] in ("both", "symmetric", "leave_one_out")
+    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if both else "float32"]
     if min(widths, default=0) < least:
         yield f"{min(widths, default=0)} bits in the loop over rows"
     found = worst(target, binary)
-    if found and over_budget(target, row, found[1]) and _name(row) not in OPEN:
-        yield f"more than {LIMIT} of the memory's time"
-
-
-def _name(row: Row) -> str:
-    """Of a kernel in `OPEN`."""
-    kernel = row[0].kernel.strip("_").removesuffix("_kernel")
-    return f"{kernel} of {row[1]}" if row[1] == "leave_one_out" else kernel
-
-
-def over_budget(target: str, row: Row, share: float) -> bool:
-    return target == "sm_90" and torch.float64 not in row[2] and share > LIMIT
+    limit = LIMIT_OF_PAIRS if narrow and row[1] == "leave_one_out" else LIMIT
+    if found and target == "sm_90" and torch.float64 not in row[2] and found[1] > limit:
+        yield f"more than {limit} of the memory's time"
 
 
 def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
@@ -175,8 +177,6 @@ def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]
     found = worst(target, binary) if specialisation.kernel in STREAMING else None
     budget = ["", ""] if found is None else [str(found[0]), f"{found[1]:.2f}"]
     verdict = "; ".join(wrong) or "ok"
-    if found and not wrong and over_budget(target, row, found[1]):
-        verdict = f"open: {OPEN[_name(row)]}"
     numbers = [
         str(binary.registers),
         str(binary.spilled),
