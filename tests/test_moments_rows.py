@@ -66,7 +66,7 @@ def approximate(monkeypatch, error, inverse=(), logarithm=()):
 
 errors = {
     "random": lambda random: lambda shape: random.uniform(-1, 1, shape),
-    "above": lambda random: np.ones,
+    "above": lambda random: lambda shape: np.ones(shape),
     "below": lambda random: lambda shape: -np.ones(shape),
 }
 

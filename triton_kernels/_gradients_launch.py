@@ -89,8 +89,6 @@ def backward(
                 arguments[kernel] += *both, *more
         # No row is taken from a sum of a few.
         by_pairs = mixtures[0].exclude_diagonal and few(two[0][0].rows[1] - two[0][0].rows[0])
-        if by_pairs:
-            _of_few(of_sums, of_loss, inputs, mixtures[0], where, plan, two[0][1])
         for kernel, missing in enumerate((10 + 8, 8 + 12)):
             if len(two) == 1:
                 arguments[kernel] += (None,) * missing
@@ -108,6 +106,8 @@ def backward(
                 ACC=accumulator(accumulation_dtype(*inputs)),
                 **tile._asdict(),
             )
+        if by_pairs:
+            _of_few(of_sums, of_loss, inputs, mixtures[0], where, plan, two[0][1])
         launch(
             gradient_of_pairs_kernel,
             sum(programs[1]),

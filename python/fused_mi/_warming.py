@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 
-_running = ContextVar("warming", default=False)
+_running = 0  # of the process: the backward pass runs in a thread of its own
 
 
 def warming() -> bool:
-    """In this context."""
-    return _running.get()
+    """Calls beside a warmup launch more than they need, and are as right."""
+    return _running > 0
 
 
 @contextlib.contextmanager
 def every_kernel() -> Iterator[None]:
     """Calls inside launch every kernel that a batch of another size would."""
-    token = _running.set(True)
+    global _running
+    _running += 1
     try:
         yield
     finally:
-        _running.reset(token)
+        _running -= 1

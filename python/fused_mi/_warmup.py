@@ -67,7 +67,7 @@ def warmup(
             estimator=estimator,
             pairing=pairing,
         )
-    if gradients:
-        torch.autograd.grad(loss, [tensors[name] for name in gradients])
+        if gradients:
+            torch.autograd.grad(loss, [tensors[name] for name in gradients])
     if loss.is_cuda:
         torch.cuda.synchronize(loss.device)
