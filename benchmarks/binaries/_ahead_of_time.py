@@ -65,6 +65,7 @@ class Binary(NamedTuple):
     accesses: Counter[Access]
     in_loops: Counter[Access]  # those of them inside a loop
     loops: list[Loop]
+    outside: Counter[str]  # instructions outside of loops; NVIDIA only
 
     @property
     def inner(self) -> Counter[str]:
@@ -111,7 +112,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
     except Exception as error:  # whatever the compiler raises
         return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
     read = _read_cuda if target.backend == "cuda" else _read_hip
-    registers, spilled, accesses, loops, inner_loops = read(kernel)
+    registers, spilled, accesses, loops, inner_loops, outside = read(kernel)
     return Binary(
         registers,
         spilled,
@@ -120,6 +121,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
         Counter(access for access in accesses if access),
         Counter(a for i in set().union(*loops) if (a := accesses[i])),
         inner_loops,
+        outside,
     )
 
 
@@ -129,8 +131,9 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-_Read = tuple[int, int, list[Access | None], list[range], list[Loop]]
-"""Registers, bytes spilled, the access of each line, loops as ranges of lines, inner loops."""
+_Read = tuple[int, int, list[Access | None], list[range], list[Loop], Counter[str]]
+"""Registers, bytes spilled, the access of each line, loops as ranges of lines, inner loops, the
+instructions outside of loops."""
 
 
 def _read_cuda(kernel: Any) -> _Read:
@@ -145,7 +148,9 @@ def _read_cuda(kernel: Any) -> _Read:
     registers, stack, local = map(int, found.groups())
     loops = _loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
     accesses = [_cuda_access(line) for line in code]
-    return registers, stack + local, accesses, loops, _inner_loops(code, accesses, loops)
+    inside = set().union(*loops)
+    outside = _names(line for i, line in enumerate(code) if i not in inside)
+    return registers, stack + local, accesses, loops, _inner_loops(code, accesses, loops), outside
 
 
 FMA_PIPE = {"FFMA": 1, "FMUL": 1, "FADD": 1, "FFMA2": 2, "FMUL2": 2, "FADD2": 2}
@@ -153,22 +158,23 @@ FMA_PIPE |= {"DFMA": 1, "DMUL": 1, "DADD": 1}
 """Multiplications and additions of one instruction and lane."""
 
 
+def _names(lines: Iterable[str]) -> Counter[str]:
+    """Instructions; a guard, @P0 or @!UP1, stands before the name, options follow a dot."""
+    found = (re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)(\S*)", line) for line in lines)
+    matches = [(line[1], line[2]) for line in found if line]
+    return Counter("F2F.64" if name == "F2F" and "F64" in o else name for name, o in matches)
+
+
 def _inner_loops(code: list[str], accesses: list[Access | None], loops: list[range]) -> list[Loop]:
     found = []
     for loop in loops:
         if any(other != loop and other[0] in loop and other[-1] in loop for other in loops):
             continue
-        # A guard, @P0 or @!UP1, stands before the name; what follows a dot are options.
-        lines = (re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)(\S*)", code[i]) for i in loop)
-        matches = [(line[1], line[2]) for line in lines if line]
-        names = Counter(
-            "F2F.64" if name == "F2F" and "F64" in options else name for name, options in matches
-        )
         moved = Counter[str]()
         for i in loop:
             kind, bits = accesses[i] or ("", 0)
             moved[kind] += bits // 8 * (bits > 8)
-        found.append(Loop(names, moved["load"], moved["store"]))
+        found.append(Loop(_names(code[i] for i in loop), moved["load"], moved["store"]))
     return found
 
 
@@ -193,7 +199,7 @@ def _read_hip(kernel: Any) -> _Read:
     loops = _loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
     spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
     accesses = [_hip_access(line) for line in code]
-    return number("vgpr_count"), spilled, accesses, loops, []
+    return number("vgpr_count"), spilled, accesses, loops, [], Counter()
 
 
 def _hip_access(line: str) -> Access | None:

@@ -6,6 +6,7 @@ a launch and what waits want room, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -53,10 +54,13 @@ class PerByte(NamedTuple):
 
     @classmethod
     def of(cls, loop: Loop) -> PerByte:
-        names = loop.names
+        return cls(*(n / loop.bytes for n in cls.count(loop.names)))
+
+    @staticmethod
+    def count(names: Counter[str]) -> tuple[int, int, int, int]:
+        """All of these instructions, and those of each kind."""
         fp32 = sum(names[name] * n for name, n in FMA_PIPE.items() if name[0] == "F")
-        fp64 = sum(names[name] for name in FP64)
-        return cls(*(n / loop.bytes for n in (names.total(), fp32, fp64, names["MUFU"])))
+        return names.total(), fp32, sum(names[name] for name in FP64), names["MUFU"]
 
     def share(self, gpu: Gpu) -> float:
         """Of the time of the memory, for what takes longest."""

@@ -25,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
 os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measurement
 
 import _pairs_check
+import _whole
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
 from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, worst
@@ -220,6 +221,22 @@ PARTS = {
 }
 
 
+def _whole_launches(pool: ProcessPoolExecutor, targets: list[str]) -> bool:
+    """Prints a line for each direction; whether all are within the limits."""
+    table, passed = Table(*_whole.COLUMNS), True
+    directions = list(_whole.directions(targets))
+    needed = dict.fromkeys(s for direction in directions for _, s in direction.launches)
+    binaries = dict(zip(needed, pool.map(compiled, needed), strict=True))
+    for direction in directions:
+        line, good = _whole.cells(direction, _whole.Whole.of(direction, binaries.__getitem__))
+        passed &= good
+        table.add_row(*line, style=None if good else "red")
+    if directions:
+        Console(width=None if sys.stdout.isatty() else 180).print(table)
+        print(f"{_whole.LEGEND}\n", flush=True)
+    return passed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
@@ -248,6 +265,8 @@ def main() -> None:
                     table.add_row(*line, style=None if good else "red")
                 Console(width=None if sys.stdout.isatty() else 180).print(table)
                 print(f"{part.legend}\n", flush=True)
+            if "moments" in arguments.only:
+                passed &= _whole_launches(pool, arguments.target)
     for error in errors:
         print(f"\n{error}")
     seconds = time.perf_counter() - start
