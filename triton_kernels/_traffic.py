@@ -80,7 +80,7 @@ def expected(launch: Launch, density: float = 1.0) -> AnyActive:
     if "of_eps" in a and "N" in a:
         return _active_of_roles(a, density)
     rows = a.get("rows", 0)
-    if launch.programs > a.get("programs", launch.programs):  # of two roles
+    if "other_rows" in a and launch.programs > a["programs"]:  # of two roles
         rows += a["other_rows"]
     pairs = density * rows * a["S"] if "S" in a else 0
     return Active(0, 0, pairs, 0)

@@ -44,6 +44,10 @@ LIMIT_OF_PAIRS = 0.8
 """The same of "leave_one_out" for 16-bit inputs."""
 
 
+OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
+"""They have work in lost columns only, in float64."""
+
+
 class PerByte(NamedTuple):
     """Instructions of a lane for each byte that it reads and writes in a loop."""
 

@@ -28,7 +28,7 @@ import _pairs_check
 import _whole
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
-from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, worst
+from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -76,9 +76,6 @@ MOST_SPILLED = {"sm_100": 64}
 
 ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few_kernel")
 """They serve "leave_one_out" only."""
-
-OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
-"""They have work in lost columns only, in float64."""
 
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
