@@ -85,8 +85,8 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if both else vector
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    first = MomentsTile(_WARP * vector // width, width, vector, 1, _ALL_REGISTERS)
-    wider = [MomentsTile(1, w * _WARP * vector, vector, w, _ALL_REGISTERS) for w in (2, 4)]
+    first = MomentsTile(_WARP * vector // width, width, vector, 1, ALL_REGISTERS)
+    wider = [MomentsTile(1, w * _WARP * vector, vector, w, ALL_REGISTERS) for w in (2, 4)]
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
@@ -111,7 +111,7 @@ def few_tile(features: int, *tensors: Tensor) -> FewTile:
     wide = any(t.dtype == torch.float64 for t in tensors)
     vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
     width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    return FewTile(width, vector, 1, _ALL_REGISTERS)
+    return FewTile(width, vector, 1, ALL_REGISTERS)
 
 
 def few_splits(rows: int, programs: int, device: torch.device) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def lost_tile(features: int) -> LostTile:
     Nothing depends on the batch, for which `warmup` does not ask, and little on the features."""
     width = _between(features, 1, 16)
     look = 2048 if features > 128 else _between(features, 1, 128)
-    return LostTile(4, 64 // width, width, look, 4, _ALL_REGISTERS)
+    return LostTile(4, 64 // width, width, look, 4, ALL_REGISTERS)
 
 
 def finish_tile(features: int, dtype: torch.dtype) -> Tile:
@@ -250,13 +250,14 @@ def pairs_tile(samples: int, components: int, dtype: torch.dtype) -> PairsTile:
     most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers."""
     if dtype == torch.float64:
         n, m = _between(samples, 16, 32), _between(components, 16, 32)
-        return PairsTile(n, m, 4, 4, _ALL_REGISTERS)
+        return PairsTile(n, m, 4, 4, ALL_REGISTERS)
     n, m = _between(samples, 16, 64), _between(components, 16, 32)
     warps = n * m // 256
-    return PairsTile(n, m, 8, max(warps, 2), 128 if warps >= 4 else _ALL_REGISTERS)
+    return PairsTile(n, m, 8, max(warps, 2), 128 if warps >= 4 else ALL_REGISTERS)
 
 
-_ALL_REGISTERS = 255  # of a thread
+ALL_REGISTERS = 255  # of a thread
+REGISTERS_OF_48_WARPS = 40  # of a thread: what reads one tensor alone waits for less at once
 
 
 def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:

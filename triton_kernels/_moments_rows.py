@@ -53,8 +53,10 @@ def merge_streams(weight, mean, m2):
     deviation = mean - merged[None, :]
     # In this order no stream of weight 0 becomes 0 * inf.
     m2 = tl.sum(m2 + (weight * deviation) * deviation, 0)
-    # What the mean lacks by rounding counts where one stream has most of the weight.
-    return total, merged + tl.sum(weight * deviation, 0) * inverse(total), m2
+    NARROW: tl.constexpr = mean.dtype == tl.float32
+    if NARROW:  # what the mean lacks by rounding counts where one stream has most of the weight
+        merged += tl.sum(weight * deviation, 0) * inverse(total)
+    return total, merged, m2
 
 
 @triton.jit

@@ -15,7 +15,14 @@ import triton.language as tl
 from fused_mi._mixture import Mixture
 from torch import Tensor
 
-from ._configs import ceil_div, features_tile, least_splits, positions_splits
+from ._configs import (
+    ALL_REGISTERS,
+    REGISTERS_OF_48_WARPS,
+    ceil_div,
+    features_tile,
+    least_splits,
+    positions_splits,
+)
 from ._configs import positions_tile as tile_of_positions
 from ._launch import accumulator, launch, strided
 from ._tiles import load_mask
@@ -198,6 +205,7 @@ def prepare(
         BLOCK_ROWS=flags.BLOCK_ROWS,
         BLOCK_S=flags.BLOCK_S,
         num_warps=tile.num_warps,
+        maxnreg=ALL_REGISTERS if dtype == torch.float64 else REGISTERS_OF_48_WARPS,
     )
     low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)
     launch(

@@ -48,6 +48,12 @@ OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
 """They have work in lost columns only, in float64."""
 
 
+def kinds(names: Counter[str]) -> tuple[int, int, int, int]:
+    """All of these instructions, FP32, FP64 and MUFU."""
+    fp32 = sum(names[name] * n for name, n in FMA_PIPE.items() if name[0] == "F")
+    return names.total(), fp32, sum(names[name] for name in FP64), names["MUFU"]
+
+
 class PerByte(NamedTuple):
     """Instructions of a lane for each byte that it reads and writes in a loop."""
 
@@ -58,13 +64,7 @@ class PerByte(NamedTuple):
 
     @classmethod
     def of(cls, loop: Loop) -> PerByte:
-        return cls(*(n / loop.bytes for n in cls.count(loop.names)))
-
-    @staticmethod
-    def count(names: Counter[str]) -> tuple[int, int, int, int]:
-        """All of these instructions, and those of each kind."""
-        fp32 = sum(names[name] * n for name, n in FMA_PIPE.items() if name[0] == "F")
-        return names.total(), fp32, sum(names[name] for name in FP64), names["MUFU"]
+        return cls(*(n / loop.bytes for n in kinds(loop.names)))
 
     def share(self, gpu: Gpu) -> float:
         """Of the time of the memory, for what takes longest."""

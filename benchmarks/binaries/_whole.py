@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
-from _budget import GPUS, OF_PAIRS, PerByte, main_loops
+from _budget import GPUS, OF_PAIRS, PerByte, kinds, main_loops
 from _targets import ALL, TARGETS
 from fused_mi._mixture import Scoring, mixtures_of
 from fused_mi.triton_kernels import _traffic
@@ -91,13 +91,13 @@ class Whole(NamedTuple):
             bytes_ = _traffic.traffic(launch, _traffic.expected(launch)).bytes
             loops = [] if specialisation.kernel in OF_PAIRS else list(main_loops(found))
             rates = [max(of, default=0.0) for of in zip(*map(PerByte.of, loops), strict=True)]
-            for i, number in enumerate(PerByte.count(found.outside)):
+            for i, number in enumerate(kinds(found.outside)):
                 lanes[i] += threads * number + (rates[i] * bytes_ if rates else 0)
             moved += bytes_
         return cls(moved, PerByte(*(n / moved for n in lanes)))
 
 
-COLUMNS = ("batch", "target", "inputs", "pairing", "pass", "launches")
+COLUMNS: tuple[str, ...] = ("batch", "target", "inputs", "pairing", "pass", "launches")
 COLUMNS += ("of the floor", "per byte", "share", "verdict")
 LEGEND = """all launches of a pass: bytes beside the least that any implementation moves; all
 instructions, FP32, FP64 and MUFU of a lane for each byte; what takes longest of them as a share of
@@ -106,7 +106,9 @@ the memory's time"""
 
 def cells(direction: Direction, whole: Whole) -> tuple[list[str], bool]:
     """A line of the table, and whether it is within the limits."""
-    d, gpu, wrong, known = direction, GPUS[direction.target], [], []
+    d, gpu = direction, GPUS[direction.target]
+    wrong: list[str] = []
+    known: list[str] = []
     times, share = whole.bytes / d.floor, whole.instructions.share(gpu)
     small = d.shape[0] == SMALL
     most = MOST_BYTES + 0.1 * (d.dtype.itemsize == 2 and small)
