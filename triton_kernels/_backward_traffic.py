@@ -45,8 +45,8 @@ def expected(a: Arguments, density: float) -> ActivePasses:
     found = []
     for _, of_pass in passes(0, a):
         pairs = density * of_pass["rows"] * a["S"]
-        roles = (pairs * (f"{role}_mask" in of_pass) for role in ("sample", "component"))
-        found.append(Active(*roles, pairs, a["S"]))
+        samples, components = (pairs * (f"{r}_mask" in of_pass) for r in ("sample", "component"))
+        found.append(Active(samples, components, pairs, a["S"]))
     return found
 
 

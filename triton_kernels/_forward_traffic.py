@@ -65,8 +65,8 @@ def counted(a: Arguments) -> ActiveRoles:
         stds = sum(int((of[0] | of[1]).sum()) for of in found)
     else:
         stds = components + samples * a["OWN_STDS"]
-    whole = (int(torch.stack(of).all(0).all(0).sum()) for of in found)
-    return ActiveRoles(samples, components, stds, positions, (next(whole), next(whole)))
+    of_first, of_other = (int(torch.stack(of).all(0).all(0).sum()) for of in found)
+    return ActiveRoles(samples, components, stds, positions, (of_first, of_other))
 
 
 def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:

@@ -75,10 +75,7 @@ def backward(
             roles, counts, partners = _roles(mixtures, where, this)
             first, last = _partners(mixtures, this)
             both = *roles, *_of_roles(state, this), *_of_roles(of_sums, this)
-            tensors = (
-                tensor if here else None for tensor, here in zip(plan.tensors, write, strict=True)
-            )
-            tensors = tuple(tensors)
+            tensors = [t if here else None for t, here in zip(plan.tensors, write, strict=True)]
             for kernel, (tiles, rows_at_once) in enumerate(widths):
                 count, per_split = splits(stop - start, tiles * S, rows_at_once, state.device)
                 programs[kernel][index] = tiles * S * count

@@ -61,7 +61,9 @@ def _gradient_of_few(programs: int, a: Arguments, active: ActiveRoles) -> Elemen
     centres = active.components * E * (pull_c + groups * pull_y) + shifts
     read |= {"x": centres, "mu": centres}
     read["stds"] = active.stds * E * pull_c + active.components * E * groups * pull_y
-    written = {name: rows * S * E for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a}
+    written: dict[str, float] = {
+        name: rows * S * E for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
+    }
     return read, written, _PAIR * active.stds * (rows - 1) * E
 
 

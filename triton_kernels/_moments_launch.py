@@ -158,7 +158,7 @@ def leave_one_out(
     merge_programs = merge_tiles * S if split.parts > 1 else 0
     partial_sums = sums.new_empty((1, programs + merge_programs, 3))
     # Where there is one split, nothing goes there.
-    shapes = ((1,),) * 2
+    shapes: tuple[tuple[int, ...], ...] = ((1,), (1,))
     if split.parts > 1:
         shapes = ((split.parts, PARTS.value, S, E), (split.parts, S))
     parts, split_samples = (torch.empty(n, dtype=dtype, device=state.device) for n in shapes)

@@ -24,6 +24,7 @@ from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
+from ._gradients_launch import Upstream as UpstreamOfLoss
 from ._moments_launch import Terms, swapped
 from ._prepare import counts_of, prepare
 
@@ -52,7 +53,8 @@ def jensen_backward(
 ) -> list[Tensor | None]:
     """See `Estimators.jensen_backward`."""
     mixtures = kept_mixtures(state, scoring, inputs)
-    of_loss = _moments.Upstream(*upstream, jensen_divisor(scoring, inputs))
+    total, terms = upstream
+    of_loss = UpstreamOfLoss(total, terms, jensen_divisor(scoring, inputs))
     moments = moments_in(state, scoring, inputs)
     counts = counts_in(state, scoring, inputs)
     return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted, counts)

@@ -67,7 +67,8 @@ def _launches(
         jensen_backward((total, terms), inputs, scoring, state, [True] * 4)
     eps = mask.new_empty((), dtype=torch.float32)
     mixtures = mixtures_of(scoring, inputs, lambda _, roles, *__: [eps] * len(roles))
-    floor = _traffic.floor(*inputs, mixtures, [True] * 4)
+    y, x, mu, stds = inputs
+    floor = _traffic.floor(y, x, mu, stds, mixtures, [True] * 4)
     yield "forward", forward, floor["eps reads"] + floor["forward reads"]
     yield "backward", backward, floor["backward reads"] + floor["gradient writes"]
 
