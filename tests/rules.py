@@ -75,6 +75,8 @@ def scales(inputs, estimator, pairing, combine, reduction, safety_factor, eps_dt
 def underflows(inputs, estimator, pairing, combine, reduction, safety_factor=100.0):
     """Whether the largest responsibility among the terms of some gradient is so small that these
     terms may be denormal: the rule is of rounding, which is not relative to such numbers."""
+    if estimator == "jensen":
+        return False
     acc = accumulation_dtype(*[inputs[i] for i in FLOATING])
     least = math.log(torch.finfo(acc).tiny / torch.finfo(acc).eps)
     wide = [t.cpu().double() if t.dim() == 3 else t.cpu() for t in inputs]
@@ -87,7 +89,7 @@ def underflows(inputs, estimator, pairing, combine, reduction, safety_factor=100
         log_r = log_r[..., None].masked_fill(pair_weights(samples, components) == 0, -torch.inf)
         for most in (log_r.amax(0), log_r.amax(1)):
             if ((most < least) & (most > -torch.inf)).any():
-                return estimator == "logsumexp"
+                return True
     return False
 
 

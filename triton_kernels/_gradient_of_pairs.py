@@ -4,7 +4,7 @@ serves, and as there."""
 import triton
 import triton.language as tl
 
-from ._moments_of_pairs import lost_of, meet, next_of, root_of
+from ._moments_of_pairs import lost_of, next_of, partners_at, root_of
 from ._terms import upstream_of
 from ._tiles import load, load_mask, position_of, store_rows, weighted
 
@@ -90,16 +90,13 @@ def _gradient_of_pairs(
                     here = load_mask(sample_mask, flag, s, index < end) & redo
                     own_y = load(y, row, s, e, here, ACC)
                     eps_l = tl.load(partner_eps).to(ACC)
+                    met = (partner_start, partners, component_partner_mask)
                     # In units of the least root no term overflows, which two could with each sign.
                     least = tl.zeros((ROWS, PARTNERS, FEATURES), ACC) + float("inf")
                     for partner in range(0, partners, PARTNERS):
-                        other = partner + tl.arange(0, PARTNERS)[None, :, None]
-                        at = partner_start + other
-                        of_other = other if EXCLUDE_DIAGONAL else at
-                        there = (
-                            load_mask(component_partner_mask, of_other, s, other < partners) & lost
+                        at, there, use = partners_at(
+                            partner, met, s, lost, here, index, EXCLUDE_DIAGONAL, PARTNERS
                         )
-                        use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                         their_sigma = load(stds, at, s, e, there, ACC)
                         least = tl.where(use, tl.minimum(least, tl.abs(their_sigma)), least)
                     of_unit = tl.min(least, 1, keep_dims=True)
@@ -107,13 +104,9 @@ def _gradient_of_pairs(
                     pull = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                     count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                     for partner in range(0, partners, PARTNERS):
-                        other = partner + tl.arange(0, PARTNERS)[None, :, None]
-                        at = partner_start + other
-                        of_other = other if EXCLUDE_DIAGONAL else at
-                        there = (
-                            load_mask(component_partner_mask, of_other, s, other < partners) & lost
+                        at, there, use = partners_at(
+                            partner, met, s, lost, here, index, EXCLUDE_DIAGONAL, PARTNERS
                         )
-                        use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
                         their_x = load(x, at, s, e, there, ACC)
                         their_mu = load(mu, at, s, e, there, ACC)
                         their_sigma = load(stds, at, s, e, there, ACC)
@@ -139,15 +132,14 @@ def _gradient_of_pairs(
                     sigma = load(stds, row, s, e, here, ACC)
                     root = root_of(sigma, tl.load(component_eps).to(ACC))
                     large, small = tl.maximum(root, 1.0), tl.minimum(root, 1.0)
+                    met = (partner_start, partners, sample_partner_mask)
                     distances = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                     squares = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)  # over v, and over `large`
                     count = tl.zeros((ROWS, PARTNERS, FEATURES), ACC)
                     for partner in range(0, partners, PARTNERS):
-                        other = partner + tl.arange(0, PARTNERS)[None, :, None]
-                        at = partner_start + other
-                        of_other = other if EXCLUDE_DIAGONAL else at
-                        there = load_mask(sample_partner_mask, of_other, s, other < partners) & lost
-                        use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
+                        at, there, use = partners_at(
+                            partner, met, s, lost, here, index, EXCLUDE_DIAGONAL, PARTNERS
+                        )
                         their_y = load(y, at, s, e, there, ACC)
                         distance = (their_y - own_x) - own_mu
                         z = distance / root

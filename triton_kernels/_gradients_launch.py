@@ -65,58 +65,67 @@ def backward(
     of_sums = upstream if isinstance(upstream, Tensor) else None
     of_loss = (None,) * 6 if isinstance(upstream, Tensor) else upstream.arguments()
     common = *map(strided, inputs), *of_loss
-    meta = {"EXCLUDE_DIAGONAL": mixtures[0].exclude_diagonal}
+    tiles, lost_tiles = ceil_div(E, tile.FEATURES), ceil_div(E, lost.LOOK)
+    alone = mixtures[0].exclude_diagonal
     for two in (parts[i : i + 2] for i in range(0, len(parts), 2)):
-        arguments: list[Any] = [[], []]
-        programs: list[Any] = [[0, 0], [0, 0]]
-        widths = (ceil_div(E, tile.FEATURES), tile.ROWS), (ceil_div(E, lost.LOOK), lost.ROWS)
-        for index, (this, write) in enumerate(two):
+        of_rows: list[tuple[Any, ...]] = []  # arguments of each pass, of either kernel
+        of_pairs: list[tuple[Any, ...]] = []
+        programs: list[int] = []
+        lost_programs: list[int] = []
+        for this, write in two:
             start, stop = this.rows
             roles, counts, partners = _roles(mixtures, where, this)
             first, last = _partners(mixtures, this)
             both = *roles, *_of_roles(state, this), *_of_roles(of_sums, this)
             tensors = [t if here else None for t, here in zip(plan.tensors, write, strict=True)]
-            for kernel, (tiles, rows_at_once) in enumerate(widths):
-                count, per_split = splits(stop - start, tiles * S, rows_at_once, state.device)
-                programs[kernel][index] = tiles * S * count
-                rows = *tensors, start, stop - start, first, per_split
-                more = (*rows, last - first, *partners) if kernel else (*counts, *rows)
-                if kernel and not index:
-                    more = (*more, counts[0] if meta["EXCLUDE_DIAGONAL"] else None)
-                arguments[kernel] += *both, *more
+            rows = *tensors, start, stop - start, first
+            count, per_split = splits(stop - start, tiles * S, tile.ROWS, state.device)
+            programs.append(tiles * S * count)
+            of_rows.append((*both, *counts, *rows, per_split))
+            count, per_split = splits(stop - start, lost_tiles * S, lost.ROWS, state.device)
+            lost_programs.append(lost_tiles * S * count)
+            of_pairs.append((*both, *rows, per_split, last - first, *partners))
         # No row is taken from a sum of a few.
-        by_pairs = mixtures[0].exclude_diagonal and few(two[0][0].rows[1] - two[0][0].rows[0])
-        for kernel, missing in enumerate((10 + 8, 8 + 12)):
-            if len(two) == 1:
-                arguments[kernel] += (None,) * missing
+        by_pairs = alone and few(mixtures[0].samples)
         if not by_pairs or warming():
+            one, other = _one_and_other(of_rows)
             launch(
                 gradient_kernel,
-                sum(programs[0]),
+                sum(programs),
                 *common,
-                *arguments[0],
-                programs[0][0],
+                *one,
+                *other,
+                programs[0],
                 S,
                 E,
-                widths[0][0],
-                **meta,
+                tiles,
+                EXCLUDE_DIAGONAL=alone,
                 ACC=accumulator(accumulation_dtype(*inputs)),
                 **tile._asdict(),
             )
         if by_pairs:
             _of_few(of_sums, of_loss, inputs, mixtures[0], where, plan, two[0][1])
+        one, other = _one_and_other(of_pairs)
         launch(
             gradient_of_pairs_kernel,
-            sum(programs[1]),
+            sum(lost_programs),
             *common,
-            *arguments[1],
-            programs[1][0],
+            *one,
+            where.counts[0] if alone else None,
+            *other,
+            lost_programs[0],
             S,
             E,
-            widths[1][0],
-            **meta,
+            lost_tiles,
+            EXCLUDE_DIAGONAL=alone,
             **lost._asdict(),
         )
+
+
+def _one_and_other(passes: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments of two passes, None for a second one that is not there."""
+    one, *other = passes
+    return one, other[0] if other else (None,) * len(one)
 
 
 def _of_few(

@@ -12,7 +12,7 @@ import triton.language as tl
 from ._leave_one_out_rows import join, join_streams, pairs_of_rows
 from ._moments_finish import far
 from ._moments_forward import load_eps
-from ._tiles import load, position
+from ._tiles import load, position, store_state, store_sums
 
 PARTS = tl.constexpr(9)
 
@@ -43,7 +43,7 @@ def _store_state(moments, ends, c_shift, counts, state, place, few):
     columns but the former."""
     q, n, mean_y, m2_y, weight, mean_c, m2_c = moments
     heaviest, lowest, highest = ends
-    tile, s, S, E = place
+    tile, _, _, E = place
     ACC: tl.constexpr = q.dtype
     LARGEST: tl.constexpr = 2.0**100 if tl.float32 == ACC else 2.0**1000
     e = tile * q.shape[0] + tl.arange(0, q.shape[0])
@@ -58,14 +58,7 @@ def _store_state(moments, ends, c_shift, counts, state, place, few):
     own = tl.maximum(highest - mean_y, mean_y - lowest)
     most = ((2.0 * own) * own * n > (n - 1.0) * m2_y) | (2.0 * heaviest > weight)
     sign = tl.where(most & (few == 0), -1.0, 1.0).to(ACC)
-    nan = float("nan")
-    plane = S.to(tl.int64) * E
-    to = state + s.to(tl.int64) * E + e
-    dtype: tl.constexpr = state.dtype.element_ty
-    tl.store(to, tl.where(lost, nan, mean_y).to(dtype), mask=e < E)
-    tl.store(to + plane, tl.where(lost, nan, m2_y).to(dtype), mask=e < E)
-    tl.store(to + 2 * plane, tl.where(lost, nan, mean_c).to(dtype), mask=e < E)
-    tl.store(to + 3 * plane, tl.where(lost, nan, sign * weight).to(dtype), mask=e < E)
+    store_state(state, place, lost, mean_y, m2_y, mean_c, sign * weight)
     return tl.sum(tl.where(some & ~lost, q, 0.0), 0).to(tl.float64)
 
 
@@ -140,10 +133,7 @@ def leave_one_out_kernel(
         tl.store(to + 7 * plane, lowest, mask=e < E)
         tl.store(to + 8 * plane, highest, mask=e < E)
         tl.store(split_samples + split.to(tl.int64) * S + s, tl.max(count, 0))
-    sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, of_q)
-    tl.store(sums + 1, of_g)
-    tl.store(sums + 2, of_k)
+    store_sums(partial_sums, tl.program_id(0), of_q, of_g, of_k)
 
 
 @triton.jit(
@@ -204,7 +194,5 @@ def leave_one_out_finish_kernel(
     moments = join_streams(q, n + zeros, mean_y, m2_y, weight, mean_c, m2_c)
     ends = (tl.max(heaviest, 0), tl.min(lowest, 0), tl.max(highest, 0))
     n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
-    sums = partial_sums + tl.program_id(0) * 3
-    tl.store(sums, _store_state(moments, ends, shifts[0], (n, m), state, place, few))
-    tl.store(sums + 1, tl.zeros((), tl.float64))
-    tl.store(sums + 2, tl.zeros((), tl.float64))
+    of_q = _store_state(moments, ends, shifts[0], (n, m), state, place, few)
+    store_sums(partial_sums, tl.program_id(0), of_q, 0.0, 0.0)

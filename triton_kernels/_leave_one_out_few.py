@@ -11,7 +11,7 @@ import triton.language as tl
 from ._instructions import reciprocal
 from ._leave_one_out import shifts_of_centre
 from ._moments_forward import load_eps
-from ._moments_rows import load_rows, variance, where
+from ._moments_rows import load_centres, load_rows, variance, where
 from ._terms import upstream_of
 from ._tiles import contributing, position, store_rows, weighted
 
@@ -22,13 +22,8 @@ GROUP = tl.constexpr(4)
 def _meet(
     found,
     own,
-    tensors,
-    shifts,
-    eps_l,
-    flags,
+    rows_of,
     other,
-    part,
-    place,
     OWN: tl.constexpr,  # the partners are the rows themselves
     WHOLE: tl.constexpr,
     PULL_Y: tl.constexpr,
@@ -36,10 +31,11 @@ def _meet(
     ACC: tl.constexpr,
 ):
     """A group meets four partners: in its first role, and in its second."""
+    tensors, shifts, eps_l, flags, part, place = rows_of
     y, x, mu, stds = tensors
+    start, rows = part
     c_shift, x_shift, mu_shift = shifts
     sample, centre, precision, index = own
-    start, rows = part
     s, S, e, inside = place
     local = tl.zeros((1, 1), tl.int32)
     pull_y, pull_c, squares = found
@@ -57,8 +53,7 @@ def _meet(
         if PULL_Y:
             sigma = load_rows(stds, row, s, local, e, use_l, ACC)
             weight = where(there_l, reciprocal(variance(sigma, eps_l, there_l)))
-            theirs = load_rows(x, row, s, local, e, use_l, ACC) - where(there_l, x_shift)
-            theirs += load_rows(mu, row, s, local, e, use_l, ACC) - where(there_l, mu_shift)
+            theirs = load_centres(x, mu, x_shift, mu_shift, row, s, local, e, use_l, there_l, ACC)
             distance = sample - theirs
             if OWN:
                 distance *= (index != partner).to(ACC)
@@ -130,7 +125,7 @@ def gradient_of_few_kernel(
     of_q, of_g, of_k = upstream_of(upstream, loss)
     of_q, of_g, of_k = of_q.to(ACC), of_g.to(ACC), of_k.to(ACC)
     tensors, flags = (y, x, mu, stds), (sample_active, component_active)
-    part, place = (start, rows), (s, S, e, inside)
+    rows_of = (tensors, shifts, eps_l, flags, (start, rows), (s, S, e, inside))
     all_here = ((tile + 1) * FEATURES <= E) & (n == rows) & (m == rows) & (rows % GROUP == 0)
     group = tl.arange(0, GROUP)[:, None]
     zeros = tl.zeros((GROUP, FEATURES), ACC)
@@ -146,64 +141,18 @@ def gradient_of_few_kernel(
         if PULL_Y:
             sample = load_rows(y, row, s, group, e, use_i, ACC) - where(here_i, c_shift)
         if PULL_C:
-            centre = load_rows(x, row, s, group, e, use_l, ACC) - where(here_l, x_shift)
-            centre += load_rows(mu, row, s, group, e, use_l, ACC) - where(here_l, mu_shift)
+            centre = load_centres(x, mu, x_shift, mu_shift, row, s, group, e, use_l, here_l, ACC)
             sigma = load_rows(stds, row, s, group, e, use_i | use_l if OWN_STDS else use_l, ACC)
             precision = where(here_l, reciprocal(variance(sigma, eps_l, here_l)))
         own = (sample, centre, precision, index)
         found = (zeros, zeros, zeros)
-        found = _meet(
-            found,
-            own,
-            tensors,
-            shifts,
-            eps_l,
-            flags,
-            first,
-            part,
-            place,
-            True,
-            False,
-            PULL_Y,
-            PULL_C,
-            ACC,
-        )
+        found = _meet(found, own, rows_of, first, True, False, PULL_Y, PULL_C, ACC)
         for other in range(0, rows, GROUP):
             if other != first:
                 if all_here:
-                    found = _meet(
-                        found,
-                        own,
-                        tensors,
-                        shifts,
-                        eps_l,
-                        flags,
-                        other,
-                        part,
-                        place,
-                        False,
-                        True,
-                        PULL_Y,
-                        PULL_C,
-                        ACC,
-                    )
+                    found = _meet(found, own, rows_of, other, False, True, PULL_Y, PULL_C, ACC)
                 else:
-                    found = _meet(
-                        found,
-                        own,
-                        tensors,
-                        shifts,
-                        eps_l,
-                        flags,
-                        other,
-                        part,
-                        place,
-                        False,
-                        False,
-                        PULL_Y,
-                        PULL_C,
-                        ACC,
-                    )
+                    found = _meet(found, own, rows_of, other, False, False, PULL_Y, PULL_C, ACC)
         pull_y, pull_c, squares = found
         store = (index < rows) & inside
         pull = tl.where(here_i, weighted(of_q, pull_y), 0.0)

@@ -14,7 +14,18 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._moments_rows import careful_log2, inverse, load_rows, merge, merge_streams, variance, where
+from ._moments_rows import (
+    careful_log2,
+    inverse,
+    load_centres,
+    load_rows,
+    log_total,
+    merge,
+    merge_streams,
+    odd_columns,
+    variance,
+    where,
+)
 from ._tiles import contributing
 
 
@@ -123,8 +134,7 @@ def _row(
     if OWN_STDS and use_l is not None:
         with_stds = use_i | use_l
     sample = load_rows(y, row, s, local, e, use_i, ACC) - where(here_i, c_shift)
-    centre = load_rows(x, row, s, local, e, use_l, ACC) - where(here_l, x_shift)
-    centre += load_rows(mu, row, s, local, e, use_l, ACC) - where(here_l, mu_shift)
+    centre = load_centres(x, mu, x_shift, mu_shift, row, s, local, e, use_l, here_l, ACC)
     sigma = load_rows(stds, row, s, local, e, with_stds, ACC)
     if OWN_STDS and not SHARED:
         sigma_l = sigma if use_l is None else tl.where(use_l, sigma, 0.0)
@@ -228,14 +238,10 @@ def _add_group(
 def _log_sums(found, stds, eps, flags, other, part, place, inside):
     """Sums of log v + log 2 pi, in float64, of all rows of a role and of those that do not have the
     other role; and the columns in which a v is out of range."""
-    LARGEST: tl.constexpr = 2.0**62 if eps.dtype == tl.float32 else 2.0**505
-    LN_2: tl.constexpr = 0.6931471805599453
-    LOG_2PI: tl.constexpr = 1.8378770664093453
     start, _, begin, end = part
     tile, s, S, _ = place
     total, alone, count, count_alone, least, largest = found
-    odd = (tl.max(largest, 0) > LARGEST) | (tl.min(least, 0) < 1.0 / LARGEST)
-    odd = odd & inside
+    odd = odd_columns(least, largest, inside)
     if tl.max(odd.to(tl.int32), 0) > 0:
         total, alone = tl.zeros_like(total), tl.zeros_like(alone)
         e = (tile * inside.shape[0] + tl.arange(0, inside.shape[0]))[None, :]
@@ -248,12 +254,7 @@ def _log_sums(found, stds, eps, flags, other, part, place, inside):
             total += logs
             if other is not None:
                 alone += tl.where(contributing(other, first + stream, s, S, end), 0.0, logs)
-    features = tl.sum(inside.to(tl.int32), 0).to(tl.float64)
-    of_all = tl.sum(tl.where(inside, tl.sum(total, 0), 0.0), 0).to(tl.float64) * LN_2
-    of_all += tl.sum(tl.sum(count, 1), 0).to(tl.float64) * features * LOG_2PI
-    of_alone = tl.sum(tl.where(inside, tl.sum(alone, 0), 0.0), 0).to(tl.float64) * LN_2
-    of_alone += tl.sum(tl.sum(count_alone, 1), 0).to(tl.float64) * features * LOG_2PI
-    return of_all, of_alone, odd
+    return log_total(total, count, inside), log_total(alone, count_alone, inside), odd
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ._instructions import reciprocal
 from ._moments_rows import merge, merge_streams
-from ._tiles import load, position, two_sum
+from ._tiles import load, position, store_state, store_sums, two_sum
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _store_state(samples, components, shifts, counts, state, place):
     y_shift, x_shift, mu_shift = shifts
     n, mean_y, m2_y = samples
     weight, mean_c, m2_c = components
-    tile, s, S, E = place
+    tile, _, _, E = place
     LARGEST: tl.constexpr = 2.0**100 if mean_c.dtype == tl.float32 else 2.0**1000
     e = tile * mean_c.shape[0] + tl.arange(0, mean_c.shape[0])
     some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
@@ -65,13 +65,7 @@ def _store_state(samples, components, shifts, counts, state, place):
     lost |= far(weight, delta_c, c_shift + delta_c, m2_c + counts[1])
     lost |= ~(q < LARGEST) | ~(tl.abs(delta_c) < float("inf"))
     lost &= some
-    nan = float("nan")
-    plane = S.to(tl.int64) * E
-    to = state + s.to(tl.int64) * E + e
-    tl.store(to, tl.where(lost, nan, mean_y), mask=e < E)
-    tl.store(to + plane, tl.where(lost, nan, m2_y), mask=e < E)
-    tl.store(to + 2 * plane, tl.where(lost, nan, delta_c), mask=e < E)
-    tl.store(to + 3 * plane, tl.where(lost, nan, weight), mask=e < E)
+    store_state(state, place, lost, mean_y, m2_y, delta_c, weight)
     return tl.sum(tl.where(some & ~lost, q, 0.0), 0).to(tl.float64)
 
 
@@ -108,10 +102,7 @@ def store_moments(
         tl.store(to + 3 * plane, mean_c, mask=e < E)
         tl.store(to + 4 * plane, m2_c, mask=e < E)
         tl.store(split_samples + split.to(tl.int64) * S + s + tl.zeros_like(n).to(tl.int32), n)
-    sums += tl.program_id(0) * 3
-    tl.store(sums, of_q)
-    tl.store(sums + 1, of_g)
-    tl.store(sums + 2, of_k)
+    store_sums(sums, tl.program_id(0), of_q, of_g, of_k)
 
 
 @triton.jit(
@@ -165,7 +156,6 @@ def finish_kernel(
     samples = merge_streams(n, mean_y, m2_y)
     components = merge_streams(weight, mean_c, m2_c)
     n, m, shifts = shifts_of(y, x, mu, counts, i_start, l_start, place, ACC, FEATURES)
-    sums = partial_sums + (mixture * partials.to(tl.int64) + s * tiles + tile) * 3
-    tl.store(sums, _store_state(samples, components, shifts, (n, m), state, place))
-    tl.store(sums + 1, tl.zeros((), tl.float64))
-    tl.store(sums + 2, tl.zeros((), tl.float64))
+    of_q = _store_state(samples, components, shifts, (n, m), state, place)
+    number = mixture * partials.to(tl.int64) + s * tiles + tile
+    store_sums(partial_sums, number, of_q, 0.0, 0.0)

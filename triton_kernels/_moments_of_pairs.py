@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ._terms import sums_of
-from ._tiles import load, load_mask, position, root_terms
+from ._tiles import load, load_mask, position, root_terms, store_sums
 
 
 @triton.jit
@@ -44,12 +44,25 @@ def root_of(sigma, eps):
 
 
 @triton.jit
-def meet(here, there, index, partner, EXCLUDE_DIAGONAL: tl.constexpr):
-    """Where rows meet their partners."""
+def partners_at(
+    first,
+    role,  # of the partners: the row they begin at, how many, mask
+    s,
+    lost,
+    here,  # which of the rows `index` contribute
+    index,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    PARTNERS: tl.constexpr,
+):
+    """PARTNERS rows from `first` on, where they contribute in lost columns, and whom they meet."""
+    start, count, mask = role
+    other = first + tl.arange(0, PARTNERS)[None, :, None]
+    at = start + other
+    there = load_mask(mask, other if EXCLUDE_DIAGONAL else at, s, other < count) & lost
+    use = here & there
     if EXCLUDE_DIAGONAL:
-        return here & there & (index != partner)
-    else:
-        return here & there
+        use = use & (index != other)
+    return at, there, use
 
 
 @triton.jit(
@@ -122,11 +135,10 @@ def sums_of_pairs_kernel(
             here = load_mask(sample_mask, flag, s, index < end) & lost
             sample = load(y, row, s, e, here, ACC)
             for partner in range(0, M, PARTNERS):
-                other = partner + tl.arange(0, PARTNERS)[None, :, None]
-                at = l_start + other
-                of_other = other if EXCLUDE_DIAGONAL else at
-                there = load_mask(component_mask, of_other, s, other < M) & lost
-                use = meet(here, there, index, other, EXCLUDE_DIAGONAL)
+                role = (l_start, M, component_mask)
+                at, there, use = partners_at(
+                    partner, role, s, lost, here, index, EXCLUDE_DIAGONAL, PARTNERS
+                )
                 centre = load(x, at, s, e, there, ACC)
                 offset = load(mu, at, s, e, there, ACC)
                 sigma = load(stds, at, s, e, there, ACC)
@@ -138,7 +150,5 @@ def sums_of_pairs_kernel(
     part = number * share, min((number + 1) * share, partials)
     partial_sums += mixture * partials.to(tl.int64) * 3
     of_q, of_g, of_k = sums_of(partial_sums, part, 128)
-    sums += tl.program_id(0) * 3
-    tl.store(sums, of_q + tl.sum(tl.sum(tl.sum(q, 2), 1), 0))
-    tl.store(sums + 1, of_g)
-    tl.store(sums + 2, of_k)
+    of_q += tl.sum(tl.sum(tl.sum(q, 2), 1), 0)
+    store_sums(sums, tl.program_id(0), of_q, of_g, of_k)

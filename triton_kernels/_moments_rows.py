@@ -71,6 +71,13 @@ def load_rows(tensor, row, s, local, e, use, ACC: tl.constexpr):
 
 
 @triton.jit
+def load_centres(x, mu, x_shift, mu_shift, row, s, local, e, use, here, ACC: tl.constexpr):
+    """x + mu of a group, each relative to its shift."""
+    centre = load_rows(x, row, s, local, e, use, ACC) - where(here, x_shift)
+    return centre + (load_rows(mu, row, s, local, e, use, ACC) - where(here, mu_shift))
+
+
+@triton.jit
 def where(here, value):
     """`value` in rows that are `here`, 0 elsewhere; None: all are."""
     if here is None:
@@ -151,8 +158,7 @@ def _add_group(
     use_l = here_l if here_l is None else here_l & inside
     APART: tl.constexpr = y_shift is not None and x_shift is not None and OWN_STDS and not SHARED
     if x_shift is not None:
-        centre = load_rows(x, row, s, local, e, use_l, ACC) - where(here_l, x_shift)
-        centre += load_rows(mu, row, s, local, e, use_l, ACC) - where(here_l, mu_shift)
+        centre = load_centres(x, mu, x_shift, mu_shift, row, s, local, e, use_l, here_l, ACC)
     sigma_i = None
     sigma_l = None
     if APART:
@@ -193,16 +199,31 @@ def careful_log2(sigma, eps):
 
 
 @triton.jit
-def _log_sum(found, stds, eps, mask, some, part, place, inside):
-    """Sum of log v + log 2 pi, in float64, and the columns in which a v is out of range."""
-    LARGEST: tl.constexpr = 2.0**62 if eps.dtype == tl.float32 else 2.0**505
+def odd_columns(least, largest, inside):
+    """In which columns a variance of some stream is out of range."""
+    LARGEST: tl.constexpr = 2.0**62 if largest.dtype == tl.float32 else 2.0**505
+    return ((tl.max(largest, 0) > LARGEST) | (tl.min(least, 0) < 1.0 / LARGEST)) & inside
+
+
+@triton.jit
+def log_total(total, count, inside):
+    """log v + log 2 pi of all streams and features, in float64, from their sums of log2 v, and from
+    how many rows each stream has."""
     LN_2: tl.constexpr = 0.6931471805599453
     LOG_2PI: tl.constexpr = 1.8378770664093453
+    of_all = tl.sum(tl.where(inside, tl.sum(total, 0), 0.0), 0).to(tl.float64)
+    rows = tl.sum(tl.sum(count, 1), 0).to(tl.float64)
+    elements = rows * tl.sum(inside.to(tl.int32), 0).to(tl.float64)
+    return of_all * LN_2 + elements * LOG_2PI
+
+
+@triton.jit
+def _log_sum(found, stds, eps, mask, some, part, place, inside):
+    """Sum of log v + log 2 pi, in float64, and the columns in which a v is out of range."""
     start, _, begin, end = part
     tile, s, _, _ = place
     count, total, least, largest = found
-    odd = (tl.max(largest, 0) > LARGEST) | (tl.min(least, 0) < 1.0 / LARGEST)
-    odd = odd & inside
+    odd = odd_columns(least, largest, inside)
     if tl.max(odd.to(tl.int32), 0) > 0:
         total = tl.zeros_like(total)
         e = (tile * inside.shape[0] + tl.arange(0, inside.shape[0]))[None, :]
@@ -212,10 +233,7 @@ def _log_sum(found, stds, eps, mask, some, part, place, inside):
             use = load_mask(mask, start + row, s, (row < end) & some) & inside[None, :]
             sigma = load_rows(stds, start + first, s, stream, e, use, eps.dtype)
             total += tl.where(use, careful_log2(sigma, eps), 0.0)
-    of_all = tl.sum(tl.where(inside, tl.sum(total, 0), 0.0), 0).to(tl.float64)
-    rows = tl.sum(tl.sum(count, 1), 0).to(tl.float64)
-    elements = rows * tl.sum(inside.to(tl.int32), 0).to(tl.float64)
-    return of_all * LN_2 + elements * LOG_2PI, odd
+    return log_total(total, count, inside), odd
 
 
 @triton.jit

@@ -48,6 +48,30 @@ def store_rows(tensor, index, s, e, S, E, value, mask):
 
 
 @triton.jit
+def store_sums(sums, number, of_q, of_g, of_k):
+    """Of one program, into (programs, 3) float64."""
+    sums += number * 3
+    tl.store(sums, of_q)
+    tl.store(sums + 1, of_g)
+    tl.store(sums + 2, of_k)
+
+
+@triton.jit
+def store_state(state, place, lost, delta_y, m2_y, delta_c, weight):
+    """Of columns (FEATURES,) into (4, S, E), NaN where they are lost."""
+    tile, s, S, E = place
+    e = tile * lost.shape[0] + tl.arange(0, lost.shape[0])
+    plane = S.to(tl.int64) * E
+    to = state + s.to(tl.int64) * E + e
+    nan = float("nan")
+    dtype: tl.constexpr = state.dtype.element_ty
+    tl.store(to, tl.where(lost, nan, delta_y).to(dtype), mask=e < E)
+    tl.store(to + plane, tl.where(lost, nan, m2_y).to(dtype), mask=e < E)
+    tl.store(to + 2 * plane, tl.where(lost, nan, delta_c).to(dtype), mask=e < E)
+    tl.store(to + 3 * plane, tl.where(lost, nan, weight).to(dtype), mask=e < E)
+
+
+@triton.jit
 def position(tiles, S):
     """Feature tile, position, and index along the batch of this program of `tiles * S * batch`."""
     return position_of(tl.program_id(0), tiles, S)

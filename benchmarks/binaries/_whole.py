@@ -10,7 +10,7 @@ import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
 from _budget import GPUS, OF_PAIRS, PerByte, kinds, main_loops
 from _targets import ALL, TARGETS
-from fused_mi._mixture import Scoring, mixtures_of
+from fused_mi._mixture import Inputs, Scoring, mixtures_of
 from fused_mi.triton_kernels import _traffic
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.estimators import jensen, jensen_backward
@@ -47,7 +47,7 @@ def directions(targets: Iterable[str]) -> Iterator[Direction]:
         for shape in SHAPES if target in CHECKED else ():
             for pairing in PAIRINGS:
                 for dtype in DTYPES:
-                    for name, launches, floor in _launches(shape, pairing, dtype):
+                    for name, launches, floor in _with_floors(shape, pairing, dtype):
                         with_binaries = [
                             (launch, *specialisations([launch], TARGETS[target][0]))
                             for launch in launches
@@ -55,20 +55,28 @@ def directions(targets: Iterable[str]) -> Iterator[Direction]:
                         yield Direction(target, shape, pairing, dtype, name, with_binaries, floor)
 
 
-def _launches(
+def passes(
     shape: tuple[int, int, int], pairing: str, dtype: torch.dtype
-) -> Iterator[tuple[str, list[Launch], float]]:
-    inputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(4))
+) -> tuple[Inputs, Scoring, list[Launch], list[Launch]]:
+    """All launches of a loss, forward and backward, without data."""
+    y, x, mu, stds = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(4))
+    inputs = y, x, mu, stds
     mask = torch.empty(shape[:2], dtype=torch.bool, device="meta")
     scoring = Scoring(mask, mask, pairing, True, True, 100.0)
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)
     with recorded() as backward:
         jensen_backward((total, terms), inputs, scoring, state, [True] * 4)
-    eps = mask.new_empty((), dtype=torch.float32)
+    return inputs, scoring, forward, backward
+
+
+def _with_floors(
+    shape: tuple[int, int, int], pairing: str, dtype: torch.dtype
+) -> Iterator[tuple[str, list[Launch], float]]:
+    inputs, scoring, forward, backward = passes(shape, pairing, dtype)
+    eps = inputs[3].new_empty((), dtype=torch.float32)
     mixtures = mixtures_of(scoring, inputs, lambda _, roles, *__: [eps] * len(roles))
-    y, x, mu, stds = inputs
-    floor = _traffic.floor(y, x, mu, stds, mixtures, [True] * 4)
+    floor = _traffic.floor(*inputs, mixtures, [True] * 4)
     yield "forward", forward, floor["eps reads"] + floor["forward reads"]
     yield "backward", backward, floor["backward reads"] + floor["gradient writes"]
 

@@ -30,16 +30,13 @@ import torch
 from _ahead_of_time import Binary, Specialisation, compiled
 from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
-from fused_mi._mixture import Scoring
-from fused_mi.triton_kernels._launch import Launch, recorded
-from fused_mi.triton_kernels.estimators import jensen, jensen_backward
+from fused_mi.triton_kernels._launch import Launch
 from rich.console import Console
 from rich.table import Table
 
 SHAPE = (64, 4, 4096)
 FEW = 8
 """Rows of "leave_one_out" whose gradients are summed pair by pair."""
-PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
@@ -81,20 +78,14 @@ Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 
 def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
-    """All launches of a loss and its gradients, without data."""
-    shape = (rows, *SHAPE[1:])
-    inputs = [torch.empty(shape, dtype=dtype, device="meta") for _ in range(4)]
-    mask = torch.empty(shape[:2], dtype=torch.bool, device="meta")
-    scoring = Scoring(mask, mask, pairing, True, True, 100.0)
-    with recorded() as found:
-        total, terms, state = jensen(inputs, scoring)
-        jensen_backward((total, terms), inputs, scoring, state, [True] * 4)
-    return found
+    """All launches of a loss and its gradients."""
+    _, _, forward, backward = _whole.passes((rows, *SHAPE[1:]), pairing, dtype)
+    return forward + backward
 
 
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
-    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in PAIRINGS}
+    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in _whole.PAIRINGS}
     cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
     found = specialised(targets, cases)
     return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]

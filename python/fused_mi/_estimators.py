@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -229,19 +229,24 @@ def _logsumexp_scale(scoring: Scoring, sizes: Sizes) -> int:
     return sizes.samples if scoring.sum else 1
 
 
+def _in_order(q: Any, g: Any, k: Any, zero: Any) -> tuple[Any, ...]:
+    """The terms of "jensen" in the order of `TERMS`, as numbers or as tensors."""
+    return q + g - k, q, g, zero, q + g, -k
+
+
 def _terms_on_cpu(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """`jensen_terms` as numbers: a dozen operators of torch take as long as a small loss."""
     divisor = jensen_divisor(scoring, inputs)
     q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums.tolist(), strict=True))
     dtype = accumulation_dtype(*inputs)
-    terms = torch.tensor((q + g - k, q, g, 0.0, q + g, -k), dtype=torch.float64).to(dtype)
+    terms = torch.tensor(_in_order(q, g, k, 0.0), dtype=torch.float64).to(dtype)
     return terms[0].clone(), terms
 
 
 def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
     q, g, k = (sums.sum(0) / jensen_divisor(scoring, inputs)).unbind()
-    terms = torch.stack((q + g - k, q, g, torch.zeros_like(q), q + g, -k))
+    terms = torch.stack(_in_order(q, g, k, torch.zeros_like(q)))
     terms = terms.to(accumulation_dtype(*inputs))
     return terms[0].clone(), terms
 

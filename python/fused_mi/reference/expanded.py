@@ -7,6 +7,7 @@ Everything is taken relative to one row of the components: an offset would cost 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from .._mixture import Mixture
 from .._precision import careful
 from . import pairs as _pairs
-from .rows import RowsOfRole, memory_of, roles_of
-from .streaming import Block, blocks, slices, sum_over_blocks
+from .rows import RowsOfRole, gradients_in_rows, roles_of
+from .streaming import Block, blocks, sum_over_blocks
 from .variance import LOG_2PI, stabilised_root
 
 F64 = torch.float64
@@ -46,6 +47,10 @@ class _Direction:
     def __init__(self, mixture: Mixture, largest: float) -> None:
         self.mixture, self.largest = mixture, largest
         self.samples, self.components = roles_of(mixture)
+
+    @cached_property
+    def _exactly(self) -> _pairs.Direction:
+        return _pairs.Direction(self.mixture)
 
     def _variances(self, role: RowsOfRole, here: Tensor, stds: Tensor, eps: Tensor) -> Tensor:
         if stds.dtype == F64:
@@ -85,7 +90,7 @@ class _Direction:
     ) -> tuple[Tensor, ...]:
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
         if not self._enough(r):
-            return _pairs.Direction(self.mixture).energies(block, y, x, mu, stds)
+            return self._exactly.energies(block, y, x, mu, stds)
         of_c = (r.weighted * r.c).view_as(r.v).sum(-1)
         q = (r.y.square() @ r.precision.T).addmm_(r.weight_i, of_c.T)
         q = q.addmm_(r.y, r.weighted.T, alpha=-2).clamp_(min=0).div_(2)
@@ -146,7 +151,7 @@ class _Direction:
         add: bool,
     ) -> None:
         wanted = [t is not None for t in into]
-        found = _pairs.Direction(self.mixture).gradient(block, upstream.unbind(), wanted, *inputs)
+        found = self._exactly.gradient(block, upstream.unbind(), wanted, *inputs)
         rows = self.samples.rows, self.components.rows, self.components.rows
         for to, part, of_role in zip(into, found, rows, strict=False):
             if to is not None and part is not None:
@@ -224,15 +229,15 @@ def pairs_backward(
     if not (serves and upstream.isfinite().all()):
         return _pairs.pairs_backward(upstream, *inputs, None, mixtures, wanted)
     given: tuple[Tensor, ...] = (y, x, mu, stds)  # type: ignore[assignment]
-    largest, (found, shared) = _largest(*given), memory_of(given, wanted, mixtures, F64)
-    directions = [_Direction(mixture, largest) for mixture in mixtures]
-    for block in _blocks(mixtures[0], y):
-        parts, into = slices(block, given), slices(block, found)
+    directions = [_Direction(mixture, _largest(*given)) for mixture in mixtures]
+
+    def write(
+        block: Block, parts: Sequence[Tensor], into: Sequence[Tensor | None], add: bool
+    ) -> None:
         for direction, of_energies in zip(directions, upstream, strict=True):
-            direction.gradients(block, of_energies, parts, into, shared)
-    if found[3] is not None:
-        found[3] = found[3].to(stds.dtype)
-    return found
+            direction.gradients(block, of_energies, parts, into, add)
+
+    return gradients_in_rows(write, _blocks(mixtures[0], y), given, wanted, mixtures, F64)
 
 
 def _largest(*inputs: Tensor | None) -> float:

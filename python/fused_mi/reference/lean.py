@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._mixture import Mixture, Role
 from .._precision import careful
-from .rows import RowsOfRole, memory_of, roles_of
+from .rows import RowsOfRole, gradients_in_rows, roles_of
 from .streaming import Block, blocks, slices
 from .variance import LOG_2PI, stabiliser, stabiliser_of
 
@@ -197,16 +197,16 @@ def moments_backward(
     """Those of `reference.moments.moments_backward`, from a state that `moments` has filled."""
     inputs = (y, x, mu, stds)
     directions = [_Direction(mixture, state.dtype) for mixture in mixtures]
-    found, shared = memory_of(inputs, wanted, mixtures, state.dtype)
     of_sums = upstream.tolist()
-    for block in _blocks(y, x):
-        parts, into = slices(block, inputs), slices(block, found)
+
+    def write(
+        block: Block, parts: Sequence[Tensor], into: Sequence[Tensor | None], add: bool
+    ) -> None:
         of_roles = slices(block, state.unbind())
         for direction, of_three, state_of in zip(directions, of_sums, of_roles, strict=True):
-            direction.gradients(block, of_three, state_of, parts, into, shared)
-    if found[3] is not None:
-        found[3] = found[3].to(stds.dtype)
-    return found
+            direction.gradients(block, of_three, state_of, parts, into, add)
+
+    return gradients_in_rows(write, _blocks(y, x), inputs, wanted, mixtures, state.dtype)
 
 
 def _blocks(y: Tensor, x: Tensor) -> list[Block]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .._mixture import Mixture, Rows
-
-WHOLE = slice(None)
+from .streaming import Block, slices
 
 
 def first_active_row(values: Tensor, mask: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ class RowsOfRole:
 
     def at(self, positions: slice) -> Tensor:
         """Their mask (rows, b)."""
-        return self.mask if positions == WHOLE else self.mask[:, positions]
+        return self.mask[:, positions]
 
     def count(self, here: Tensor, dtype: torch.dtype) -> Tensor | int:
         """How many rows contribute at each position, (b, 1) or the same number."""
@@ -95,15 +94,36 @@ class RowsOfRole:
             to.copy_(found)
 
 
-def memory_of(
+def gradients_in_rows(
+    write: Callable[..., None],
+    cut: Sequence[Block],
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    mixtures: Sequence[Mixture],
+    dtype: torch.dtype,
+) -> list[Tensor | None]:
+    """Those of y, x, mu and stds, None where `wanted` is false.
+
+    Args:
+        write: of `(block, slices of the inputs, slices of the gradients, add)`: each role `put`s
+            its rows; whether those of stds are to be added to what is there.
+        dtype: of such sums, which are rounded once.
+    """
+    found, shared = _memory_of(inputs, wanted, mixtures, dtype)
+    for block in cut:
+        write(block, slices(block, inputs), slices(block, found), shared)
+    if found[3] is not None:
+        found[3] = found[3].to(inputs[3].dtype)
+    return found
+
+
+def _memory_of(
     inputs: Sequence[Tensor],
     wanted: Sequence[bool],
     mixtures: Sequence[Mixture],
     dtype: torch.dtype,
 ) -> tuple[list[Tensor | None], bool]:
-    """Memory of the gradients of y, x, mu and stds for the roles of each mixture to `put` theirs
-    into, 0 in all other rows; and whether roles share rows of stds: then they are added up there,
-    in `dtype`, to be rounded once."""
+    """Memory of the gradients, 0 in rows that no role has; and whether roles share rows of stds."""
     samples, components = [m.sample_rows for m in mixtures], [m.component_rows for m in mixtures]
     of_stds = components + [m.sample_rows for m in mixtures if m.sample_eps is not None]
     of_inputs = [sorted(rows) for rows in (samples, components, components, of_stds)]
