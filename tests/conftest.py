@@ -29,6 +29,7 @@ if importlib.util.find_spec("fused_mi") is None:  # a tree that nobody installed
 
 import fused_mi  # noqa: E402
 from fused_mi.cpu import _library  # noqa: E402
+from fused_mi.ops import _backends  # noqa: E402
 
 for _name, _examples in (("some", 25), ("all", 500)):
     hypothesis.settings.register_profile(
@@ -101,6 +102,15 @@ def _two_threads_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def unforced(monkeypatch):
+    """No backend is forced from outside, and none is remembered."""
+    monkeypatch.delenv("FUSED_MI_BACKEND", raising=False)
+    _backends._choose.cache_clear()
+    yield
+    _backends._choose.cache_clear()
 
 
 @pytest.fixture(params=_library.supported() if _library.usable()[0] else ())

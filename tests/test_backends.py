@@ -20,12 +20,7 @@ print(fused_mi.mutual_information_sub_batch(t, t, mask, t, t).item())
 INFO = "import sys; sys.argv = ['', 'info']; from fused_mi.__main__ import main; main()"
 
 
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    monkeypatch.delenv("FUSED_MI_BACKEND", raising=False)
-    _backends._choose.cache_clear()
-    yield
-    _backends._choose.cache_clear()
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
 def test_every_backend_is_listed_with_a_reason():

@@ -10,13 +10,7 @@ import torch
 from cases import mi, mi_inputs
 from fused_mi.ops import _backends, _triton
 
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    monkeypatch.delenv("FUSED_MI_BACKEND", raising=False)
-    _backends._choose.cache_clear()
-    yield
-    _backends._choose.cache_clear()
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
 def test_a_forced_choice_says_so():

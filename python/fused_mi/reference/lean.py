@@ -17,7 +17,7 @@ from .._mixture import Mixture, Role
 from .._precision import careful
 from .rows import RowsOfRole, gradients_in_rows, roles_of
 from .streaming import Block, blocks, slices
-from .variance import LOG_2PI, stabiliser, stabiliser_of
+from .variance import LOG_2PI, of_roles, stabiliser, stabiliser_of
 
 # Bounds of variances and of sums, so that the parts of gradients stay in range.
 _RANGES = {
@@ -137,10 +137,7 @@ def variance(
     stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
 ) -> list[Tensor]:
     """See `reference.variance.variance`."""
-    return [
-        _stabiliser(stds[start:stop], mask[start:stop], dtype, safety_factor)
-        for mask, (start, stop) in roles
-    ]
+    return of_roles(_stabiliser, stds, roles, dtype, safety_factor)
 
 
 def _stabiliser(stds: Tensor, mask: Tensor, dtype: torch.dtype, safety_factor: float) -> Tensor:

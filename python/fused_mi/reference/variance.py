@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,8 +59,19 @@ def variance(
     stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
 ) -> list[Tensor]:
     """The stabiliser of each role, of those rows of `stds` (rows, S, E)."""
+    return of_roles(stabiliser, stds, roles, dtype, safety_factor)
+
+
+def of_roles(
+    of_role: Callable[..., Tensor],
+    stds: Tensor,
+    roles: Sequence[Role],
+    dtype: torch.dtype,
+    safety_factor: float,
+) -> list[Tensor]:
+    """`of_role(stds, mask, dtype, safety_factor)` for the rows of each."""
     return [
-        stabiliser(stds[start:stop], mask[start:stop], dtype, safety_factor)
+        of_role(stds[start:stop], mask[start:stop], dtype, safety_factor)
         for mask, (start, stop) in roles
     ]
 
