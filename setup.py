@@ -22,7 +22,15 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc", "cpu")
 # Compiled once for each instruction path.
-KERNELS = ("variance", "moments", "moments_backward", "pairs", "pairs_backward", "logsumexp")
+KERNELS = (
+    "variance",
+    "moments",
+    "moments_backward",
+    "pairs",
+    "pairs_backward",
+    "logsumexp",
+    "online",
+)
 OPERATORS = ("operators", "estimators")
 LIBRARY = "libfused_mi_cpu.so"
 X86 = {

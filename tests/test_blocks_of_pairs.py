@@ -71,3 +71,29 @@ def test_no_tensor_has_all_pairs(monkeypatch):
         evaluate((mu, sigma, x, y), mask)
     assert at_once.elements >= 3 * (rows // 2) ** 2
     assert by_blocks.elements <= 3 * most
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("rows", [(13, 5), (5, 13)])
+def test_more_samples_than_components_and_fewer(monkeypatch, rows):
+    """Of an entropy they are rows of different tensors: blocks of samples meet all components."""
+    generator = torch.Generator().manual_seed(0)
+    samples, components = (
+        torch.randn(3, n, POSITIONS, FEATURES, generator=generator, dtype=torch.float64)
+        for n in rows
+    )
+    given = [components[0], samples[0], components[1], components[2].abs() + 0.5]
+    masks = [torch.rand(n, POSITIONS, generator=generator) < 0.7 for n in rows]
+
+    def entropy():
+        leaves = [t.to(DEVICE, copy=True).requires_grad_() for t in given]
+        mask, component_mask = (m.to(DEVICE) for m in masks)
+        value = fused_mi.gaussian_mixture_entropy(
+            *leaves, mask, component_mask=component_mask, estimator="logsumexp"
+        )
+        return [value, *torch.autograd.grad(value, leaves)]
+
+    at_once = entropy()
+    monkeypatch.setattr(_estimators, "PAIRS_AT_ONCE", 20)
+    for one, other in zip(entropy(), at_once, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

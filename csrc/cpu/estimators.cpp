@@ -2,8 +2,8 @@
 //
 // A state is opaque to the caller: a header with the stabilisers of the components of each mixture,
 // then of their samples; then what the backward pass needs.
-#include "logsumexp_launch.h"
 #include "moments_launch.h"
+#include "online_launch.h"
 #include "scoring.h"
 
 #include <torch/csrc/stable/library.h>
@@ -89,7 +89,7 @@ std::vector<Tensor> jensen_backward(
 
 // What a state of the log-sum-exp holds behind its header.
 struct Kept {
-  double *rows, *energies;  // (count, 4, N), (count, 3, N, M)
+  double *rows, *energies;  // (count, 4, N), and (count, 3, N, M) unless they were not kept
 
   Kept(const Scoring& call, const Tensor& state)
       : rows(static_cast<double*>(state.mutable_data_ptr()) + kHeader),
@@ -100,32 +100,35 @@ Logsumexp logsumexp_of(const Scoring& call, const Kept& kept) {
   Logsumexp in;
   in.energies = kept.energies;
   in.count = call.in.count, in.N = call.samples(), in.M = call.components();
-  in.own = call.in.exclude_diagonal ? 0 : -1;
+  in.own = call.in.exclude_diagonal ? 0 : Logsumexp::kNone;
   return in;
 }
 
 Result logsumexp(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds,
     const Tensor& sample_mask, std::optional<Tensor> component_mask, int64_t pairing,
-    bool own_stds, bool sum, double safety_factor, int64_t path_) {
+    bool own_stds, bool sum, double safety_factor, bool keep, int64_t path_) {
   Scoring call(y, x, mu, stds, sample_mask, component_mask, pairing, own_stds, sum);
   MomentsInputs& in = call.in;
   const Path path = checked(path_);
   const int64_t count = in.count, N = call.samples(), M = call.components();
-  Tensor state = fresh({kHeader + count * 4 * N + count * 3 * N * M}, ScalarType::Double);
+  const int64_t pairs = keep ? count * 3 * N * M : 0;
+  Tensor state = fresh({kHeader + count * 4 * N + pairs}, ScalarType::Double);
   const Kept kept(call, state);
   call.stabilise(state, safety_factor, path);
-  prefer_huge_pages(reinterpret_cast<char*>(kept.energies), count * 3 * N * M * 8);
+  prefer_huge_pages(reinterpret_cast<char*>(kept.energies), pairs * 8);
   bool known = true;
-  if (in.S * in.E > 0) {
-    known = launch_pairs(in, kept.energies, path, Threads{});
-  } else {
-    std::fill_n(kept.energies, count * 3 * N * M, 0.0);
-  }
   double terms[10] = {};
-  if (known) {
-    launch_logsumexp(
-        LogsumexpForward{logsumexp_of(call, kept), kept.rows}, terms, path, Threads{});
+  const LogsumexpForward of_rows{logsumexp_of(call, kept), kept.rows};
+  if (in.S * in.E == 0) {
+    std::fill_n(kept.energies, pairs, 0.0);
+    if (keep) launch_logsumexp(of_rows, terms, path, Threads{});
+  } else if (keep) {
+    known = launch_pairs(in, kept.energies, path, Threads{});
+    if (known) launch_logsumexp(of_rows, terms, path, Threads{});
+  } else {
+    known = launch_online(in, kept.rows, path, Threads{});
+    if (known) terms_of(of_rows, terms);
   }
   double means[5] = {};
   const double scale = call.share() * static_cast<double>(N);
@@ -133,6 +136,39 @@ Result logsumexp(
     for (int j = 0; j < 5; ++j) means[j] += terms[5 * d + j] * scale;
   }
   return result_of(call, means[0], means[1], means[2], means[3], means[4], state, known);
+}
+
+// Gradients add up in the type of the computation, then become those of the inputs.
+std::vector<Tensor> online_backward(
+    const Scoring& call, Wanted& of_inputs, const double* state, const double* upstream,
+    Path path) {
+  for (bool wide : {false, true}) {
+    if (call.wide && !wide) continue;
+    const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+    PairsBackward back;
+    back.in = call.in;
+    back.in.wide = wide;
+    std::array<std::optional<Tensor>, 4> sums;
+    for (int i = 0; i < 4; ++i) {
+      std::optional<Tensor>& to = of_inputs.tensors[i];
+      if (!to || (i == 2 && of_inputs.tensors[1])) continue;  // that of mu is that of x
+      sums[i] = to->scalar_type() == type ? *to : fresh({to->size(0), to->size(1), to->size(2)}, type);
+    }
+    views_of(
+        back.in, {&sums[0], &sums[1], &sums[2], &sums[3]},
+        {&back.d_y, &back.d_x, &back.d_mu, &back.d_stds});
+    for (std::optional<Tensor>& t : sums) {
+      if (t) torch::stable::zero_(*t);
+    }
+    if (!try_online_gradients(back, state, upstream, path, Threads{})) continue;
+    if (!sums[2]) sums[2] = sums[1];
+    for (int i = 0; i < 4; ++i) {
+      std::optional<Tensor>& to = of_inputs.tensors[i];
+      if (to && to->data_ptr() != sums[i]->data_ptr()) torch::stable::copy_(*to, *sums[i]);
+    }
+    return of_inputs.found();
+  }
+  return {};
 }
 
 std::vector<Tensor> logsumexp_backward(
@@ -156,6 +192,8 @@ std::vector<Tensor> logsumexp_backward(
   double upstream[10];
   for (int j = 0; j < 10; ++j) upstream[j] = scale * parts[j % 5];
   const Kept kept(call, state);
+  const bool keeps = state.numel() > kHeader + count * 4 * N;
+  if (!keeps) return online_backward(call, of_inputs, kept.rows, upstream, path);
   Tensor of_energies = fresh({count, 3, N, M}, ScalarType::Double);
   LogsumexpBackward of_rows{logsumexp_of(call, kept)};
   of_rows.state = kept.rows, of_rows.upstream = upstream;
@@ -181,7 +219,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_mi_cpu, m) {
       " int pairing, bool own_stds, bool sum";
   const std::string upstream = "Tensor? of_total, Tensor? of_terms, ";
   for (std::string name : {"jensen", "logsumexp_of_pairs"}) {
-    m.def((name + "(" + scoring + ", float safety_factor, int path) -> (Tensor, Tensor, Tensor, bool)")
+    const std::string keep = name == "jensen" ? "" : ", bool keep";
+    m.def((name + "(" + scoring + ", float safety_factor" + keep +
+           ", int path) -> (Tensor, Tensor, Tensor, bool)")
               .c_str());
     m.def((name + "_backward(" + upstream + scoring +
            ", Tensor state, bool[] wanted, int path) -> Tensor[]")

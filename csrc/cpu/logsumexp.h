@@ -9,13 +9,18 @@ namespace fused_mi {
 struct Logsumexp {
   const double* energies = nullptr;  // (count, 3, N, M): q, g, k
   int64_t count = 0, N = 0, M = 0;
-  int64_t own = -1;  // the component that sample 0 does not meet, the next one sample 1; -1: none
+  static constexpr int64_t kNone = INT64_MIN / 2;
+  int64_t own = kNone;  // the component that sample 0 does not meet, the next one sample 1
+  int64_t samples = 0;  // of the mixture, if N of them are a part; their numbers stand as far apart
 
   FUSED_MI_INLINE int64_t rows() const {
     return count * N;
   }
   FUSED_MI_INLINE int64_t partners() const {
-    return M - (own >= 0);
+    return M - (own != kNone);
+  }
+  FUSED_MI_INLINE int64_t all_samples() const {
+    return samples != 0 ? samples : N;
   }
 };
 
@@ -30,7 +35,7 @@ struct LogsumexpBackward {
   Logsumexp in;
   const double* state = nullptr;     // of the forward pass
   const double* upstream = nullptr;  // (count, 5): of total, q, g, assignment and -k
-  double* gradient = nullptr;        // (count, 3, N, M)
+  double* gradient = nullptr;        // (count, 3, N, M), may be the energies
   bool stream = false;               // past the caches
 };
 

@@ -8,14 +8,9 @@
 
 namespace fused_mi {
 
-// Writes the state, and `terms` (count, 5): the value, its parts in q and g, assignment, and in k.
-template <class Parallel>
-void launch_logsumexp(
-    const LogsumexpForward& call, double* terms, Path path, Parallel&& parallel) {
+// Writes `terms` (count, 5) from the state: the value, its parts in q and g, assignment, and in k.
+inline void terms_of(const LogsumexpForward& call, double* terms) {
   const Logsumexp& in = call.in;
-  parallel(0, in.rows(), grain(3 * in.M), [&](int64_t begin, int64_t end) {
-    logsumexp_kernels(path).state(call, begin, end);
-  });
   const double log_partners = std::log(static_cast<double>(in.partners()));
   for (int64_t d = 0; d < in.count; ++d) {
     const double* state = call.state + d * 4 * in.N;
@@ -33,6 +28,17 @@ void launch_logsumexp(
     }
     for (int j = 0; j < 5; ++j) sums[j] /= static_cast<double>(in.N);
   }
+}
+
+// Writes the state, and the terms.
+template <class Parallel>
+void launch_logsumexp(
+    const LogsumexpForward& call, double* terms, Path path, Parallel&& parallel) {
+  const Logsumexp& in = call.in;
+  parallel(0, in.rows(), grain(3 * in.M), [&](int64_t begin, int64_t end) {
+    logsumexp_kernels(path).state(call, begin, end);
+  });
+  terms_of(call, terms);
 }
 
 // Writes the gradient; whether past the caches is found here.

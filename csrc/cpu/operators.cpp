@@ -155,7 +155,7 @@ Logsumexp logsumexp_of(const Tensor& energies, std::optional<int64_t> own) {
   in.energies = reinterpret_cast<const double*>(
       output(energies, "energies", in.rows() * 3 * in.M, ScalarType::Double));
   STD_TORCH_CHECK(!own || *own >= 0, "own: expected a component");
-  in.own = own.value_or(-1);
+  in.own = own.value_or(Logsumexp::kNone);
   return in;
 }
 

@@ -2,145 +2,35 @@
 //
 // The features lie across the lanes, and a few pairs at a time stay in registers: two fused
 // multiply-adds for each pair and feature. Sums of at most `kDepth` features meet in float64.
-#include "pairs_tile.h"
+#include "pairs_energies.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
 
-// `sum_e (log v + log 2 pi)` of a row at a run; `next`: the row after it, to be fetched meanwhile.
-template <class A, class In>
-double logs_of_row(
-    const View& stds, int64_t row, int64_t next, const Run& run, double eps, bool& regular) {
-  alignas(64) In buffer[sizeof(In) > 2 ? PairsCut::kDepth : 1];
-  const Row<In> sigma{
-      read(stds, row, run.s, run.e, run.width, buffer), stds.at(next, run.s, run.e)};
-  Logs<A> logs;
-  auto variance = [&](int f, auto part) __attribute__((always_inline)) {
-    sigma.fetch(f);
-    V<A> of_row = load<A>(sigma.now + f, part);
-    return inside<A>(of_row * of_row + static_cast<A>(eps), all<A>(1), part);
-  };
-  constexpr int L = kLanes<A>;
-  int f = 0;
-  for (; f + 2 * L <= run.width; f += 2 * L) {
-    logs.add({variance(f, Whole{}), variance(f + L, Whole{})});
-  }
-  over_vectors<A>(run.width - f, [&](int rest, auto part) __attribute__((always_inline)) {
-    logs.add({variance(f + rest, part)});
-  });
-  regular &= logs.range.regular();
-  return logs.value() + 1.8378770664093454836 * run.width;
-}
-
-// Of one role, at some units: row by row, as they lie in memory. 0 where a row has no part.
-// `to`: (units, stride), of the first row.
-template <class A, class In, class RunOf, class Contributes>
-FUSED_MI_INLINE bool logs_of_rows(
-    const View& stds, Rows rows, Rows units, double eps, double* to, int64_t stride,
-    RunOf&& run_of, Contributes&& contributes) {
-  bool regular = true;
-  for (int64_t row = rows.start; row < rows.stop; ++row) {
-    const int64_t next = row + 1 < rows.stop ? row + 1 : row;
-    for (int64_t unit = units.start; unit < units.stop; ++unit) {
-      const Run run = run_of(unit);
-      to[unit * stride + row - rows.start] =
-          contributes(row, run) ? logs_of_row<A, In>(stds, row, next, run, eps, regular) : 0;
-    }
-  }
-  return regular;
-}
-
-// Of the rows of a tile: of each role by the first tile of the other role. False where variances are
-// not regular.
-template <class A, class In, class RunOf>
-bool logs_of_tile(
-    const PairsForward& call, const Tile& tile, int64_t d, Rows units, RunOf&& run_of) {
-  const MomentsInputs& in = call.in;
-  const PairsCut& cut = call.cut;
-  const Mixture& m = tile.mixture;
-  bool regular = true;
-  if (tile.samples.start == m.samples.start) {
-    regular = logs_of_rows<A, In>(
-        in.stds, tile.components, units, m.component_eps,
-        call.component_logs + d * cut.units * cut.components + tile.components.start -
-            m.components.start,
-        cut.components, run_of, [&](int64_t row, const Run& run) {
-          return component_contributes(in, m, *run.position, row, run.s);
-        });
-  }
-  if (in.own_stds && tile.components.start == m.components.start) {
-    regular &= logs_of_rows<A, In>(
-        in.stds, tile.samples, units, m.sample_eps,
-        call.sample_logs + d * cut.units * cut.samples + tile.samples.start - m.samples.start,
-        cut.samples, run_of, [&](int64_t row, const Run& run) {
-          return sample_contributes(in, m, *run.position, row, run.s);
-        });
-  }
-  return regular;
-}
-
-// Templates of the standard library would be shared between the paths, see paths.h.
-FUSED_MI_INLINE int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
-FUSED_MI_INLINE int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-
-Rows part(Rows rows, int64_t tile, int64_t size) {
-  int64_t start = rows.start + tile * size;
-  return {start, smaller(start + size, rows.stop)};
-}
-
 template <class A, class In>
 bool distances_of_item(const PairsForward& call, Panel<A>& panel, int64_t item) {
   const PairsCut& cut = call.cut;
-  const MomentsInputs& in = call.in;
   const int64_t split = item % cut.splits, at = item / cut.splits;
   const int64_t tile_m = at % cut.tiles_m, tile_n = at / cut.tiles_m % cut.tiles_n;
   const int64_t d = at / cut.tiles_m / cut.tiles_n, M = cut.components;
-  const Mixture& m = in.mixtures[d];
-  const Position* positions = call.positions + d * in.S;
+  const Meeting rows = call.of(d);
   const Tile tile{
-      in,
-      m,
-      part(m.samples, tile_n, cut.tile_samples),
-      part(m.components, tile_m, cut.tile_components),
+      call.in,
+      call.in.mixtures[d],
+      part(rows.samples, tile_n, cut.tile_samples),
+      part(rows.components, tile_m, cut.tile_components),
+      tile_n == 0,
       call.part(split, d) + tile_n * cut.tile_samples * M + tile_m * cut.tile_components,
       M};
-  for (int64_t n = 0; n < tile.samples.count(); ++n) {
-    std::memset(tile.sums + n * M, 0, tile.components.count() * sizeof(double));
-  }
-
-  const int64_t batch = larger(kDepth<A> * kLanes<A> / cut.width, 1);
   const int64_t begin = split * cut.units_per_split;
-  const int64_t end = smaller(begin + cut.units_per_split, cut.units);
-  auto run_of = [&](int64_t unit) {
-    const int64_t s = unit / cut.blocks, e = unit % cut.blocks * cut.width;
-    return Run{s, e, cut.width_at(e), positions + s};
-  };
-  auto choose = [&](const Run& run) {
-    panel.next.choose(in, m, *run.position, run.s, tile.samples, tile.components);
-  };
-  for (int64_t unit = begin; unit < end; ++unit) {
-    if ((unit - begin) % batch == 0) {
-      const Rows units{unit, smaller(unit + batch, end)};
-      if (!logs_of_tile<A, In>(call, tile, d, units, run_of)) return false;
-    }
-    const Run run = run_of(unit);
-    if (unit == begin || run.e == 0) choose(run);
-    if (!panel.next) continue;
-    if (!panel.takes(run)) {
-      if (!flush<A, In>(tile, panel, &run)) return false;
-      panel.now.copy(panel.next);
-    }
-    panel.add(run);
-  }
-  if (end == cut.units) return flush<A, In>(tile, panel, nullptr);
-  const Run run = run_of(end);  // the next item goes on there
-  choose(run);
-  return flush<A, In>(tile, panel, &run);
+  const Rows units{begin, smaller(begin + cut.units_per_split, cut.units)};
+  const Runs run_of(call, d);
+  return distances_of_tile<A, In>(call, panel, tile, run_of, units, [&](Rows some) {
+    // Of each role by the first tile of the other role, while its rows are in the caches.
+    return (tile_n != 0 ||
+            logs_of_components<A, In>(call, d, tile.components, some, run_of)) &&
+        (tile_m != 0 || logs_of_samples<A, In>(call, d, tile.samples, some, run_of));
+  });
 }
 
 template <class A>
@@ -175,8 +65,9 @@ void mark(const PairsForward& call, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const int64_t s = item % in.S;
     const Mixture& m = in.mixtures[item / in.S];
+    const Rows rows = call.of(item / in.S).components;
     int64_t* to = call.component_bits + item * call.cut.components;
-    for (int64_t row = m.components.start; row < m.components.stop; ++row) {
+    for (int64_t row = rows.start; row < rows.stop; ++row) {
       *to++ = component_contributes(in, m, call.positions[item], row, s) ? -1 : 0;
     }
   }
@@ -186,9 +77,12 @@ void mark(const PairsForward& call, int64_t begin, int64_t end) {
 bool finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, double* g, double* k) {
   const PairsCut& cut = call.cut;
   const MomentsInputs& in = call.in;
-  const Mixture& mixture = in.mixtures[d];
-  const int64_t N = cut.samples, M = cut.components;
+  const int64_t M = cut.components;
   const double most = in.wide ? INFINITY : kLargestSum;
+  const int64_t row = call.of(d).samples.start + n;
+  auto here = [&](int64_t s) {
+    return sample_contributes(in, in.mixtures[d], call.positions[d * in.S + s], row, s);
+  };
   bool known = true;
   constexpr int64_t kWidth = 256;
   for (int64_t first = 0; first < M; first += kWidth) {
@@ -198,27 +92,7 @@ bool finish_row(const PairsForward& call, int64_t d, int64_t n, double* q, doubl
       const double* from = call.part(split, d) + n * M + first;
       for (int j = 0; j < width; ++j) of_q[j] += from[j];
     }
-    for (int64_t s = 0; s < in.S; ++s) {
-      const Position& p = call.positions[d * in.S + s];
-      if (!sample_contributes(in, mixture, p, mixture.samples.start + n, s)) continue;
-      const int64_t unit = d * cut.units + s * cut.blocks;
-      double own = 0;
-      for (int64_t block = unit; block < unit + cut.blocks; ++block) {
-        const double* from = call.component_logs + block * M + first;
-        for (int j = 0; j < width; ++j) of_g[j] += from[j];
-        if (in.own_stds) own += call.sample_logs[block * N + n];
-      }
-      if (!in.own_stds) continue;
-      int64_t bits;  // selected, not multiplied: a log may be infinite
-      std::memcpy(&bits, &own, sizeof bits);
-      const int64_t* from = call.component_bits + (d * in.S + s) * M + first;
-      for (int j = 0; j < width; ++j) {
-        int64_t chosen = bits & from[j];
-        double value;
-        std::memcpy(&value, &chosen, sizeof value);
-        of_k[j] += value;
-      }
-    }
+    logs_of_pairs(call, d, n, first, width, here, of_g, in.own_stds ? of_k : nullptr);
     for (int j = 0; j < width; ++j) {
       known &= of_q[j] <= most;
       q[first + j] = of_q[j] / 2;

@@ -45,15 +45,25 @@ struct PairsCut {
   }
 };
 
+// Some samples and components of a mixture.
+struct Meeting {
+  Rows samples, components;
+};
+
 struct PairsForward {
   MomentsInputs in;
   PairsCut cut;
+  const Meeting* meeting = nullptr;  // of the only mixture; nullptr: all meet all
   Position* positions = nullptr;   // (count, S)
   double* component_logs = nullptr;  // (count, units, M): sum_e (log v + log 2 pi), 0 = no part
   double* sample_logs = nullptr;     // (count, units, N), where samples have variances of their own
   int64_t* component_bits = nullptr;  // (count, S, M): -1 where a component contributes, else 0
   double* parts = nullptr;           // (splits, count, N, M): sums of squares, where splits > 1
   double* energies = nullptr;        // (count, 3, N, M), written
+
+  FUSED_MI_INLINE Meeting of(int64_t d) const {
+    return meeting ? *meeting : Meeting{in.mixtures[d].samples, in.mixtures[d].components};
+  }
 
   // (N, M) of a mixture; a single split adds up in its place.
   FUSED_MI_INLINE double* part(int64_t split, int64_t d) const {
@@ -66,6 +76,8 @@ struct PairsBackward {
   static constexpr int64_t kWeighed = 64;  // rows of an item of `weigh`
 
   MomentsInputs in;
+  const Meeting* meeting = nullptr;  // of the only mixture; nullptr: all meet all
+  bool add = false;                  // to what the gradients hold, in the type of the computation
   int64_t N = 0, M = 0;
   int64_t width = 0, blocks = 0;     // of features
   Position* positions = nullptr;     // (count, S)
@@ -77,6 +89,9 @@ struct PairsBackward {
   View d_y, d_x, d_mu, d_stds;
   bool stream = false;  // write them past the caches: rows are aligned, and all of them are large
 
+  FUSED_MI_INLINE Meeting of(int64_t d) const {
+    return meeting ? *meeting : Meeting{in.mixtures[d].samples, in.mixtures[d].components};
+  }
   // Of a mixture: blocks of components, then of samples.
   FUSED_MI_INLINE int64_t weigh_items() const {
     return ceil_div(M, kWeighed) + ceil_div(N, kWeighed);

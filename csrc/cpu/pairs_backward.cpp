@@ -18,10 +18,11 @@ template <class A, class In>
 bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>& work) {
   const MomentsInputs& in = call.in;
   const Mixture& m = in.mixtures[d];
+  const Meeting rows = call.of(d);
   const Position& p = call.positions[d * in.S + at.s];
   Weights<A>& w = work.weights[d];
   if (w.position != at.s) {  // never where the weights are those of the call
-    work.next.choose(in, m, p, at.s, m.samples, m.components);
+    work.next.choose(in, m, p, at.s, rows.samples, rows.components);
     if (!w.ready || !(work.next == w.lists)) {
       w.lists.copy(work.next);
       for (int64_t i = 0; i < call.weigh_items(); ++i) weigh_item(call, d, w, i);
@@ -34,12 +35,12 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
   if (!w.lists || (!wanted.samples && !wanted.components)) return true;
   Packer<A, In> packer(in, m, p, at.s, at.e, at.width);
   packer.samples(
-      w.lists.samples, samples, m.samples.start, [&](int n) __attribute__((always_inline)) {
+      w.lists.samples, samples, rows.samples.start, [&](int n) __attribute__((always_inline)) {
         return Column<A>{work.samples + n, samples};
       });
   work.sizes.clear(static_cast<int>(ceil_div(at.width, kLanes<A>)));
   packer.components(
-      w.lists.components, components, m.components.start, work.sizes,
+      w.lists.components, components, rows.components.start, work.sizes,
       [&](int l) __attribute__((always_inline)) {
         return Centre<A>{
             {work.root + l, components},
@@ -60,8 +61,16 @@ bool pull_mixture(const PairsBackward& call, const Item& at, int64_t d, Work<A>&
 // One row of a gradient; `value(v)` is its vector v.
 template <class A, class In, class Value>
 FUSED_MI_INLINE void write(
-    const View& view, int64_t row, const Item& at, bool stream, Value&& value) {
+    const PairsBackward& call, const View& view, int64_t row, const Item& at, Value&& value) {
   char* to = view.at(row, at.s, at.e);
+  const bool stream = call.stream;
+  if (call.add) {
+    A* sums = reinterpret_cast<A*>(to);
+    over_vectors<A>(at.width, [&](int f, auto part) __attribute__((always_inline)) {
+      store(sums + f, load<A>(sums + f, part) + value(f / kLanes<A>), part);
+    });
+    return;
+  }
   alignas(64) In buffer[sizeof(In) > 2 ? 512 : 1];
   In* out = view.type == TypeOf<In>::value ? reinterpret_cast<In*>(to) : buffer;
   over_vectors<A>(at.width, [&](int f, auto part) __attribute__((always_inline)) {
@@ -72,10 +81,11 @@ FUSED_MI_INLINE void write(
   }
 }
 
-void write_zeros(const View& view, int64_t row, const Item& at, bool stream) {
+void write_zeros(const PairsBackward& call, const View& view, int64_t row, const Item& at) {
+  if (call.add) return;
   char* to = view.at(row, at.s, at.e);
   const int64_t bytes = at.width * size_of(view.type);
-  if (!stream) {
+  if (!call.stream) {
     std::memset(to, 0, bytes);
     return;
   }
@@ -103,7 +113,6 @@ template <class A, class In>
 bool write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Work<A>& work) {
   const MomentsInputs& in = call.in;
   const int64_t i = pass.as_samples, j = pass.as_components;
-  const bool stream = call.stream;
   int next_sample = 0, next_component = 0;
   alignas(64) In buffer[sizeof(In) > 2 ? 512 : 1];
   V<A> own[512 / kLanes<A>];
@@ -120,10 +129,10 @@ bool write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Wor
       components = lists.component_count;
       l = find(lists.components, components, index, next_component);
     }
-    if (pass.write_y && n < 0) write_zeros(call.d_y, row, at, stream);
+    if (pass.write_y && n < 0) write_zeros(call, call.d_y, row, at);
     if (pass.write_y && n >= 0) {
       const V<A>* from = work.results[i].y + n;
-      write<A, In>(call.d_y, row, at, stream, [&](int v) __attribute__((always_inline)) {
+      write<A, In>(call, call.d_y, row, at, [&](int v) __attribute__((always_inline)) {
         return from[v * samples];
       });
     }
@@ -131,18 +140,18 @@ bool write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Wor
       if (!(which == 0 ? pass.write_x : pass.write_mu)) continue;
       const View& to = which == 0 ? call.d_x : call.d_mu;
       if (l < 0) {
-        write_zeros(to, row, at, stream);
+        write_zeros(call, to, row, at);
         continue;
       }
       const V<A>* from = work.results[j].centre + l;
-      write<A, In>(to, row, at, stream, [&](int v) __attribute__((always_inline)) {
+      write<A, In>(call, to, row, at, [&](int v) __attribute__((always_inline)) {
         return from[v * components];
       });
     }
     if (!pass.write_stds) continue;
     const bool has_own = n >= 0 && in.own_stds;
     if (!has_own && l < 0) {
-      write_zeros(call.d_stds, row, at, stream);
+      write_zeros(call, call.d_stds, row, at);
       continue;
     }
     A of_k = 0;
@@ -152,7 +161,7 @@ bool write_pass(const PairsBackward& call, const Item& at, const Pass& pass, Wor
       of_k = work.weights[i].of_k[n];
     }
     const V<A>* from = l < 0 ? nullptr : work.results[j].stds + l;
-    write<A, In>(call.d_stds, row, at, stream, [&](int v) __attribute__((always_inline)) {
+    write<A, In>(call, call.d_stds, row, at, [&](int v) __attribute__((always_inline)) {
       V<A> value{};
       if (from) value = from[v * components];
       if (has_own) value += of_k * own[v];
@@ -204,7 +213,8 @@ int64_t prepare_for(const PairsBackward& call, char* memory) {
   for (int64_t d = 0; d < in.count; ++d) {
     Weights<A> w(arena, call.N, call.M);
     const Mixture& m = in.mixtures[d];
-    if (memory) w.lists.choose(in, m, call.positions[d * in.S], 0, m.samples, m.components);
+    const Meeting rows = call.of(d);
+    if (memory) w.lists.choose(in, m, call.positions[d * in.S], 0, rows.samples, rows.components);
     w.position = 0;
     set(arena, weights + d, w);
   }

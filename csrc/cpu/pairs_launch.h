@@ -55,31 +55,47 @@ class Scratch {
   char* data;
 };
 
-// In the type of `in`; false where its range is not enough.
+// Finds who contributes where.
 template <class Parallel>
-bool try_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
-  join_positions(in);
-  const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
-  PairsForward call;
-  call.in = in;
-  call.cut = PairsCut(N, M, in.S, in.E, in.wide);
-  call.energies = energies;
-  const PairsCut& cut = call.cut;
+std::unique_ptr<Position[]> found_positions(
+    const MomentsInputs& in, Path path, Parallel&& parallel) {
   auto positions = positions_of(in);
-  call.positions = positions.get();
-  const int64_t logs = in.count * cut.units, of_samples = in.own_stds ? logs * N : 0;
-  const int64_t bits = in.count * in.S * M;
-  const int64_t parts = cut.splits > 1 ? cut.splits * in.count * N * M : 0;
-  Scratch<Use::call> memory((logs * M + of_samples + bits + parts) * 8);
-  call.component_logs = reinterpret_cast<double*>(memory.get());
-  call.sample_logs = call.component_logs + logs * M;
-  call.parts = call.sample_logs + of_samples;
-  call.component_bits = reinterpret_cast<int64_t*>(call.parts + parts);
+  const Mixture& m = in.mixtures[0];
+  parallel(
+      0, in.S, grain(m.samples.count() + m.components.count()),
+      [&](int64_t begin, int64_t end) {
+        moments_kernels(path).positions(in, positions.get(), begin, end);
+      });
+  return positions;
+}
 
+// Lays out what the tiles share; without memory, it measures.
+inline int64_t share(PairsForward& call, char* memory) {
+  const PairsCut& cut = call.cut;
+  const MomentsInputs& in = call.in;
+  const int64_t logs = in.count * cut.units, bits = in.count * in.S * cut.components;
+  const int64_t of_samples = in.own_stds ? logs * cut.samples : 0;
+  const int64_t parts =
+      cut.splits > 1 ? cut.splits * in.count * cut.samples * cut.components : 0;
+  if (memory != nullptr) {
+    call.component_logs = reinterpret_cast<double*>(memory);
+    call.sample_logs = call.component_logs + logs * cut.components;
+    call.parts = call.sample_logs + of_samples;
+    call.component_bits = reinterpret_cast<int64_t*>(call.parts + parts);
+  }
+  return (logs * cut.components + of_samples + parts + bits) * 8;
+}
+
+// The energies of `call`, whose cut and positions are known. False where the range of its type is not
+// enough.
+template <class Parallel>
+bool find_energies(PairsForward call, Path path, Parallel&& parallel) {
+  const MomentsInputs& in = call.in;
+  const PairsCut& cut = call.cut;
+  const int64_t M = cut.components;
+  Scratch<Use::call> memory(share(call, nullptr));
+  share(call, memory.get());
   const PairsKernels& kernels = pairs_kernels(path);
-  parallel(0, in.S, grain(N + M), [&](int64_t begin, int64_t end) {
-    moments_kernels(path).positions(in, call.positions, begin, end);
-  });
   parallel(0, in.count * in.S, grain(M), [&](int64_t begin, int64_t end) {
     kernels.mark(call, begin, end);
   });
@@ -93,8 +109,22 @@ bool try_pairs(MomentsInputs in, double* energies, Path path, Parallel&& paralle
       });
   return regular &&
       all_of(
-             parallel, in.count * N, grain(M / 2 * (cut.splits + cut.units + in.S)),
+             parallel, in.count * cut.samples, grain(M / 2 * (cut.splits + cut.units + in.S)),
              [&](int64_t begin, int64_t end) { return kernels.finish(call, begin, end); });
+}
+
+// In the type of `in`; false where its range is not enough.
+template <class Parallel>
+bool try_pairs(MomentsInputs in, double* energies, Path path, Parallel&& parallel) {
+  join_positions(in);
+  const auto positions = found_positions(in, path, parallel);
+  PairsForward call;
+  call.in = in;
+  call.cut = PairsCut(
+      in.mixtures[0].samples.count(), in.mixtures[0].components.count(), in.S, in.E, in.wide);
+  call.positions = positions.get();
+  call.energies = energies;
+  return find_energies(call, path, parallel);
 }
 
 // Writes `energies` (count, 3, N, M).
@@ -105,14 +135,12 @@ bool launch_pairs(MomentsInputs in, double* energies, Path path, Parallel&& para
   return try_pairs(in, energies, path, parallel);
 }
 
-// In the type of `call.in`; false where its range is not enough.
+// The gradients of `call`, whose positions are known. False where the range of its type is not enough.
 template <class Parallel>
-bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
+bool find_gradients(PairsBackward call, Path path, Parallel&& parallel) {
   constexpr int64_t kItems = 64, kBytes = 1 << 20, kMost = 512, kLeast = 16;
-  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   const MomentsInputs& in = call.in;
-  call.N = in.mixtures[0].samples.count();
-  call.M = in.mixtures[0].components.count();
+  call.N = call.of(0).samples.count(), call.M = call.of(0).components.count();
   // The rows of a block stay in a cache, and there are enough blocks.
   const int64_t rows = (1 + in.count) * (call.N + 3 * call.M) * (in.wide ? 8 : 4);
   int64_t most = kMost;
@@ -124,15 +152,10 @@ bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
   call.blocks = ceil_div(in.E, call.width);
   const View* gradients[] = {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds};
   bool buffered = in.wide && in.y.type != Type::float64;
-  call.stream = streams(in, gradients, buffered, call.width, call.N + call.M);
-  auto positions = positions_of(in);
-  call.positions = positions.get();
-  parallel(0, in.S, grain(call.N + call.M), [&](int64_t begin, int64_t end) {
-    moments_kernels(path).positions(in, call.positions, begin, end);
-  });
+  call.stream = !call.add && streams(in, gradients, buffered, call.width, call.N + call.M);
   const PairsBackwardKernels& kernels = pairs_backward_kernels(path);
   std::optional<Scratch<Use::call>> weights;
-  if (in.S == 1) {  // else each thread weighs the pairs of its positions
+  if (in.S == 1 && call.weights == nullptr) {  // else each thread weighs the pairs of its positions
     weights.emplace(kernels.prepare(call, nullptr));
     call.weights = weights->get();
     kernels.prepare(call, call.weights);
@@ -146,6 +169,15 @@ bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
       [&](int64_t begin, int64_t end) {
         return kernels.gradients(call, Scratch<Use::items>(bytes).get(), begin, end);
       });
+}
+
+// In the type of `call.in`; false where its range is not enough.
+template <class Parallel>
+bool try_pairs_gradients(PairsBackward call, Path path, Parallel&& parallel) {
+  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
+  const auto positions = found_positions(call.in, path, parallel);
+  call.positions = positions.get();
+  return find_gradients(call, path, parallel);
 }
 
 // Writes the gradients that `call` names; its block of features and positions are filled in here.

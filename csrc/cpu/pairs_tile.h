@@ -66,6 +66,7 @@ struct Tile {
   const MomentsInputs& in;
   const Mixture& mixture;
   Rows samples, components;
+  bool sized;  // it looks for a far shift: one for each tile of components
   double* sums;  // `stride` apart
   int64_t stride;
 };
@@ -228,9 +229,7 @@ template <class A, class In>
 bool flush(const Tile& tile, Panel<A>& panel, const Run* next_run) {
   if (panel.depth == 0) return true;
   const Lists& lists = panel.now;
-  // Once for each tile of components.
-  const bool sized = tile.samples.start == tile.mixture.samples.start;
-  const Sizes<A> sizes = sized ? panel.sizes : Sizes<A>{};
+  const Sizes<A> sizes = tile.sized ? panel.sizes : Sizes<A>{};
   sizes.clear(panel.depth);
   pack_samples<A, In>(tile, panel);
   Ahead<A> ahead{tile, lists, panel.next, panel.runs[0], next_run};
@@ -257,7 +256,7 @@ bool flush(const Tile& tile, Panel<A>& panel, const Run* next_run) {
       }
     }
   }
-  const bool exact = !sized || !far<A, In>(tile, panel);
+  const bool exact = !tile.sized || !far<A, In>(tile, panel);
   panel.count = panel.depth = 0;
   return exact;
 }

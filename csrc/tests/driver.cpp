@@ -3,6 +3,7 @@
 // Every buffer has exactly the size that it needs, so that AddressSanitizer sees a step beyond it.
 #include "../cpu/moments_launch.h"
 #include "logsumexp_case.h"
+#include "online_case.h"
 #include "pairs_case.h"
 
 #include <random>
@@ -53,6 +54,7 @@ void run(const Case& c, Path path) {
   in.count = static_cast<int64_t>(mixtures.size());
 
   run_pairs(in, passes, {y, x, mu, stds}, mask, c.scale, path);
+  run_online(in, passes, y, c.scale, path);
 
   // One thread, then several: the same bytes.
   const int64_t size = in.wide_state() ? 8 : 4;
@@ -192,6 +194,9 @@ int main() {
       {10, 2, 70, Type::float32, true, false, true, 3, 0x1p-55},
       {10, 2, 70, Type::float32, false, false, false, 3, 0x1p55},
       {7, 2, 70, Type::float32, false, true, false, 3, 0x1p-55},
+      {310, 1, 20, Type::float32, false, false, true, 0},  // several tiles, every row contributes
+      {150, 1, 9, Type::float32, false, true, false, 5},
+      {280, 1, 17, Type::bfloat16, false, false, false, 0},
   };
   const LogsumexpCase of_energies[] = {
       {1, 1, 2, 0, 1},      {2, 3, 5, -1, 3},        {1, 7, 9, 1, 1e4},

@@ -39,7 +39,7 @@ void run_logsumexp(const LogsumexpCase& c, Path path) {
   LogsumexpForward forward;
   Logsumexp& in = forward.in;
   in.energies = energies.data();
-  in.count = c.count, in.N = c.N, in.M = c.M, in.own = c.own;
+  in.count = c.count, in.N = c.N, in.M = c.M, in.own = c.own < 0 ? Logsumexp::kNone : c.own;
 
   // One thread, then several: the same bytes.
   std::vector<double> terms[2], states[2];

@@ -35,12 +35,13 @@ def blocks(mixtures: Sequence[Mixture], pairs_at_once: int) -> Iterator[tuple[in
         step = max(1, pairs_at_once // mixture.components)
         for row in range(start, stop, step):
             rows = (row, min(row + step, stop))
+            one_batch = mixture.sample_eps is not None  # else samples are rows of other tensors
             parts = [
                 (
                     (columns[0] - components[0], columns[1] - components[0]),
                     mixture._replace(sample_rows=rows, component_rows=columns),
                 )
-                for columns in _columns(rows, components)
+                for columns in (_columns(rows, components) if one_batch else [components])
             ]
             yield d, Block((row - start, rows[1] - start), row if exclude else None, parts)
 

@@ -40,6 +40,13 @@ PAIRS_AT_ONCE = 1 << 24
 stays at some hundred bytes for each pair of a block, time grows by one more forward pass."""
 
 
+SHORT_ROW = 4096
+"""Positions times features up to which a CPU finds energies, and forgets them, tile by tile."""
+
+PAIRS_KEPT = 1 << 19
+"""Of short rows, the most pairs whose energies are kept: both ways together take as long then."""
+
+
 class Sizes(NamedTuple):
     """How many mixtures there are, and the samples and components of each."""
 
@@ -54,6 +61,13 @@ class Sizes(NamedTuple):
         return cls(len(rows), stop - start, last - first)
 
 
+def online(inputs: Inputs, scoring: Scoring) -> bool:
+    """Whether the backward pass finds the energies again, on CPUs for many pairs of short rows."""
+    y, (_, n, m) = inputs[0], Sizes.of(scoring, inputs)
+    short = y.shape[1] * y.shape[2] <= SHORT_ROW
+    return short and y.device.type == "cpu" and n * m > PAIRS_KEPT
+
+
 def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
     """An empty state of `jensen`: a header, (D, 4, S, E), see `reference.moments.moments`, and room
     for (D, 4, S) integers of 32 bits that a backend may keep, else 0."""
@@ -65,9 +79,10 @@ def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
 
 def logsumexp_state(inputs: Inputs, scoring: Scoring) -> Tensor:
     """An empty state of `logsumexp`: a header, (D, 4, N) see `reference.logsumexp.logsumexp`, and
-    the energies (D, 3, N, M) unless they are too many."""
+    the energies (D, 3, N, M) unless they are too many, or soon found again, see `online`."""
     d, n, m = Sizes.of(scoring, inputs)
-    energies = d * 3 * n * m if n * m <= PAIRS_AT_ONCE else 0
+    kept = n * m <= PAIRS_AT_ONCE and not online(inputs, scoring)
+    energies = d * 3 * n * m if kept else 0
     dtype = working_dtype(inputs[0].device)
     return inputs[0].new_empty(HEADER + d * 4 * n + energies, dtype=dtype)
 

@@ -76,10 +76,10 @@ def gradients(
     everything = [] if y is None or nothing(y, mixtures) else passes(mixtures)
     tensors: list[Tensor | None] = []
     for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
-        written = [this.rows for this in everything if _writes(this.rows, of_role)]
         if tensor is None or not needed:
             tensors.append(None)
         else:
+            written = [p.rows for p in everything if _writes(p.rows, of_role, tensor)]
             new = torch.empty if _cover(written, tensor.shape[0]) else torch.zeros
             tensors.append(new(tensor.shape, dtype=tensor.dtype, device=tensor.device))
     return Gradients(
@@ -88,7 +88,7 @@ def gradients(
             (
                 this,
                 [
-                    tensor is not None and _writes(this.rows, of_role)
+                    tensor is not None and _writes(this.rows, of_role, tensor)
                     for tensor, of_role in zip(tensors, roles, strict=True)
                 ],
             )
@@ -97,10 +97,11 @@ def gradients(
     )
 
 
-def _writes(rows: Rows, of_role: Sequence[Rows]) -> bool:
-    """Whether a pass over `rows` writes a gradient that the rows `of_role` have: its values, or
-    zeros where no other pass writes those rows."""
-    return rows in of_role or all(_disjoint(rows, other) for other in of_role)
+def _writes(rows: Rows, of_role: Sequence[Rows], tensor: Tensor) -> bool:
+    """Whether a pass over `rows` writes the gradient of a tensor in which the rows `of_role` have
+    one: its values, or zeros where no other pass writes those rows and the tensor has them."""
+    free = rows[1] <= tensor.shape[0] and all(_disjoint(rows, other) for other in of_role)
+    return rows in of_role or free
 
 
 def _cover(ranges: Sequence[Rows], rows: int) -> bool:

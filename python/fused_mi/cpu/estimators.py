@@ -32,8 +32,15 @@ _by_blocks = _estimators.Estimators(_variance, _moments, _pairs, _logsumexp)
 class _Estimator:
     """One of them: the operators of the library, and plain torch where these know no answer."""
 
-    def __init__(self, name: str, plain: Callable[..., Any], plain_backward: Callable[..., Any]):
+    def __init__(
+        self,
+        name: str,
+        plain: Callable[..., Any],
+        plain_backward: Callable[..., Any],
+        keeps: Callable[[Inputs, Scoring], bool] | None = None,  # whether the state has energies
+    ) -> None:
         self._name, self._plain, self._plain_backward = name, plain, plain_backward
+        self._keeps = keeps
 
     @functools.cached_property
     def _operators(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -53,6 +60,7 @@ class _Estimator:
             own_stds,
             total,
             safety_factor,
+            *(() if self._keeps is None else (self._keeps(inputs, scoring),)),
             path(),
         )
         if not known:
@@ -89,7 +97,12 @@ class _Estimator:
 
 
 _jensen = _Estimator("jensen", reference.jensen, reference.jensen_backward)
-_of_pairs = _Estimator("logsumexp_of_pairs", reference.logsumexp, reference.logsumexp_backward)
+_of_pairs = _Estimator(
+    "logsumexp_of_pairs",
+    reference.logsumexp,
+    reference.logsumexp_backward,
+    lambda inputs, scoring: not _estimators.online(inputs, scoring),
+)
 jensen, jensen_backward = _jensen.forward, _jensen.backward
 
 
@@ -114,4 +127,6 @@ def logsumexp_backward(
 
 def _many(inputs: Inputs, scoring: Scoring) -> bool:
     _, samples, components = _estimators.Sizes.of(scoring, inputs)
-    return samples * components > _estimators.PAIRS_AT_ONCE
+    return samples * components > _estimators.PAIRS_AT_ONCE and not _estimators.online(
+        inputs, scoring
+    )

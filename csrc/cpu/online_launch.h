@@ -1,0 +1,178 @@
+// From a call of the online log-sum-exp to items of work for threads, see launch.h.
+#pragma once
+
+#include "logsumexp_launch.h"
+#include "online.h"
+#include "pairs_launch.h"
+
+#include <algorithm>
+
+namespace fused_mi {
+
+// The numbers of a sample, of all splits, as its state; false where every density is 0.
+inline bool join_splits(const OnlineForward& call, int64_t row, double* state) {
+  constexpr int64_t kNumbers = OnlineForward::kNumbers;
+  const int64_t N = call.pairs.cut.samples, rows = call.pairs.in.count * N;
+  double most = -INFINITY, sums[4] = {};
+  for (int64_t split = 0; split < call.splits; ++split) {
+    most = std::max(most, call.parts[(split * rows + row) * kNumbers]);
+  }
+  if (!std::isfinite(most)) return false;
+  for (int64_t split = 0; split < call.splits; ++split) {
+    const double* part = call.parts + (split * rows + row) * kNumbers;
+    const double factor = std::exp(part[0] - most);
+    for (int j = 0; j < 4; ++j) sums[j] += factor == 0 ? 0 : factor * part[1 + j];
+  }
+  double* to = state + row / N * 4 * N + row % N;
+  to[0] = most + std::log(sums[0]);
+  for (int j = 1; j < 4; ++j) to[j * N] = sums[j] / sums[0];
+  return true;
+}
+
+// In the type of `in`; false where its range is not enough, or every density of a sample is 0.
+template <class Parallel>
+bool try_online(MomentsInputs in, double* state, Path path, Parallel&& parallel) {
+  join_positions(in);
+  const auto positions = found_positions(in, path, parallel);
+  OnlineForward call;
+  PairsForward& pairs = call.pairs;
+  pairs.in = in;
+  pairs.cut = PairsCut(
+      in.mixtures[0].samples.count(), in.mixtures[0].components.count(), in.S, in.E, in.wide);
+  call.cut();
+  pairs.positions = positions.get();
+  const PairsCut& cut = pairs.cut;
+  const int64_t rows = in.count * cut.samples, shared = share(pairs, nullptr);
+  Scratch<Use::call> memory(shared + call.splits * rows * OnlineForward::kNumbers * 8);
+  share(pairs, memory.get());
+  call.parts = reinterpret_cast<double*>(memory.get() + shared);
+
+  parallel(0, in.count * in.S, grain(cut.components), [&](int64_t begin, int64_t end) {
+    pairs_kernels(path).mark(pairs, begin, end);
+  });
+  const OnlineKernels& kernels = online_kernels(path);
+  const int64_t bytes = kernels.bytes(call), elements = cut.tile_samples * in.S * in.E;
+  return all_of(
+             parallel, in.count * (cut.tiles_m + cut.tiles_n), grain(elements),
+             [&](int64_t begin, int64_t end) { return kernels.logs(call, begin, end); }) &&
+      all_of(
+             parallel, in.count * cut.tiles_n * call.splits, grain(elements * cut.tile_components),
+             [&](int64_t begin, int64_t end) {
+               return kernels.reduce(call, Scratch<Use::items>(bytes).get(), begin, end);
+             }) &&
+      all_of(parallel, rows, grain(64 * call.splits), [&](int64_t begin, int64_t end) {
+           bool known = true;
+           for (int64_t row = begin; row < end; ++row) known &= join_splits(call, row, state);
+           return known;
+         });
+}
+
+// Writes the rows (count, 4, N) of a state, see LogsumexpForward.
+template <class Parallel>
+bool launch_online(MomentsInputs in, double* state, Path path, Parallel&& parallel) {
+  if (!in.wide && try_online(in, state, path, parallel)) return true;
+  in.wide = true;
+  return try_online(in, state, path, parallel);
+}
+
+// The gradients of a mixture of one position where every row contributes: what its pairs weigh is found
+// without their energies in memory. `call` has the meeting; `state` and `upstream` are those of the first
+// sample, of `samples` in the mixture.
+template <class Parallel>
+bool weigh_online(
+    PairsBackward call, const double* state, const double* upstream, int64_t samples,
+    int64_t partners, Path path, Parallel&& parallel) {
+  OnlineWeigh of;
+  PairsForward& pairs = of.pairs;
+  pairs.in = call.in, pairs.meeting = call.meeting, pairs.positions = call.positions;
+  call.N = call.of(0).samples.count(), call.M = call.of(0).components.count();
+  pairs.cut = PairsCut(call.N, call.M, call.in.S, call.in.E, call.in.wide);
+  pairs.cut.tile_components = PairsBackward::kWeighed;
+  pairs.cut.tiles_m = ceil_div(call.M, pairs.cut.tile_components);
+  pairs.cut.units_per_split = pairs.cut.units, pairs.cut.splits = 1;
+  of.state = state, of.upstream = upstream, of.samples = samples, of.partners = partners;
+  const PairsBackwardKernels& gradients = pairs_backward_kernels(path);
+  const int64_t weights = gradients.prepare(call, nullptr), shared = share(pairs, nullptr);
+  Scratch<Use::call> memory(weights + shared + pairs.cut.tiles_m * call.N * 8);
+  call.weights = of.weights = memory.get();
+  gradients.prepare(call, of.weights);
+  share(pairs, memory.get() + weights);
+  of.of_k = reinterpret_cast<double*>(memory.get() + weights + shared);
+  pairs_kernels(path).mark(pairs, 0, 1);
+  const OnlineKernels& kernels = online_kernels(path);
+  const int64_t bytes = kernels.weigh_bytes(of);
+  if (!kernels.sample_logs(of)) return false;
+  const bool done = all_of(
+      parallel, pairs.cut.tiles_m, grain(call.N * call.in.E), [&](int64_t begin, int64_t end) {
+        return kernels.weigh(of, Scratch<Use::items>(bytes).get(), begin, end);
+      });
+  if (!done) return false;
+  kernels.sum_weights(of);
+  return find_gradients(call, path, parallel);
+}
+
+// Adds to the gradients that `call` names: zeros, in the type of `call.in`. Energies are found again for
+// some pairs at a time. `state`: (count, 4, N) of the forward pass; `upstream`: see LogsumexpBackward.
+// False, and nothing of worth, where the range of the type is not enough.
+template <class Parallel>
+bool try_online_gradients(
+    PairsBackward call, const double* state, const double* upstream, Path path,
+    Parallel&& parallel) {
+  constexpr int64_t kSamples = 2048;  // at a time
+  join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
+  const MomentsInputs in = call.in;
+  const auto positions = found_positions(in, path, parallel);
+  const int64_t N = in.mixtures[0].samples.count(), M = in.mixtures[0].components.count();
+  bool full = in.S == 1;  // every row contributes
+  for (int64_t d = 0; d < in.count; ++d) {
+    full &= positions[d * in.S].samples == N && positions[d * in.S].components == M;
+  }
+  // What is kept of a pair takes 5 bytes, or 29 with its energies.
+  const int64_t rows = std::min(N, kSamples);
+  const int64_t columns = std::min(M, (full ? 1 << 19 : 1 << 17) / rows);
+  const std::unique_ptr<double[]> energies(full ? nullptr : new double[3 * rows * columns]);
+  call.add = true;
+  for (int64_t i = 0; i < 5 * in.count; ++i) call.finite_upstream &= std::isfinite(upstream[i]);
+  for (int64_t block = 0; block < in.count * ceil_div(M, columns) * ceil_div(N, rows); ++block) {
+    const int64_t first = block % ceil_div(N, rows) * rows, at = block / ceil_div(N, rows);
+    const int64_t start = at % ceil_div(M, columns) * columns, d = at / ceil_div(M, columns);
+    const Mixture& m = in.mixtures[d];
+    const int64_t n = std::min(rows, N - first), count = std::min(columns, M - start);
+    const Meeting meeting{
+        {m.samples.start + first, m.samples.start + first + n},
+        {m.components.start + start, m.components.start + start + count}};
+    call.in.mixtures = &m, call.in.count = 1;
+    call.meeting = &meeting;
+    call.positions = positions.get() + d * in.S;
+
+    const bool of_stds = call.d_stds.data != nullptr;
+    const Pass passes[] = {
+        {meeting.samples, 0, -1, call.d_y.data != nullptr, false, false, of_stds && in.own_stds},
+        {meeting.components, -1, 0, false, call.d_x.data != nullptr, call.d_mu.data != nullptr, of_stds}};
+    call.passes = passes, call.pass_count = 2;
+    const double *of_first = state + d * 4 * N + first, *u = upstream + d * 5;
+    if (full) {
+      const int64_t partners = M - in.exclude_diagonal;
+      if (!weigh_online(call, of_first, u, N, partners, path, parallel)) return false;
+      continue;
+    }
+
+    PairsForward pairs;
+    pairs.in = call.in, pairs.meeting = call.meeting, pairs.positions = call.positions;
+    pairs.cut = PairsCut(n, count, in.S, in.E, in.wide);
+    pairs.energies = energies.get();
+    if (!find_energies(pairs, path, parallel)) return false;
+
+    LogsumexpBackward of_rows;
+    of_rows.in.energies = of_rows.gradient = energies.get();
+    of_rows.in.count = 1, of_rows.in.N = n, of_rows.in.M = count, of_rows.in.samples = N;
+    if (in.exclude_diagonal) of_rows.in.own = first - start;
+    of_rows.state = of_first, of_rows.upstream = u;
+    launch_logsumexp_gradient(of_rows, path, parallel);
+    call.upstream = energies.get();
+    if (!find_gradients(call, path, parallel)) return false;
+  }
+  return true;
+}
+
+}  // namespace fused_mi
