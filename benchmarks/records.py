@@ -22,7 +22,7 @@ _MODES = ("fwd", "step", "both")  # the last one stands for the whole
 
 
 class NoRecords(Exception):
-    """What was named is neither a file of records nor a commit that can be measured."""
+    """What was named is no file of records."""
 
 
 @dataclass(frozen=True)

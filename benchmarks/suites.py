@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, suite: Suite, device: str, about: dict[str, Any]) -> None:
         self.suite, self.device, self.about = suite, device, about
-        self.clock = Clock(device)
+        self.clock = Clock(device, suite.block)
         self.yardsticks = machine.yardsticks(device)
 
     def records(
@@ -140,5 +140,5 @@ def measured(
     of = functools.partial(contestants.of, without_peers=without_peers)
     for case in distinct(suite.cases, text):
         yield case.name, bench.records(case, of)
-    if trains(text):
+    if trains(suite, text):
         yield TRAINING, end_to_end.steps(suite, bench.clock, about)

@@ -59,7 +59,7 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
         _percent(record.of_gemm),
         number(None if record.extra_bytes is None else record.extra_bytes / 2**20),
         f"{max(record.errors):.0e}" if record.errors else "",
-        "" if record.kind == "bound" else number(record.times(own)),
+        number(record.times(own)),
     ]
 
 

@@ -169,8 +169,7 @@ def test_command_line_from_a_run_to_a_report(tmp_path):
         (("run", "--unknown"), "--unknown"),
         (("report", "nowhere.jsonl", "--out", "x"), "nowhere.jsonl: cannot be read"),
         (("compare", "README.md", "README.md"), "no record"),
-        (("compare", "README.md", "HEAD"), "two files or two commits"),
-        (("compare", "no-such-commit", "nor-this"), "neither a file nor a commit"),
+        (("compare", "nowhere.jsonl", "README.md"), "nowhere.jsonl: cannot be read"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(arguments, said):

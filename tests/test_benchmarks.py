@@ -1,6 +1,7 @@
 """The measuring itself: it refuses a planted wrong result, and peers agree with float64."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -165,32 +166,30 @@ def test_inputs_have_the_masks_of_their_case():
     assert mask.sum(1).tolist() == [5] * 6
 
 
-def test_kernels_are_replayed_into_the_same_outputs():
-    import fused_mi
-
-    usable = {b.name: b.usable for b in fused_mi.backends()}
-    if not usable.get("cpu"):
-        pytest.skip("the CPU library is not built")
-    case = Case("x", 8, 4, 16)
-    entries = [c for c in contestants.of(case, "cpu", 1e8) if c.name.startswith("cpu")]
-    found = {r.contestant: r for r in bench().records(case, lambda *_: entries) if r.mode == "both"}
-    assert found["cpu kernels"].status == OK, found["cpu kernels"].reason
-    assert found["cpu kernels"].kind == "kernels"
-    assert found["cpu"].status == OK
-
-
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_are_well_formed(suite):
     cases = distinct(SUITES[suite].cases, "")
     assert len({case.name for case in cases}) == len(cases)
     assert {"jensen", "logsumexp"} == {case.estimator for case in cases}
-    pairings = {case.pairing for case in cases}
-    assert suite == "cpu" or {"sub_batch", "symmetric", "leave_one_out"} == pairings
-    for group in ("sweep B", "sweep S", "sweep E", "MiniLM", "LLM", "representation", "images"):
-        assert suite == "cpu" or any(case.group == group for case in cases), group
+    if suite not in ("cpu", "small"):
+        assert {"sub_batch", "symmetric", "leave_one_out"} == {case.pairing for case in cases}
+        groups = {"sweep B", "sweep S", "sweep E", "MiniLM", "LLM", "representation", "images"}
+        assert groups <= {case.group for case in cases}
     for case in cases:
         assert case.B % 2 == 0 or case.pairing == "leave_one_out"
         assert set(case.wanted) <= set(ALL)
+
+
+def test_warm_samples_leave_out_the_first_pass():
+    calls = []
+
+    def run():
+        time.sleep(0.0 if calls else 0.2)
+        calls.append("forward")
+        return None, lambda: calls.append("backward")
+
+    sample = measure.Clock("cpu", block=0.01).passes(run)
+    assert sample["both"] < 100 and len(calls) >= 4 and calls.count("backward") == len(calls) / 2
 
 
 def test_training_step_with_each_backend():
