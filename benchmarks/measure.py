@@ -164,34 +164,31 @@ def interleaved(
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
     """ms of every contestant by mode and "host", and of the yardsticks: rounds of one sample of
     each, every other round backwards. A contestant that runs out of memory drops out."""
-    least = {
-        name: suite.least if _warm_up(runs[0], suite) else 3 for name, runs in contestants.items()
-    }
+    least = {n: suite.least if _warm_up(runs[0], suite) else 3 for n, runs in contestants.items()}
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     of_yardsticks: dict[str, list[float]] = {name: [] for name in yardsticks}
-    spent, dropped = dict.fromkeys(contestants, 0.0), set()
+    waiting, spent = dict(contestants), dict.fromkeys(contestants, 0.0)
     with _no_collection():
         for turn in range(suite.most):
             for name, yardstick in yardsticks.items():
                 of_yardsticks[name].append(clock.single(yardstick.run))
-            for name in list(contestants)[:: -1 if turn % 2 else 1]:
-                enough = turn >= least[name] and spent[name] > suite.seconds
-                if enough or name in dropped:
-                    continue
+            for name in list(waiting)[:: -1 if turn % 2 else 1]:
                 runs, start = contestants[name], time.perf_counter()
                 try:
                     samples[name].append(clock.passes(runs[turn % len(runs)]))
                 except Exception as error:  # no common class: see `out_of_memory`
                     if not out_of_memory(error):
                         raise
-                    dropped.add(name)
+                    del waiting[name], samples[name]
+                    continue
                 spent[name] += time.perf_counter() - start
-            if turn >= suite.least and all(s > suite.seconds for s in spent.values()):
+                if turn + 1 >= least[name] and spent[name] > suite.seconds:
+                    del waiting[name]
+            if not waiting:
                 break
     by_mode = {
         name: {quantity: [t[quantity] for t in taken] for quantity in taken[0]}
         for name, taken in samples.items()
-        if name not in dropped
     }
     return by_mode, of_yardsticks
 

@@ -69,19 +69,18 @@ class Record:
     def median(self) -> float | None:
         return statistics.median(self.samples) if self.samples else None
 
-    @cached_property
-    def _fifths(self) -> list[Any]:
-        if len(self.samples) < 2:
-            return [self.median] * 4
-        return statistics.quantiles(self.samples, n=5, method="inclusive")
-
     @property
     def p20(self) -> float | None:
-        return self._fifths[0]
+        return self._fifth(0)
 
     @property
     def p80(self) -> float | None:
-        return self._fifths[3]
+        return self._fifth(3)
+
+    def _fifth(self, which: int) -> float | None:
+        if len(self.samples) < 2:
+            return self.median
+        return statistics.quantiles(self.samples, n=5, method="inclusive")[which]
 
     @property
     def gb_per_s(self) -> float | None:
@@ -155,13 +154,10 @@ def read(*paths: Path) -> list[Record]:
             raise NoRecords(f"{path}: there is no record in it")
         for number, line in enumerate(lines, 1):
             try:
-                values = json.loads(line)
-                values = {name: values[name] for name in _FIELDS if name in values}
-                for name in ("shape", "wanted", "samples"):
-                    values[name] = tuple(values[name])
-                values["faults"] = values.get("faults") and tuple(values["faults"])
-                found.append(Record(**values))
-            except (ValueError, TypeError, KeyError) as error:
+                values = {k: v for k, v in json.loads(line).items() if k in _FIELDS}
+                lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+                found.append(Record(**(values | lists)))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise NoRecords(f"{path}, line {number}: no record: {error}") from None
     return found
 

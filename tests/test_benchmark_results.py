@@ -141,7 +141,7 @@ def test_command_line_from_a_run_to_a_report(tmp_path):
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "page" / "index.html").read_text()
     assert not re.search(r"(src|href)=['\"](?!data:)", page), "the page needs another file"
-    for name in ("speedups", "memory", "roofline", "accuracy"):
+    for name in ("speedups", "memory", "roofline"):
         assert (tmp_path / "page" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     same = run("compare", file, file)
