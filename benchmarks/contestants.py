@@ -1,6 +1,6 @@
 """Who takes part in a case: our backends, the peers, and a bound.
 
-Each makes a `Run` from inputs (mu, sigma, mask, x, y) or says why it does not serve the case.
+Each makes a `Run` from inputs (mu, sigma, mask, x, y) or raises what keeps it from the case.
 """
 
 import contextlib
@@ -19,12 +19,14 @@ from .peers import PEERS, Peer
 Inputs = Sequence[Tensor]
 
 
+class Refused(Exception):
+    """A contestant does not serve a case, for this reason."""
+
+
 class Contestant(NamedTuple):
     name: str
     kind: str  # "backend", "kernels", "peer" or "bound"
     make: Callable[[Inputs], Run]
-    why_not: str | None = None  # the reason why it is not run
-    lacks_memory: bool = False
 
 
 def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
@@ -112,30 +114,32 @@ def run_of(
 
 def _backend(case: Case, name: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
+        if name == "reference" and case.estimator == "logsumexp":
+            _refuse_long(case.pair_elements, most_work)
         return run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend(name))
 
-    work = case.pair_elements if case.estimator == "logsumexp" and name == "reference" else 0
-    return Contestant(name, "backend", make, _too_long(work, most_work))
+    return Contestant(name, "backend", make)
 
 
-def _too_long(work: float, most_work: float) -> str | None:
-    if work <= most_work:
-        return None
-    return f"{work:.1e} pairs times features: more than the suite has time for"
+def _refuse_long(work: float, most_work: float) -> None:
+    if work > most_work:
+        raise Refused(f"{work:.1e} pairs times features: more than the suite has time for")
 
 
 def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
+        if reason := peer.why_not(case):
+            raise Refused(reason)
+        _refuse_long(peer.work * case.pair_elements, most_work)
+        needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
+        # Where memory is overcommitted nothing raises: the process would be killed.
+        if device == "cpu" and needed > 0.7 * available:
+            said = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
+            raise MemoryError(said)
         options = case.estimator, case.pairing, case.information
         return run_of(case, lambda *t: peer.loss(*t, *options), inputs)
 
-    reason = peer.why_not(case) or _too_long(peer.work * case.pair_elements, most_work)
-    needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
-    # Where memory is overcommitted nothing raises: the process would be killed.
-    lacks_memory = reason is None and device == "cpu" and needed > 0.7 * available
-    if lacks_memory:
-        reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
-    return Contestant(peer.name, "peer", make, reason, lacks_memory)
+    return Contestant(peer.name, "peer", make)
 
 
 def bound(case: Case, inputs: Inputs) -> Run:

@@ -32,7 +32,7 @@ def test_a_planted_slow_down_is_found_and_equal_code_is_not(time_of_this_thread)
     case = Case("planted", 64, 16, 256)
     suite = TINY._replace(least=39, most=40)
     rows = [backend(case, "once"), backend(case, "twice", repeat=2)]
-    measured = suites.Bench(suite, "cpu", ABOUT).records(case, lambda *_: rows)
+    measured = suites.Bench(suite, "cpu", ABOUT).records(case, rows)
     once, twice = (r for r in measured if r.mode == "both")
 
     def named(record, samples):
@@ -103,7 +103,7 @@ def test_no_ratio_where_the_backend_in_use_is_wrong():
 
 def test_records_survive_a_file(tmp_path):
     case = Case("planted", 8, 2, 5, masked=0.5, wanted=("noisy",))
-    found = list(bench().records(case, lambda *_: [backend(case), backend(case, "bad", factor=2)]))
+    found = list(bench().records(case, [backend(case), backend(case, "bad", factor=2)]))
     path = tmp_path / "new" / "r.jsonl"
     records.write(found[:2], path)
     records.write(found[2:], path)

@@ -12,7 +12,7 @@ from tiny_suite import ABOUT, CASES, TINY, as_inputs, backend, bench
 
 from benchmarks import contestants, limits, measure, peers
 from benchmarks.cases import ALL, SUITES, Case, distinct
-from benchmarks.contestants import Contestant
+from benchmarks.contestants import Contestant, Refused
 from benchmarks.exact import exact
 from benchmarks.records import OK, OOM, REFUSED, WRONG
 
@@ -79,7 +79,7 @@ def test_a_wrong_result_gets_no_time():
     found = list(
         bench().records(
             case,
-            lambda *_: [
+            [
                 backend(case, "right"),
                 backend(case, "wrong", factor=1.0001),
                 Contestant("wrong gradient", "backend", lambda i: _wrong_gradient(case, i)),
@@ -105,7 +105,7 @@ def _wrong_gradient(case, inputs):
     return wrong
 
 
-def test_failures_are_results():
+def test_failures_are_results(monkeypatch):
     case = Case("planted", 8, 2, 5)
 
     def memory(inputs):
@@ -114,20 +114,20 @@ def test_failures_are_results():
     def failing(inputs):
         raise ValueError("in two\nlines")
 
-    rows = [
-        Contestant("a", "peer", memory),
-        Contestant("b", "peer", failing),
-        Contestant("c", "peer", failing, "too long"),
-        Contestant("d", "peer", failing, "too large", lacks_memory=True),
-    ]
-    found = {r.contestant: r for r in bench().records(case, lambda *_: rows) if r.mode == "both"}
-    assert {name: r.status for name, r in found.items()} == {
-        "a": OOM,
-        "b": REFUSED,
-        "c": REFUSED,
-        "d": OOM,
-    }
-    assert found["b"].reason == "ValueError: in two lines"
+    def long(inputs):
+        raise Refused("too long")
+
+    makes = {"a": memory, "b": failing, "c": long}
+    rows = [Contestant(name, "peer", make) for name, make in makes.items()]
+    found = {r.contestant: r for r in bench().records(case, rows) if r.mode == "both"}
+    assert {name: r.status for name, r in found.items()} == {"a": OOM, "b": REFUSED, "c": REFUSED}
+    assert found["b"].reason == "ValueError: in two lines" and found["c"].reason == "too long"
+    monkeypatch.setattr(contestants, "available_memory", lambda device: 1)
+    peers_of_case = [c for c in contestants.of(case, "cpu", 1.0) if c.kind == "peer"]
+    found = {r.contestant: r for r in bench().records(case, peers_of_case)}
+    assert found["linear form, eager"].status == OOM
+    assert "0 GiB are free" in found["linear form, eager"].reason
+    assert "more than the suite has time for" in found["pair formula, eager"].reason
 
 
 @pairing
