@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import _source_tree, records
-from .cases import SUITES, distinct, trains
+from .cases import SUITES
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -32,7 +32,7 @@ def run(given: argparse.Namespace) -> None:
     if not (given.tree / "python" / "fused_mi").is_dir():
         fail(f"--tree {given.tree}: there is no python/fused_mi in it")
     suite, tree = SUITES[given.suite], given.tree.resolve()
-    total = len(distinct(suite.cases, given.filter)) + trains(suite, given.filter)
+    total = len(suite.named(given.filter)) + suite.trains(given.filter)
     if not total:
         fail(f"--filter {given.filter!r}: no case of the suite {given.suite} has this in its name")
     _source_tree.use(tree)

@@ -1,7 +1,7 @@
 """What is measured: tables of cases, by suite. A case knows no contestant and no clock."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +98,15 @@ class Suite(NamedTuple):
     most_work: float  # pairs times features of a contestant that goes through all of them
     train: str = ""  # the encoder of the training step
     block: float = 0.0  # seconds of passes that make a sample with warm caches
+
+    def named(self, text: str) -> list[Case]:
+        """Those whose name has the text, each once."""
+        by_name = {case.name: case for case in self.cases}
+        return [case for name, case in by_name.items() if text.lower() in name.lower()]
+
+    def trains(self, text: str) -> bool:
+        """Whether there is a training step that has the text in its name."""
+        return bool(self.train) and text.lower() in TRAINING
 
 
 def _sweeps(batches, positions, features, base) -> Iterator[Case]:
@@ -196,17 +205,3 @@ SUITES = {
     "gpu": Suite(_GPU, 0.3, 1.0, 9, 60, 1e13, "MiniLM"),
     "small": Suite(_SMALL, 0.05, 0.2, 30, 30, 1e7, block=5e-3),
 }
-
-
-def distinct(cases: Iterable[Case], text: str) -> list[Case]:
-    """Those whose name has the text, each once, as it comes first."""
-    found: dict[str, Case] = {}
-    for case in cases:
-        if text.lower() in case.name.lower():
-            found.setdefault(case.name, case)
-    return list(found.values())
-
-
-def trains(suite: Suite, text: str) -> bool:
-    """Whether there is a training step that has the text in its name."""
-    return bool(suite.train) and text.lower() in TRAINING

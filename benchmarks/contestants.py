@@ -5,6 +5,7 @@ Each makes a `Run` from inputs (mu, sigma, mask, x, y) or raises what keeps it f
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import fused_mi
@@ -55,7 +56,7 @@ def of(case: Case, device: str, most_work: float, without_peers: bool = False) -
     if without_peers:
         return found
     if case.wanted:
-        found.append(Contestant(BOUND, "bound", lambda inputs: bound(case, inputs)))
+        found.append(Contestant("bound: reads, fresh gradients", "bound", partial(bound, case)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)
     return found + [_peer(case, peer, device, most_work) for peer in peers]
 
@@ -65,9 +66,6 @@ def backends(device: str) -> list[str]:
     use one."""
     usable = [backend.name for backend in fused_mi.backends() if backend.usable]
     return [name for name in usable if name != "triton" or device != "cpu"]
-
-
-BOUND = "bound: reads, fresh gradients"
 
 
 def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
@@ -131,7 +129,7 @@ def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
         if reason := peer.why_not(case):
             raise Refused(reason)
         _refuse_long(peer.work * case.pair_elements, most_work)
-        needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
+        needed, available = peer.held(case) * max(4, case.itemsize), available_memory(device)
         # Where memory is overcommitted nothing raises: the process would be killed.
         if device == "cpu" and needed > 0.7 * available:
             said = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from .cases import ITEMSIZES
 from .records import OOM, REFUSED, SWEEP, Record, by_case, ours, sweeps, whole
+from .table import number
 
 matplotlib.use("Agg")  # no display is needed
 
@@ -21,7 +22,6 @@ _STYLES = {
     "triton": ("#0072B2", "o"),
     "triton kernels": ("#0072B2", "D"),
     "cpu": ("#0072B2", "o"),
-    "cpu kernels": ("#0072B2", "D"),
     "reference": ("#56B4E9", "s"),
     "pair formula, eager": ("#D55E00", "^"),
     "pair formula, compiled": ("#D55E00", "v"),
@@ -47,9 +47,9 @@ def speedups(records: Sequence[Record]) -> Figure | None:
     panels = []
     for case, of_case, own in _workloads(records):
         ratios = ((r, r.times(own)) for r in of_case)
-        bars = [(r.contestant, x, f"{_short(x)} x" if x else r.status) for r, x in ratios]
+        bars = [(r.contestant, x, f"{number(x)} x" if x else r.status) for r, x in ratios]
         if len(bars) > 1:
-            title = f"{case}\n{own.contestant}: {_short(own.median or 0)} ms"
+            title = f"{case}\n{own.contestant}: {number(own.median or 0)} ms"
             panels.append(Panel(title, bars, 1.0))
     label = "time / time of fused_mi (forward and backward), log scale"
     return _bars(panels, "Time of everything else, as a multiple of fused_mi's", label)
@@ -63,7 +63,7 @@ def memory(records: Sequence[Record]) -> Figure | None:
         for r in of_case:
             if r.extra_bytes is not None:
                 mib = max(r.extra_bytes / 2**20, 0.01)
-                bars.append((r.contestant, mib, f"{_short(mib)} MiB"))
+                bars.append((r.contestant, mib, f"{number(mib)} MiB"))
             elif r.status == OOM:
                 bars.append((r.contestant, None, OOM))
         inputs = 4 * math.prod(own.shape) * ITEMSIZES[own.dtype]
@@ -184,7 +184,3 @@ def _grid(heights: Sequence[float], columns: int) -> tuple[Figure, list[Axes]]:
 def _style(contestant: str) -> dict[str, Any]:
     color, marker = _STYLES.get(contestant, ("#777777", "h"))
     return {"color": color, "marker": marker, "linestyle": ""}
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
 from . import contestants, end_to_end, exact, limits, machine, measure
-from .cases import TRAINING, Case, Suite, distinct, trains
+from .cases import TRAINING, Case, Suite
 from .contestants import Contestant, Refused
 from .exact import Exact
 from .measure import Clock, Run, Wrong, by_kernel
@@ -125,11 +125,11 @@ def _failed(error: Exception) -> dict[str, Any]:
 
 def measured(
     suite: Suite, text: str, device: str, about: dict[str, Any], without_peers: bool = False
-) -> Iterator[tuple[str, Iterable[Record]]]:
-    """The name and the records of each case, the training step last."""
+) -> Iterator[tuple[str, Iterator[Record]]]:
+    """The name of each case that has the text in it, and its records; the training step last."""
     bench = Bench(suite, device, about)
-    for case in distinct(suite.cases, text):
+    for case in suite.named(text):
         entries = contestants.of(case, device, suite.most_work, without_peers)
         yield case.name, bench.records(case, entries)
-    if trains(suite, text):
+    if suite.trains(text):
         yield TRAINING, end_to_end.steps(suite, bench.clock, about)

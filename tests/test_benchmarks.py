@@ -11,7 +11,7 @@ from oracle import ENTROPY, TOTAL, mixture_entropy, mutual_information
 from tiny_suite import ABOUT, CASES, TINY, as_inputs, backend, bench
 
 from benchmarks import contestants, limits, measure, peers
-from benchmarks.cases import ALL, SUITES, Case, distinct
+from benchmarks.cases import ALL, SUITES, Case
 from benchmarks.contestants import Contestant, Refused
 from benchmarks.exact import exact
 from benchmarks.records import OK, OOM, REFUSED, WRONG
@@ -168,7 +168,7 @@ def test_inputs_have_the_masks_of_their_case():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_are_well_formed(suite):
-    cases = distinct(SUITES[suite].cases, "")
+    cases = SUITES[suite].named("")
     assert len({case.name for case in cases}) == len(cases)
     assert {"jensen", "logsumexp"} == {case.estimator for case in cases}
     if suite not in ("cpu", "small"):
