@@ -210,12 +210,3 @@ def sweeps(records: Iterable[Record]) -> Iterator[Line]:
         if len(sizes) > 1:
             logs = [list(map(math.log, values)) for values in (sizes, ms)]
             yield Line(*key, sizes, ms, statistics.linear_regression(*logs).slope)
-
-
-def failures(records: Iterable[Record]) -> dict[tuple[str, str, str], list[str]]:
-    """Cases by contestant, status and reason."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for r in whole(records):
-        if r.status != OK:
-            found.setdefault((r.contestant, r.status, r.reason or ""), []).append(r.case)
-    return found
