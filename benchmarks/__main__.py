@@ -41,7 +41,7 @@ def run(given: argparse.Namespace) -> None:
     device, usable = given.device, torch.cuda.is_available()
     if device == "auto":
         device = "cuda" if usable else "cpu"
-    if "cuda" in (device, "cuda" if given.suite == "gpu" else "") and not usable:
+    if (device == "cuda" or given.suite == "gpu") and not usable:
         fail(f"--suite {given.suite} --device {given.device}: there is no GPU that torch can use")
     torch.set_num_threads(given.threads or torch.get_num_threads())
     from . import machine, suites, table
