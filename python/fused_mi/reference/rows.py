@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -51,47 +52,67 @@ def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))
 
 
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
 class RowsOfRole:
-    """Rows of one role: whether all their positions contribute, and where."""
+    """Rows of one role at some positions: which, in which dtype they are taken, and where they
+    contribute.
 
-    def __init__(self, mask: Tensor, rows: tuple[int, int], everywhere: bool) -> None:
-        self.mask, self.rows, self.everywhere = mask, slice(*rows), everywhere
+    What does not is selected away by its bits: several times as fast as `torch.where` with a mask
+    that broadcasts, and whatever stood there, NaN included, is 0.
+    """
 
-    def at(self, positions: slice) -> Tensor:
-        """Their mask (rows, b)."""
-        return self.mask[:, positions]
+    def __init__(self, mask: Tensor, rows: slice, everywhere: bool, dtype: torch.dtype) -> None:
+        self.mask, self.rows, self.everywhere, self.dtype = mask, rows, everywhere, dtype
 
-    def count(self, here: Tensor, dtype: torch.dtype) -> Tensor | int:
+    def at(self, positions: slice) -> RowsOfRole:
+        """The same rows there."""
+        if positions == slice(None):
+            return self
+        return RowsOfRole(self.mask[:, positions], self.rows, self.everywhere, self.dtype)
+
+    @functools.cached_property
+    def count(self) -> Tensor | int:
         """How many rows contribute at each position, (b, 1) or the same number."""
-        return len(here) if self.everywhere else here.sum(0, dtype=dtype)[:, None]
+        return len(self.mask) if self.everywhere else self.mask.sum(0, dtype=self.dtype)[:, None]
 
-    def first(self, values: Tensor, here: Tensor) -> Tensor:
+    @functools.cached_property
+    def _bits(self) -> Tensor:
+        """(rows, b, 1): all of them where they contribute, else none."""
+        return self.mask.to(_BITS[self.dtype]).neg_()[..., None]
+
+    def take(self, t: Tensor) -> Tensor:
+        """Their values (rows, b, e) of `t`, also where they do not contribute."""
+        return t[self.rows].to(self.dtype)
+
+    def keep(self, values: Tensor) -> Tensor:
+        """`values` (rows, b, e), in place, and 0 where they do not contribute."""
+        if not self.everywhere:
+            values.view(self._bits.dtype).bitwise_and_(self._bits)
+        return values
+
+    def first(self, values: Tensor) -> Tensor:
         """The first contributing row of `values` (rows, b, e)."""
-        return values[0] if self.everywhere else first_active_row(values, here)
+        return values[0] if self.everywhere else first_active_row(values, self.mask)
 
-    def fill(self, values: Tensor, here: Tensor, other: float) -> Tensor:
-        """`values` (rows, b, e), in place, and `other` where they do not contribute."""
-        return values if self.everywhere else values.masked_fill_(~here[..., None], other)
+    def variances(self, stds: Tensor, eps: Tensor) -> Tensor:
+        """`stds^2 + eps` (rows, b, e), and 1 where they do not contribute; eps 0-dim."""
+        stds = self.take(stds)
+        if self.everywhere:
+            return torch.addcmul(eps, stds, stds)
+        return self.keep(stds.square()).add_(torch.where(self.mask, eps, 1)[..., None])
 
-    def put(
-        self,
-        to: Tensor,
-        here: Tensor,
-        values: Tensor,
-        factor: Tensor | float = 1.0,
-        add: bool = False,
-    ) -> None:
+    def put(self, to: Tensor, values: Tensor, factor: Tensor | float, add: bool = False) -> None:
         """`values * factor` (rows, b, e) where they contribute, and 0 elsewhere, into these rows of
         `to`, or added to them."""
         to = to[self.rows]
-        if self.everywhere and not add:
-            torch.mul(values, factor, out=to)
-            return
-        found = self.fill(values * factor, here, 0.0)
         if add:
-            to.add_(found)
+            to.add_(self.keep(values * factor))
+        elif self.everywhere or to.dtype == self.dtype:
+            self.keep(torch.mul(values, factor, out=to))
         else:
-            to.copy_(found)
+            to.copy_(self.keep(values * factor))
 
 
 def gradients_in_rows(
@@ -147,14 +168,19 @@ def _zero_beside(rows: Sequence[Rows], like: Tensor) -> Tensor:
     return found
 
 
-def roles_of(mixture: Mixture) -> tuple[RowsOfRole, RowsOfRole]:
+def roles_of(mixture: Mixture, dtype: torch.dtype) -> tuple[RowsOfRole, RowsOfRole]:
     """Samples and components."""
     m = mixture
-    rows = m.sample_rows, m.component_rows
-    masks = m.sample_mask[slice(*rows[0])], m.component_mask[slice(*rows[1])]
-    everywhere = [bool(mask.all()) for mask in masks]
+    rows = slice(*m.sample_rows), slice(*m.component_rows)
+    masks = m.sample_mask[rows[0]], m.component_mask[rows[1]]
+    everywhere = [is_full(mask) for mask in masks]
     if m.exclude_diagonal or not all(everywhere):
         masks = m.contributing()
-        everywhere = [bool(mask.all()) for mask in masks]
-    of_samples, of_components = zip(masks, rows, everywhere, strict=True)
-    return RowsOfRole(*of_samples), RowsOfRole(*of_components)
+        everywhere = [is_full(mask) for mask in masks]
+    samples, components = zip(masks, rows, everywhere, strict=True)
+    return RowsOfRole(*samples, dtype), RowsOfRole(*components, dtype)
+
+
+def is_full(mask: Tensor) -> bool:
+    """Whether all of it is true."""
+    return bool(mask.all().item())
