@@ -189,11 +189,15 @@ class Estimators:
 
 
 def keep_stabilisers(state: Tensor, mixtures: Sequence[Mixture]) -> None:
-    """The stabilisers, in the header of the state."""
+    """In the header of the state."""
     eps = [m.component_eps for m in mixtures]
     eps += [m.sample_eps for m in mixtures if m.sample_eps is not None]
-    state[:HEADER].zero_()
-    state[: len(eps)] = torch.stack(eps)
+    if state.device.type == "cpu":
+        numbers = [e.item() for e in eps] + [0.0] * (HEADER - len(eps))
+        state[:HEADER] = torch.tensor(numbers, dtype=state.dtype)
+    else:
+        state[:HEADER].zero_()
+        state[: len(eps)] = torch.stack(eps)
 
 
 def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixture]:
@@ -242,8 +246,8 @@ def terms_of_numbers(
     loss."""
     divisor = jensen_divisor(scoring, inputs)
     q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums, strict=True))
-    terms = torch.tensor(_in_order(q, g, k, 0.0), dtype=accumulation_dtype(*inputs))
-    return terms[0].clone(), terms
+    dtype, terms = accumulation_dtype(*inputs), _in_order(q, g, k, 0.0)
+    return torch.tensor(terms[0], dtype=dtype), torch.tensor(terms, dtype=dtype)
 
 
 def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:

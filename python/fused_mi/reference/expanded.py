@@ -68,8 +68,8 @@ class _Direction:
             of_c.flatten(1),
             precision.flatten(1),
             (of_c * precision).flatten(1),
-            i.mask.to(F64),
-            l.mask.to(F64),
+            _weights(i, of_y),
+            _weights(l, of_c),
         )
 
     def _enough(self, r: _Roles) -> bool:
@@ -110,7 +110,7 @@ class _Direction:
         d_y, d_x, d_mu, d_stds = into
         if d_y is not None:
             pull = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
-            r.samples.put(d_y, pull.view(*r.samples.mask.shape, -1), 1.0)
+            r.samples.put(d_y, pull.view(*r.weight_i.shape, -1), 1.0)
         if d_x is not None or d_mu is not None or d_stds is not None:
             # Of each component the sums over samples: of the upstream, and times y.
             count = (of_q.T @ r.weight_i)[..., None]
@@ -154,6 +154,11 @@ class _Direction:
             to[self.components.rows] = part[self.components.rows]
             if self.mixture.sample_eps is not None:
                 to[self.samples.rows] = part[self.samples.rows]
+
+
+def _weights(role: RowsOfRole, like: Tensor) -> Tensor:
+    """(rows, b) of values (rows, b, e): 1 where they contribute, else 0."""
+    return torch.ones(like.shape[:2], dtype=F64) if role.mask is None else role.mask.to(F64)
 
 
 def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .._building_blocks import Gradients
 from .._estimators import (
+    HEADER,
     Upstream,
-    counts_in,
     jensen_divisor,
     jensen_state,
     keep_stabilisers,
@@ -24,11 +24,12 @@ from .._estimators import (
     moments_in,
     terms_of_numbers,
 )
-from .._mixture import Inputs, Mixture, Role, Scoring, mixtures_of
+from .._mixture import Inputs, Mixture, Role, Rows, Scoring, mixtures_of
 from .._precision import careful
 from .rows import RowsOfRole, gradients_in_rows, is_full, roles_of
 from .streaming import Block, blocks, slices
-from .variance import LOG_2PI, of_roles, stabiliser, stabiliser_of
+from .variance import LOG_2PI, min_positive_variance, stabiliser_factor
+from .variance import variance as careful_variance
 
 # Bounds of variances and of sums, so that the parts of gradients stay in range.
 _RANGES = {
@@ -52,7 +53,7 @@ class _Direction:
         least, largest = torch.aminmax(v)
         self.known &= self.least < least.item() and largest.item() < self.largest
         logs = v.log()
-        if isinstance(partners, int) and role.everywhere:
+        if isinstance(partners, int) and role.mask is None:
             return partners * (logs.sum().item() + LOG_2PI * v.numel())
         of_positions = logs.sum((0, 2))[:, None] + LOG_2PI * v.shape[2] * role.count
         return (partners * of_positions).sum(dtype=torch.float64).item()
@@ -69,7 +70,8 @@ class _Direction:
 
         of_y = i.keep(samples - y_shift)
         torch.sum(of_y, 0, out=mean_y).div_(n if isinstance(n, int) else n.clamp(min=1))
-        torch.sum(i.keep(of_y.sub_(mean_y).square_()), 0, out=m2_y)
+        of_y.sub_(mean_y)
+        torch.sum(i.keep(of_y.mul_(of_y)), 0, out=m2_y)
 
         v = l.variances(stds, self.mixture.component_eps)
         g = self._logs(v, l, n)
@@ -77,16 +79,17 @@ class _Direction:
         torch.sum(weights, 0, out=weight)
         of_c = l.keep((components - x_shift).add_(mu[l.rows]))
         sum_c = (weights * of_c).sum(0)
-        torch.div(sum_c, weight if l.everywhere else torch.where(weight > 0, weight, 1), out=mean_c)
-        m2_c = of_c.sub_(mean_c).square_().mul_(weights).sum(0)
+        torch.div(sum_c, weight if l.mask is None else weight.where(weight > 0, 1), out=mean_c)
+        of_c.sub_(mean_c)
+        m2_c = of_c.mul_(of_c).mul_(weights).sum(0)
 
         # A sample is about sqrt v away from its component: the weights times that are their number.
-        near = (m2_c + m).addcmul_(sum_c, mean_c, value=-(_FARTHEST**-2))
-        if not near.amin().item() >= 0:
-            near.addcmul_((x_shift + mean_c).square_(), weight)
+        near = torch.addcmul(m2_c, sum_c, mean_c, value=-(_FARTHEST**-2))
+        if not near.amin().item() >= -1:
+            near.add_(m).addcmul_((x_shift + mean_c).square_(), weight)
             self.known &= near.amin().item() >= 0  # NaN is not
         distance = (y_shift - x_shift).add_(mean_y).sub_(mean_c)
-        q = torch.addcmul(m2_c, distance.square_(), weight).mul_(n).addcmul_(m2_y, weight)
+        q = torch.addcmul(m2_c, distance * weight, distance).mul_(n).addcmul_(m2_y, weight)
         sum_of_q = q.sum().item()
         self.known &= sum_of_q <= self.most
 
@@ -133,18 +136,21 @@ def variance(
     stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
 ) -> list[Tensor]:
     """See `reference.variance.variance`."""
-    return of_roles(_stabiliser, stds, roles, dtype, safety_factor)
+    if stds.device.type != "cpu" or stds.numel() == 0:
+        return careful_variance(stds, roles, dtype, safety_factor)
+    factor, least = stabiliser_factor(dtype, safety_factor)
+    most = torch.finfo(dtype).max
+    eps = [min(max(factor * _smallest(stds, *role, dtype), least), most) for role in roles]
+    return list(torch.tensor(eps, dtype=dtype).unbind())
 
 
-def _stabiliser(stds: Tensor, mask: Tensor, dtype: torch.dtype, safety_factor: float) -> Tensor:
-    if stds.device.type == "cpu" and stds.numel() > 0:
-        squares = stds.detach().to(dtype).square()
-        if not is_full(mask):
-            squares = torch.where(mask[..., None], squares, math.inf)
-        smallest = squares.amin()
-        if 0 < smallest.item() < math.inf:  # NaN is not: some do not count
-            return stabiliser_of(smallest, safety_factor)
-    return stabiliser(stds, mask, dtype, safety_factor)
+def _smallest(stds: Tensor, mask: Tensor, rows: Rows, dtype: torch.dtype) -> float:
+    here = slice(*rows)
+    of_rows = None if is_full(mask) else mask[here]
+    smallest = RowsOfRole(of_rows, here, dtype).least_square(stds)
+    if 0 < smallest < math.inf:  # NaN is not: some do not count
+        return smallest
+    return min_positive_variance(stds[here], of_rows, dtype).item()
 
 
 def serves(inputs: Inputs, scoring: Scoring) -> bool:
@@ -158,11 +164,11 @@ def serves(inputs: Inputs, scoring: Scoring) -> bool:
 @torch.no_grad()
 def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor] | None:
     """Those of `Estimators.jensen`; None: not in T."""
-    state = jensen_state(inputs, scoring)
     mixtures = mixtures_of(scoring, inputs, variance)
+    state = jensen_state(inputs, scoring)
     keep_stabilisers(state, mixtures)
-    counts_in(state, scoring, inputs).zero_()
     moments = moments_in(state, scoring, inputs)
+    state[HEADER + moments.numel() :].zero_()
     total = [[0.0] * 3 for _ in mixtures]
     directions = [_Direction(mixture, state.dtype) for mixture in mixtures]
     for block in _blocks(inputs):

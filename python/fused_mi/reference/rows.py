@@ -63,45 +63,57 @@ class RowsOfRole:
     that broadcasts, and whatever stood there, NaN included, is 0.
     """
 
-    def __init__(self, mask: Tensor, rows: slice, everywhere: bool, dtype: torch.dtype) -> None:
-        self.mask, self.rows, self.everywhere, self.dtype = mask, rows, everywhere, dtype
+    def __init__(self, mask: Tensor | None, rows: slice, dtype: torch.dtype) -> None:
+        self.mask, self.rows, self.dtype = mask, rows, dtype  # mask (rows, b), or None: everywhere
 
     def at(self, positions: slice) -> RowsOfRole:
         """The same rows there."""
-        if positions == slice(None):
+        if self.mask is None or positions == slice(None):
             return self
-        return RowsOfRole(self.mask[:, positions], self.rows, self.everywhere, self.dtype)
+        return RowsOfRole(self.mask[:, positions], self.rows, self.dtype)
 
     @functools.cached_property
     def count(self) -> Tensor | int:
         """How many rows contribute at each position, (b, 1) or the same number."""
-        return len(self.mask) if self.everywhere else self.mask.sum(0, dtype=self.dtype)[:, None]
+        if self.mask is None:
+            return self.rows.stop - self.rows.start  # type: ignore[no-any-return]
+        return self.mask.sum(0, dtype=self.dtype)[:, None]
 
     @functools.cached_property
     def _bits(self) -> Tensor:
         """(rows, b, 1): all of them where they contribute, else none."""
+        assert self.mask is not None
         return self.mask.to(_BITS[self.dtype]).neg_()[..., None]
 
     def take(self, t: Tensor) -> Tensor:
         """Their values (rows, b, e) of `t`, also where they do not contribute."""
-        return t[self.rows].to(self.dtype)
+        t = t[self.rows]
+        return t if t.dtype == self.dtype else t.to(self.dtype)
 
     def keep(self, values: Tensor) -> Tensor:
         """`values` (rows, b, e), in place, and 0 where they do not contribute."""
-        if not self.everywhere:
+        if self.mask is not None:
             values.view(self._bits.dtype).bitwise_and_(self._bits)
         return values
 
     def first(self, values: Tensor) -> Tensor:
         """The first contributing row of `values` (rows, b, e)."""
-        return values[0] if self.everywhere else first_active_row(values, self.mask)
+        return values[0] if self.mask is None else first_active_row(values, self.mask)
 
     def variances(self, stds: Tensor, eps: Tensor) -> Tensor:
         """`stds^2 + eps` (rows, b, e), and 1 where they do not contribute; eps 0-dim."""
         stds = self.take(stds)
-        if self.everywhere:
+        if self.mask is None:
             return torch.addcmul(eps, stds, stds)
-        return self.keep(stds.square()).add_(torch.where(self.mask, eps, 1)[..., None])
+        return self.keep(stds * stds).add_(torch.where(self.mask, eps, 1)[..., None])
+
+    def least_square(self, stds: Tensor) -> float:
+        """The least `stds^2` that contributes."""
+        stds = self.take(stds)
+        squares = self.keep(stds * stds)
+        if self.mask is not None:
+            squares.add_(torch.where(self.mask, 0.0, math.inf)[..., None])
+        return squares.amin().item()
 
     def put(self, to: Tensor, values: Tensor, factor: Tensor | float, add: bool = False) -> None:
         """`values * factor` (rows, b, e) where they contribute, and 0 elsewhere, into these rows of
@@ -109,7 +121,7 @@ class RowsOfRole:
         to = to[self.rows]
         if add:
             to.add_(self.keep(values * factor))
-        elif self.everywhere or to.dtype == self.dtype:
+        elif self.mask is None or to.dtype == self.dtype:
             self.keep(torch.mul(values, factor, out=to))
         else:
             to.copy_(self.keep(values * factor))
@@ -171,14 +183,14 @@ def _zero_beside(rows: Sequence[Rows], like: Tensor) -> Tensor:
 def roles_of(mixture: Mixture, dtype: torch.dtype) -> tuple[RowsOfRole, RowsOfRole]:
     """Samples and components."""
     m = mixture
-    rows = slice(*m.sample_rows), slice(*m.component_rows)
-    masks = m.sample_mask[rows[0]], m.component_mask[rows[1]]
-    everywhere = [is_full(mask) for mask in masks]
-    if m.exclude_diagonal or not all(everywhere):
-        masks = m.contributing()
-        everywhere = [is_full(mask) for mask in masks]
-    samples, components = zip(masks, rows, everywhere, strict=True)
-    return RowsOfRole(*samples, dtype), RowsOfRole(*components, dtype)
+    masks: list[Tensor | None] = [None, None]
+    if m.exclude_diagonal or not (is_full(m.sample_mask) and is_full(m.component_mask)):
+        masks = [None if is_full(mask) else mask for mask in m.contributing()]
+    samples, components = masks
+    return (
+        RowsOfRole(samples, slice(*m.sample_rows), dtype),
+        RowsOfRole(components, slice(*m.component_rows), dtype),
+    )
 
 
 def is_full(mask: Tensor) -> bool:
