@@ -25,7 +25,6 @@ from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
 
-
 _estimators = Estimators(_lean, _moments, _expanded, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 

@@ -53,23 +53,23 @@ class _Direction:
         return _pairs.Direction(self.mixture)
 
     def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> _Roles:
-        i, l = self.samples.at(block[0]), self.components.at(block[0])
-        samples, components = y[i.rows], x[l.rows]
-        shift = l.first(components).to(F64)
-        of_y = i.keep(samples - shift)
-        of_c = l.keep((components - shift).add_(mu[l.rows]))
-        v = l.variances(stds, self.mixture.component_eps)
-        precision = l.keep(v.reciprocal())
+        role_i, role_l = self.samples.at(block[0]), self.components.at(block[0])
+        samples, components = y[role_i.rows], x[role_l.rows]
+        shift = role_l.first(components).to(F64)
+        of_y = role_i.keep(samples - shift)
+        of_c = role_l.keep((components - shift).add_(mu[role_l.rows]))
+        v = role_l.variances(stds, self.mixture.component_eps)
+        precision = role_l.keep(v.reciprocal())
         return _Roles(
-            i,
-            l,
+            role_i,
+            role_l,
             v,
             of_y.flatten(1),
             of_c.flatten(1),
             precision.flatten(1),
             (of_c * precision).flatten(1),
-            _weights(i, of_y),
-            _weights(l, of_c),
+            _weights(role_i, of_y),
+            _weights(role_l, of_c),
         )
 
     def _enough(self, r: _Roles) -> bool:

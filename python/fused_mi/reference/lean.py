@@ -62,24 +62,24 @@ class _Direction:
         self, block: Block, state: Tensor, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor
     ) -> tuple[float, float, float]:
         """Of q, g and k, and the state (4, b, e) filled."""
-        i, l = self.samples.at(block[0]), self.components.at(block[0])
-        n, m = i.count, l.count
+        role_i, role_l = self.samples.at(block[0]), self.components.at(block[0])
+        n, m = role_i.count, role_l.count
         mean_y, m2_y, mean_c, weight = state.unbind()
-        samples, components = i.take(y), l.take(x)
-        y_shift, x_shift = i.first(samples), l.first(components)
+        samples, components = role_i.take(y), role_l.take(x)
+        y_shift, x_shift = role_i.first(samples), role_l.first(components)
 
-        of_y = i.keep(samples - y_shift)
+        of_y = role_i.keep(samples - y_shift)
         torch.sum(of_y, 0, out=mean_y).div_(n if isinstance(n, int) else n.clamp(min=1))
         of_y.sub_(mean_y)
-        torch.sum(i.keep(of_y.mul_(of_y)), 0, out=m2_y)
+        torch.sum(role_i.keep(of_y.mul_(of_y)), 0, out=m2_y)
 
-        v = l.variances(stds, self.mixture.component_eps)
-        g = self._logs(v, l, n)
-        weights = l.keep(v.reciprocal_())
+        v = role_l.variances(stds, self.mixture.component_eps)
+        g = self._logs(v, role_l, n)
+        weights = role_l.keep(v.reciprocal_())
         torch.sum(weights, 0, out=weight)
-        of_c = l.keep((components - x_shift).add_(mu[l.rows]))
+        of_c = role_l.keep((components - x_shift).add_(mu[role_l.rows]))
         sum_c = (weights * of_c).sum(0)
-        torch.div(sum_c, weight if l.mask is None else weight.where(weight > 0, 1), out=mean_c)
+        torch.div(sum_c, weight if role_l.mask is None else weight.where(weight > 0, 1), out=mean_c)
         of_c.sub_(mean_c)
         m2_c = of_c.mul_(of_c).mul_(weights).sum(0)
 
@@ -95,7 +95,7 @@ class _Direction:
 
         k = 0.0
         if self.mixture.sample_eps is not None:
-            k = self._logs(i.variances(stds, self.mixture.sample_eps), i, m)
+            k = self._logs(role_i.variances(stds, self.mixture.sample_eps), role_i, m)
         return sum_of_q / 2, g / 2, k / 2
 
     def gradients(
@@ -112,24 +112,25 @@ class _Direction:
         y, x, mu, stds = inputs
         d_y, d_x, d_mu, d_stds = into
         of_q, of_g, of_k = upstream
-        i, l = self.samples.at(block[0]), self.components.at(block[0])
+        role_i, role_l = self.samples.at(block[0]), self.components.at(block[0])
         mean_y, m2_y, mean_c, weight = state.unbind()
-        samples, components = i.take(y), l.take(x)
+        samples, components = role_i.take(y), role_l.take(x)
         if d_y is not None:
-            i.put(d_y, (samples - l.first(components)).sub_(mean_c), weight * of_q)
+            role_i.put(d_y, (samples - role_l.first(components)).sub_(mean_c), weight * of_q)
         if d_x is not None or d_mu is not None or d_stds is not None:
-            precision = l.variances(stds, self.mixture.component_eps).reciprocal_()
-            to_mean = (i.first(samples) - components).sub_(mu[l.rows]).add_(mean_y)
-            over = l.keep((to_mean * precision).mul_(-of_q * i.count))
+            precision = role_l.variances(stds, self.mixture.component_eps).reciprocal_()
+            to_mean = (role_i.first(samples) - components).sub_(mu[role_l.rows]).add_(mean_y)
+            over = role_l.keep((to_mean * precision).mul_(-of_q * role_i.count))
             for d_centre in (d_x, d_mu):
                 if d_centre is not None:
-                    d_centre[l.rows] = over
+                    d_centre[role_l.rows] = over
             if d_stds is not None:
-                pull = over.mul_(to_mean).addcmul_(precision, m2_y * -of_q).add_(i.count * of_g)
-                l.put(d_stds, pull.mul_(precision), stds[l.rows], add)
+                pull = over.mul_(to_mean).addcmul_(precision, m2_y * -of_q)
+                pull.add_(role_i.count * of_g).mul_(precision)
+                role_l.put(d_stds, pull, stds[role_l.rows], add)
         if d_stds is not None and self.mixture.sample_eps is not None:
-            own = i.variances(stds, self.mixture.sample_eps)
-            i.put(d_stds, torch.div(stds[i.rows], own, out=own), l.count * of_k, add)
+            own = role_i.variances(stds, self.mixture.sample_eps)
+            role_i.put(d_stds, torch.div(stds[role_i.rows], own, out=own), role_l.count * of_k, add)
 
 
 def variance(
