@@ -162,7 +162,6 @@ def serves(inputs: Inputs, scoring: Scoring) -> bool:
     return some and cheap and not careful()
 
 
-@torch.no_grad()
 def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor] | None:
     """Those of `Estimators.jensen`; None: not in T."""
     mixtures = mixtures_of(scoring, inputs, variance)
@@ -182,7 +181,6 @@ def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor] | 
     return *terms_of_numbers(total, scoring, inputs), state
 
 
-@torch.no_grad()
 def jensen_backward(
     upstream: Upstream,
     inputs: Inputs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -65,25 +64,17 @@ class RowsOfRole:
 
     def __init__(self, mask: Tensor | None, rows: slice, dtype: torch.dtype) -> None:
         self.mask, self.rows, self.dtype = mask, rows, dtype  # mask (rows, b), or None: everywhere
+        # How many rows contribute at each position, (b, 1) or the same number.
+        self.count: Tensor | int = rows.stop - rows.start
+        if mask is not None:
+            self.count = mask.sum(0, dtype=dtype)[:, None]
+            self._bits = mask.to(_BITS[dtype]).neg_()[..., None]  # all where they contribute
 
     def at(self, positions: slice) -> RowsOfRole:
         """The same rows there."""
         if self.mask is None or positions == slice(None):
             return self
         return RowsOfRole(self.mask[:, positions], self.rows, self.dtype)
-
-    @functools.cached_property
-    def count(self) -> Tensor | int:
-        """How many rows contribute at each position, (b, 1) or the same number."""
-        if self.mask is None:
-            return self.rows.stop - self.rows.start  # type: ignore[no-any-return]
-        return self.mask.sum(0, dtype=self.dtype)[:, None]
-
-    @functools.cached_property
-    def _bits(self) -> Tensor:
-        """(rows, b, 1): all of them where they contribute, else none."""
-        assert self.mask is not None
-        return self.mask.to(_BITS[self.dtype]).neg_()[..., None]
 
     def take(self, t: Tensor) -> Tensor:
         """Their values (rows, b, e) of `t`, also where they do not contribute."""
