@@ -214,7 +214,7 @@ def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change
     exact[2][:, 1] = False
     exact = change(exact)
     inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in exact]
-    embeddings = [inputs[i] for i in (4, 3, 0, 1)]
+    embeddings = [inputs[i].detach() for i in (4, 3, 0, 1)]
     scoring = Scoring(exact[2], exact[2], pairing, True, True, 100.0)
     with use_backend("reference"):
         _, _, state = estimators.jensen(embeddings, scoring)
