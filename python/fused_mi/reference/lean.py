@@ -85,7 +85,7 @@ class _Direction:
 
         # A sample is about sqrt v away from its component: the weights times that are their number.
         near = torch.addcmul(m2_c, sum_c, mean_c, value=-(_FARTHEST**-2))
-        if not near.amin().item() >= -1:
+        if not near.amin().item() >= -1:  # most are, already with one component
             near.add_(m).addcmul_((x_shift + mean_c).square_(), weight)
             self.known &= near.amin().item() >= 0  # NaN is not
         distance = (y_shift - x_shift).add_(mean_y).sub_(mean_c)
