@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import _source_tree, records
-from .cases import SUITES, distinct, trains
+from .cases import SUITES
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -32,19 +32,17 @@ def run(given: argparse.Namespace) -> None:
     if not (given.tree / "python" / "fused_mi").is_dir():
         fail(f"--tree {given.tree}: there is no python/fused_mi in it")
     suite, tree = SUITES[given.suite], given.tree.resolve()
-    total = len(distinct(suite.cases, given.filter)) + trains(given.filter)
+    total = len(suite.named(given.filter)) + suite.trains(given.filter)
     if not total:
         fail(f"--filter {given.filter!r}: no case of the suite {given.suite} has this in its name")
     _source_tree.use(tree)
     import torch
 
-    device = given.device
+    device, usable = given.device, torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: there is no GPU that torch can use")
-    if given.suite == "gpu" and device == "cpu":
-        fail("--suite gpu: there is no GPU that torch can use")
+        device = "cuda" if usable else "cpu"
+    if (device == "cuda" or given.suite == "gpu") and not usable:
+        fail(f"--suite {given.suite} --device {given.device}: there is no GPU that torch can use")
     torch.set_num_threads(given.threads or torch.get_num_threads())
     from . import machine, suites, table
 
@@ -84,18 +82,10 @@ def report(given: argparse.Namespace) -> None:
 
 def compare(given: argparse.Namespace) -> None:
     """Time ratios B / A of every case; exit code 1 where one is slower beyond the noise."""
-    from . import commits, table
+    from . import table
     from .compare import compare as judge
 
-    files = [Path(given.a), Path(given.b)]
-    if all(path.is_file() for path in files):
-        old, new = (records.read(path) for path in files)
-    elif any(path.is_file() for path in files):
-        fail(f"{given.a} and {given.b}: expected two files or two commits")
-    else:
-        options = ["--suite", given.suite, "--filter", given.filter]
-        old, new = commits.measured((given.a, given.b), given.rounds, options)
-    found = judge(old, new)
+    found = judge(records.read(given.a), records.read(given.b))
     if all(c.verdict.startswith("only") for c in found):
         fail(f"{given.a} and {given.b} have no case in common")
     print("\n".join(table.comparison(found)))
@@ -111,12 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         said = function.__doc__
         made[function] = commands.add_parser(function.__name__, help=said, description=said)
         made[function].set_defaults(function=function)
-    for function in (run, compare):
-        made[function].add_argument("--suite", choices=SUITES, default="quick")
-        made[function].add_argument(
-            "--filter", default="", help="only cases whose name has this text"
-        )
     option = made[run].add_argument
+    option("--suite", choices=SUITES, default="quick")
+    option("--filter", default="", help="only cases whose name has this text")
     option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     option("--out", type=Path, help="file to append JSON lines to")
     option("--threads", type=int, help="of the CPU; default: torch's")
@@ -126,9 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--without-peers", action="store_true", help="ours only")
     made[report].add_argument("files", type=Path, nargs="+", help="files that `run` wrote")
     made[report].add_argument("--out", type=Path, required=True, help="folder of page and pictures")
-    made[compare].add_argument("a", help="a file that `run` wrote, or a git commit")
-    made[compare].add_argument("b", help="the same; it is judged against A")
-    made[compare].add_argument("--rounds", type=int, default=2, help="of commits, in turns")
+    made[compare].add_argument("a", type=Path, help="a file that `run` wrote")
+    made[compare].add_argument("b", type=Path, help="another one; it is judged against A")
     return parser
 
 

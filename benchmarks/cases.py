@@ -1,7 +1,7 @@
 """What is measured: tables of cases, by suite. A case knows no contestant and no clock."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +9,8 @@ ALL = ("means", "stds", "clean", "noisy")
 FLOATING = (0, 1, 3, 4)  # of ALL among (mu, sigma, mask, x, y)
 FROZEN_CLEAN = ("means", "stds", "noisy")  # an encoder that is not trained
 TRAINING = "training step"
+BOTH = ("jensen", "logsumexp")  # estimators
+PAIRINGS = ("sub_batch", "symmetric", "leave_one_out")
 OPERATIONS = ("mutual information", "entropy")
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -94,10 +96,17 @@ class Suite(NamedTuple):
     least: int
     most: int
     most_work: float  # pairs times features of a contestant that goes through all of them
-    train: str  # the encoder of the training step
+    train: str = ""  # the encoder of the training step
+    block: float = 0.0  # seconds of passes that make a sample with warm caches
 
+    def named(self, text: str) -> list[Case]:
+        """Those whose name has the text, each once."""
+        by_name = {case.name: case for case in self.cases}
+        return [case for name, case in by_name.items() if text.lower() in name.lower()]
 
-BOTH = ("jensen", "logsumexp")
+    def trains(self, text: str) -> bool:
+        """Whether there is a training step that has the text in its name."""
+        return bool(self.train) and text.lower() in TRAINING
 
 
 def _sweeps(batches, positions, features, base) -> Iterator[Case]:
@@ -184,23 +193,15 @@ _CPU = (  # what the targets of the CPU kernels are about
     *(Case("representation", b, 1, 128) for b in (512, 2048)),
     *(Case("sweep B", 1 << n, 1, 128) for n in range(11, 17)),
 )
+_SMALL = (  # where a call costs what the Python around it costs
+    *(Case("small", *shape) for shape in ((2, 1, 1), (8, 4, 64), (32, 4, 128), (64, 128, 384))),
+    *(Case("small", b, 1, 128) for b in (1024, 2048)),
+    *(Case("small", *shape, "logsumexp") for shape in ((2, 1, 1), (32, 4, 128))),
+)
 SUITES = {
     "quick": Suite(_QUICK, 0.05, 0.15, 5, 12, 6e7, "tiny"),
     "full": Suite(_FULL, 0.5, 3.0, 7, 60, 1e10, "MiniLM"),
     "cpu": Suite(_CPU, 0.1, 1.0, 7, 30, 4e9, "tiny"),
     "gpu": Suite(_GPU, 0.3, 1.0, 9, 60, 1e13, "MiniLM"),
+    "small": Suite(_SMALL, 0.05, 0.2, 30, 30, 1e7, block=5e-3),
 }
-
-
-def distinct(cases: Iterable[Case], text: str) -> list[Case]:
-    """Those whose name has the text, each once, as it comes first."""
-    found: dict[str, Case] = {}
-    for case in cases:
-        if text.lower() in case.name.lower():
-            found.setdefault(case.name, case)
-    return list(found.values())
-
-
-def trains(text: str) -> bool:
-    """Whether the training step has the text in its name."""
-    return text.lower() in TRAINING

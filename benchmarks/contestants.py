@@ -1,16 +1,12 @@
-"""Who takes part in a case: our backends, their kernels alone, the peers, and a bound.
+"""Who takes part in a case: our backends, the peers, and a bound.
 
-Each makes a `Run` from inputs (mu, sigma, mask, x, y) or says why it does not serve the case.
+Each makes a `Run` from inputs (mu, sigma, mask, x, y) or raises what keeps it from the case.
 """
 
-import atexit
 import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import fused_mi
 import torch
@@ -18,18 +14,20 @@ from torch import Tensor
 
 from .cases import ALL, FLOATING, Case
 from .machine import available_memory
-from .measure import Run, Wrong
+from .measure import Run
 from .peers import PEERS, Peer
 
 Inputs = Sequence[Tensor]
+
+
+class Refused(Exception):
+    """A contestant does not serve a case, for this reason."""
 
 
 class Contestant(NamedTuple):
     name: str
     kind: str  # "backend", "kernels", "peer" or "bound"
     make: Callable[[Inputs], Run]
-    why_not: str | None = None  # the reason why it is not run
-    lacks_memory: bool = False
 
 
 def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
@@ -54,16 +52,11 @@ def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
 
 def of(case: Case, device: str, most_work: float, without_peers: bool = False) -> list[Contestant]:
     """All of them, those that cannot run included. The first usable backend is ours."""
-    names = backends(device)
-    found = [_backend(case, name, most_work) for name in names]
-    if "triton" in names and case.compiled:
-        found.append(_tuned(case))
-    if device == "cpu" and "cpu" in names:
-        found.append(Contestant("cpu kernels", "kernels", lambda inputs: _replay(case, inputs)))
+    found = [_backend(case, name, most_work) for name in backends(device)]
     if without_peers:
         return found
     if case.wanted:
-        found.append(Contestant(BOUND, "bound", lambda inputs: bound(case, inputs)))
+        found.append(Contestant("bound: reads, fresh gradients", "bound", partial(bound, case)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)
     return found + [_peer(case, peer, device, most_work) for peer in peers]
 
@@ -73,9 +66,6 @@ def backends(device: str) -> list[str]:
     use one."""
     usable = [backend.name for backend in fused_mi.backends() if backend.usable]
     return [name for name in usable if name != "triton" or device != "cpu"]
-
-
-BOUND = "bound: reads, fresh gradients"
 
 
 def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
@@ -122,46 +112,32 @@ def run_of(
 
 def _backend(case: Case, name: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
+        if name == "reference" and case.estimator == "logsumexp":
+            _refuse_long(case.pair_elements, most_work)
         return run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend(name))
 
-    work = case.pair_elements if case.estimator == "logsumexp" and name == "reference" else 0
-    return Contestant(name, "backend", make, _too_long(work, most_work))
+    return Contestant(name, "backend", make)
 
 
-def _tuned(case: Case) -> Contestant:
-    """The Triton kernels with tiles that were measured, in a cache of this process alone."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def around() -> Iterator[None]:
-        variables = {"FUSED_MI_AUTOTUNE": "1", "FUSED_MI_CACHE_DIR": folder}
-        with mock.patch.dict(os.environ, variables), fused_mi.use_backend("triton"):
-            yield
-
-    return Contestant(
-        "triton, tuned tiles", "backend", lambda inputs: run_of(case, loss_of(case), inputs, around)
-    )
-
-
-def _too_long(work: float, most_work: float) -> str | None:
-    if work <= most_work:
-        return None
-    return f"{work:.1e} pairs times features: more than the suite has time for"
+def _refuse_long(work: float, most_work: float) -> None:
+    if work > most_work:
+        raise Refused(f"{work:.1e} pairs times features: more than the suite has time for")
 
 
 def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
     def make(inputs: Inputs) -> Run:
+        if reason := peer.why_not(case):
+            raise Refused(reason)
+        _refuse_long(peer.work * case.pair_elements, most_work)
+        needed, available = peer.held(case) * max(4, case.itemsize), available_memory(device)
+        # Where memory is overcommitted nothing raises: the process would be killed.
+        if device == "cpu" and needed > 0.7 * available:
+            said = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
+            raise MemoryError(said)
         options = case.estimator, case.pairing, case.information
         return run_of(case, lambda *t: peer.loss(*t, *options), inputs)
 
-    reason = peer.why_not(case) or _too_long(peer.work * case.pair_elements, most_work)
-    needed, available = peer.temporary(case) * max(4, case.itemsize), available_memory(device)
-    # Where memory is overcommitted nothing raises: the process would be killed.
-    lacks_memory = reason is None and device == "cpu" and needed > 0.7 * available
-    if lacks_memory:
-        reason = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
-    return Contestant(peer.name, "peer", make, reason, lacks_memory)
+    return Contestant(peer.name, "peer", make)
 
 
 def bound(case: Case, inputs: Inputs) -> Run:
@@ -185,86 +161,3 @@ def bound(case: Case, inputs: Inputs) -> Run:
         return value, backward
 
     return run
-
-
-class _Recorder:
-    """Stands in for the raw operators of the CPU library and remembers what was called."""
-
-    def __init__(self, operators: Any) -> None:
-        self.operators = operators
-        self.calls: list[tuple[Any, tuple]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        operator = getattr(self.operators, name)
-
-        def call(*arguments: Any) -> Any:
-            self.calls.append((operator, arguments))
-            return operator(*arguments)
-
-        return call
-
-
-@contextlib.contextmanager
-def _recorded() -> Iterator[list[tuple[Any, tuple]]]:
-    from fused_mi.cpu import estimators
-
-    recorder = _Recorder(torch.ops.fused_mi_cpu)
-    # Raw operators of whole losses allocate what they return. Those of the building blocks launch
-    # the same kernels, and write into tensors that they are given.
-    with contextlib.ExitStack() as stack:
-        for name in ("jensen", "jensen_backward", "logsumexp", "logsumexp_backward"):
-            block = getattr(estimators._by_blocks, name)
-            stack.enter_context(mock.patch.object(estimators, name, block))
-        stack.enter_context(mock.patch.object(torch.ops, "fused_mi_cpu", recorder))
-        yield recorder.calls
-
-
-def _replay(case: Case, inputs: Inputs) -> Run:
-    """The raw operators of one public call, again, into the same outputs: no new memory, no Python
-    of ours, no small sums around them.
-
-    Raises:
-        Wrong: they do not repeat what the public call gave.
-    """
-    run = run_of(case, loss_of(case), inputs, lambda: fused_mi.use_backend("cpu"))
-    run()  # the modules are loaded
-    with _recorded() as calls:
-        value, backward = run()
-        count = len(calls)
-        gradients = list(backward())
-    given = {t.data_ptr() for t in inputs}
-    outputs = [t for _, arguments in calls for t in _tensors(arguments)]
-    outputs = [t for t in outputs if t.is_floating_point() and t.data_ptr() not in given]
-    wanted = [t.clone() for t in outputs]
-
-    def again(some: Sequence[tuple[Any, tuple]]) -> None:
-        for operator, arguments in some:
-            operator(*arguments)
-
-    def replay() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:
-        again(calls[:count])
-
-        def replay_backward() -> Sequence[Tensor]:
-            again(calls[count:])
-            return gradients
-
-        return value, replay_backward
-
-    if not calls:
-        raise Wrong("the public call did not reach the kernels")
-    of_kernels = {t.data_ptr() for t in outputs}
-    for t in gradients:
-        if t.data_ptr() in of_kernels:  # and no copy by autograd, as of rows of a larger tensor
-            t.fill_(torch.nan)
-    replay()[1]()
-    if not all(torch.equal(a, b) for a, b in zip(outputs, wanted, strict=True)):
-        raise Wrong("the kernels gave other results when they were called again")
-    return replay
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

@@ -1,5 +1,6 @@
 """The share of a training step that the loss takes, with each backend."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,8 @@ def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]
     from fused_mi.train.config import ConfigError, TrainConfig
 
     config = TrainConfig(device="cuda" if clock.cuda else "cpu")
+    case = Case(f"{TRAINING}, {suite.train}", config.batch_size, config.seq_len, 0)
+    case = dataclasses.replace(case, wanted=FROZEN_CLEAN)
     names = backends(config.device)
     try:
         from fused_mi.train import trainer
@@ -27,12 +30,10 @@ def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]
         run = _tiny(config) if tiny else trainer.prepare(config, Path("runs"), None)
     except (ImportError, ConfigError, OSError) as error:
         reason = " ".join(f"not installed: {error}".split())
-        case = _case(suite, config, 0)
-        for name in names:
-            more = {"mode": "step", "status": REFUSED, "reason": reason}
-            yield record_of(case, name, "backend", about, **more)
+        more = {"mode": "step", "status": REFUSED, "reason": reason}
+        yield from (record_of(case, name, "backend", about, **more) for name in names)
         return
-    case = _case(suite, run.config, run.encoder.table.shape[1])
+    case = dataclasses.replace(case, E=run.encoder.table.shape[1])
     loss = _loss_of_a_step(run)
     runs: dict[str, list[Run]] = {}
     for name in names:
@@ -44,11 +45,6 @@ def steps(suite: Suite, clock: Clock, about: dict[str, Any]) -> Iterator[Record]
         share = median(of_loss) / median(step)
         record = record_of(case, name, "backend", about, mode="step", loss_share=share)
         yield record.timed(step)
-
-
-def _case(suite: Suite, config: Any, features: int) -> Case:
-    shape = config.batch_size, config.seq_len, features
-    return Case(f"{TRAINING}, {suite.train}", *shape, wanted=FROZEN_CLEAN)
 
 
 def _with(backend: str, function: Callable[[], object]) -> Run:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -35,15 +36,26 @@ class Wrong(Exception):
 
 
 class Clock:
-    """Times passes with cold caches: of a GPU by its events, of a CPU by the wall."""
+    """Times passes, of a GPU by its events, of a CPU by the wall: one with cold caches or, where
+    there is a `block` of seconds, the median of those with warm caches that it has room for."""
 
-    def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
+    def __init__(self, device: str, block: float = 0.0) -> None:
+        self.cuda, self.block = device == "cuda", block
         cold = last_level_cache(device) * (2 if self.cuda else 1)
         self.cold = torch.zeros((2, cold // 4), device=device)
 
     def passes(self, run: Run) -> dict[str, float]:
         """ms of each mode on the device, and of the `host` to queue both passes."""
+        if not self.block:
+            self._cool()
+            return self._pass(run)
+        self._pass(run)  # it warms the caches and does not count
+        taken, end = [self._pass(run)], time.perf_counter() + self.block
+        while time.perf_counter() < end:
+            taken.append(self._pass(run))
+        return {name: median(of[name] for of in taken) for name in taken[0]}
+
+    def _pass(self, run: Run) -> dict[str, float]:
         made: list[Any] = []
         forward, backward, host = self._stages(
             lambda: made.append(run()),
@@ -52,12 +64,12 @@ class Clock:
         return {"fwd": forward, "bwd": backward, "both": forward + backward, "host": host}
 
     def single(self, function: Callable[[], object]) -> float:
-        """ms on the device."""
+        """ms on the device, with cold caches."""
+        self._cool()
         return self._stages(function)[0]
 
-    def _stages(self, *stages: Callable[[], object]) -> list[float]:
-        """ms of each on the device, and of the host for all of them, with cold caches and, on a
-        GPU, with a queue that is never empty."""
+    def _cool(self) -> None:
+        """Empty the caches and, on a GPU, give the host time to fill the queue."""
         if self.cuda:
             torch.cuda.synchronize()
         self.cold[0].add_(1)
@@ -65,6 +77,9 @@ class Clock:
         self.cold[1].sum()
         if self.cuda:
             torch.cuda._sleep(_SLEEP)
+
+    def _stages(self, *stages: Callable[[], object]) -> list[float]:
+        """ms of each on the device, and of the host for all of them."""
         start = time.perf_counter()
         marks = [self._mark()]
         for stage in stages:
@@ -149,34 +164,31 @@ def interleaved(
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
     """ms of every contestant by mode and "host", and of the yardsticks: rounds of one sample of
     each, every other round backwards. A contestant that runs out of memory drops out."""
-    least = {
-        name: suite.least if _warm_up(runs[0], suite) else 3 for name, runs in contestants.items()
-    }
+    least = {n: suite.least if _warm_up(runs[0], suite) else 3 for n, runs in contestants.items()}
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     of_yardsticks: dict[str, list[float]] = {name: [] for name in yardsticks}
-    spent, dropped = dict.fromkeys(contestants, 0.0), set()
+    waiting, spent = dict(contestants), dict.fromkeys(contestants, 0.0)
     with _no_collection():
         for turn in range(suite.most):
             for name, yardstick in yardsticks.items():
                 of_yardsticks[name].append(clock.single(yardstick.run))
-            for name in list(contestants)[:: -1 if turn % 2 else 1]:
-                enough = turn >= least[name] and spent[name] > suite.seconds
-                if enough or name in dropped:
-                    continue
+            for name in list(waiting)[:: -1 if turn % 2 else 1]:
                 runs, start = contestants[name], time.perf_counter()
                 try:
                     samples[name].append(clock.passes(runs[turn % len(runs)]))
                 except Exception as error:  # no common class: see `out_of_memory`
                     if not out_of_memory(error):
                         raise
-                    dropped.add(name)
+                    del waiting[name], samples[name]
+                    continue
                 spent[name] += time.perf_counter() - start
-            if turn >= suite.least and all(s > suite.seconds for s in spent.values()):
+                if turn + 1 >= least[name] and spent[name] > suite.seconds:
+                    del waiting[name]
+            if not waiting:
                 break
     by_mode = {
         name: {quantity: [t[quantity] for t in taken] for quantity in taken[0]}
         for name, taken in samples.items()
-        if name not in dropped
     }
     return by_mode, of_yardsticks
 

@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Peer(NamedTuple):
     name: str
     loss: Callable[..., Tensor]
     only: Mapping[str, tuple]  # the values of a case's fields that it knows
-    temporary: Callable[[Case], float]  # elements that it holds at once, roughly
+    temporary: Sequence[float]  # elements for each element of an input, pair, pair and feature
     work: float = 0.0  # of all pairs times features, the share that it goes through
     lacks: Callable[[Case], str | None] = lambda case: None
     compiled: bool = False  # takes a minute to get ready
@@ -40,6 +40,11 @@ class Peer(NamedTuple):
             if getattr(case, field) not in values:
                 return f"{field}: only {', '.join(map(str, values))}"
         return self.lacks(case)
+
+    def held(self, case: Case) -> float:
+        """Elements that it holds at once, roughly."""
+        numbers = case.elements, case.samples * case.components, case.pair_elements
+        return sum(each * n for each, n in zip(self.temporary, numbers, strict=True))
 
 
 class Role(NamedTuple):
@@ -218,7 +223,7 @@ def compiled(peer: Peer) -> Peer:
     return peer._replace(
         name=peer.name.replace("eager", "compiled"),
         loss=lambda *arguments: function()(*arguments),
-        temporary=lambda case: peer.temporary(case) / 5,  # where it fuses, less
+        temporary=tuple(each / 5 for each in peer.temporary),  # where it fuses, less
         lacks=_lacks_compiler,
         compiled=True,
     )
@@ -242,33 +247,12 @@ _DIRECTIONS = {"pairing": ("sub_batch", "symmetric")}
 _UNMASKED = {**_HALVES, "masked": (0.0,)}
 _LEAN = {**_JENSEN, **_UNMASKED, "offset": (0.0,), "op": ("mutual information",)}
 
-PAIRS = Peer("pair formula, eager", pairs, {}, lambda case: 5 * case.pair_elements, work=1.0)
-LINEAR = Peer(
-    "linear form, eager", linear, {**_JENSEN, **_DIRECTIONS}, lambda case: 12 * case.elements
-)
-LEAN = Peer("linear form, leanest", lean, _LEAN, lambda case: 8 * case.elements)
-GEMM = Peer(
-    "GEMM expansion",
-    expansion,
-    _DIRECTIONS,
-    lambda case: 6 * case.elements + 4 * case.samples * case.components,
-)
-KEOPS = Peer(
-    "KeOps", keops, _UNMASKED, lambda case: 4 * case.elements, 1 / 8, _lacks_keops, compiled=True
-)
-DISTRIBUTIONS = Peer(
-    "torch.distributions",
-    mixture,
-    {**_LOGSUMEXP, **_UNMASKED},
-    lambda case: 6 * case.pair_elements,
-    work=1.0,
-)
-CLUB = Peer(
-    "CLUB's pair form",
-    club,
-    {**_JENSEN, **_UNMASKED},
-    lambda case: 3 * case.pair_elements,
-    work=1.0,
-)
+PAIRS = Peer("pair formula, eager", pairs, {}, (0, 0, 5), work=1.0)
+LINEAR = Peer("linear form, eager", linear, {**_JENSEN, **_DIRECTIONS}, (12, 0, 0))
+LEAN = Peer("linear form, leanest", lean, _LEAN, (8, 0, 0))
+GEMM = Peer("GEMM expansion", expansion, _DIRECTIONS, (6, 4, 0))
+KEOPS = Peer("KeOps", keops, _UNMASKED, (4, 0, 0), 1 / 8, _lacks_keops, compiled=True)
+DISTRIBUTIONS = Peer("torch.distributions", mixture, {**_LOGSUMEXP, **_UNMASKED}, (0, 0, 6), 1.0)
+CLUB = Peer("CLUB's pair form", club, {**_JENSEN, **_UNMASKED}, (0, 0, 3), 1.0)
 _LINEARS = LINEAR, compiled(LINEAR), LEAN
 PEERS = (PAIRS, compiled(PAIRS), *_LINEARS, GEMM, KEOPS, DISTRIBUTIONS, CLUB)

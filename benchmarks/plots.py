@@ -3,7 +3,7 @@ every contestant has one colour and one marker in all pictures."""
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .cases import ITEMSIZES
-from .records import REFUSED, SWEEP, Record, by_case, ours, sweeps, whole
+from .records import OOM, REFUSED, SWEEP, Record, by_case, ours, sweeps, whole
+from .table import number
 
 matplotlib.use("Agg")  # no display is needed
 
@@ -21,7 +22,6 @@ _STYLES = {
     "triton": ("#0072B2", "o"),
     "triton kernels": ("#0072B2", "D"),
     "cpu": ("#0072B2", "o"),
-    "cpu kernels": ("#0072B2", "D"),
     "reference": ("#56B4E9", "s"),
     "pair formula, eager": ("#D55E00", "^"),
     "pair formula, compiled": ("#D55E00", "v"),
@@ -35,10 +35,10 @@ _STYLES = {
 
 
 class Panel(NamedTuple):
-    """A bar for each record, the longest first, and a line across them."""
+    """A bar for each contestant, the longest first, and a line across them."""
 
     title: str
-    rows: list[tuple[Record, float | None, str]]  # its length and what it says
+    bars: list[tuple[str, float | None, str]]  # its name, its length and what it says
     line: float
 
 
@@ -46,11 +46,11 @@ def speedups(records: Sequence[Record]) -> Figure | None:
     """A panel for each workload: how many times as long everything else takes."""
     panels = []
     for case, of_case, own in _workloads(records):
-        ratios = [(r, r.times(own)) for r in of_case]
-        rows = [(r, ratio, f"{_short(ratio)} x" if ratio else r.status) for r, ratio in ratios]
-        if len(rows) > 1:
-            title = f"{case}\n{own.contestant}: {_short(own.median or 0)} ms"
-            panels.append(Panel(title, rows, 1.0))
+        ratios = ((r, r.times(own)) for r in of_case)
+        bars = [(r.contestant, x, f"{number(x)} x" if x else r.status) for r, x in ratios]
+        if len(bars) > 1:
+            title = f"{case}\n{own.contestant}: {number(own.median or 0)} ms"
+            panels.append(Panel(title, bars, 1.0))
     label = "time / time of fused_mi (forward and backward), log scale"
     return _bars(panels, "Time of everything else, as a multiple of fused_mi's", label)
 
@@ -59,16 +59,16 @@ def memory(records: Sequence[Record]) -> Figure | None:
     """Peak beyond inputs and gradients, a panel for each workload."""
     panels = []
     for case, of_case, own in _workloads(records):
-        rows: list[tuple[Record, float | None, str]] = []
+        bars: list[tuple[str, float | None, str]] = []
         for r in of_case:
             if r.extra_bytes is not None:
                 mib = max(r.extra_bytes / 2**20, 0.01)
-                rows.append((r, mib, f"{_short(mib)} MiB" if mib > 0.01 else "< 0.01 MiB"))
-            elif r.status == "OOM":
-                rows.append((r, None, "OOM"))
+                bars.append((r.contestant, mib, f"{number(mib)} MiB"))
+            elif r.status == OOM:
+                bars.append((r.contestant, None, OOM))
         inputs = 4 * math.prod(own.shape) * ITEMSIZES[own.dtype]
-        panels += [Panel(case, rows, inputs / 2**20)] if rows else []
-    label = "MiB, log scale; the line: the inputs"
+        panels += [Panel(case, bars, inputs / 2**20)] if bars else []
+    label = "MiB, 0.01 at least, log scale; the line: the inputs"
     return _bars(panels, "Peak memory beyond inputs and gradients", label)
 
 
@@ -89,14 +89,14 @@ def roofline(records: Sequence[Record]) -> Figure | None:
     ends = np.geomspace(min(intensity) / 2, max(*intensity, gemm / copy) * 2, 200)
     roof = f"copy {copy:.3g} GB/s, GEMM {gemm:.3g} GFLOP/s"
     line = axes.plot(ends, np.minimum(ends * copy, gemm), color="black", label=roof)
+    handles = {"": line[0]}
     for r, x, rate in points:
         style = _style(r.contestant)
         filled = style["color"] if r.estimator == "jensen" else "none"
         axes.plot(x, rate, markersize=6, mfc=filled, **style)
-    handles = [*line, *_handles(r for r, *_ in points)]
-    axes.legend(
-        handles=handles, fontsize=8, loc="lower right", title="filled: jensen, open: logsumexp"
-    )
+        handles[r.contestant] = Line2D([], [], label=r.contestant, **style)
+    title = "filled: jensen, open: logsumexp"
+    axes.legend(handles=[*handles.values()], fontsize=8, loc="lower right", title=title)
     axes.set(xscale="log", yscale="log", xlabel="operations of the formula per byte of the floor")
     axes.set(ylabel="GFLOP/s (formula / time)", title="Roofline, float32, forward and backward")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
@@ -131,33 +131,7 @@ def scaling(records: Sequence[Record]) -> Figure | None:
     return figure
 
 
-def accuracy(records: Sequence[Record]) -> Figure | None:
-    """Error against time, in multiples of ours; a panel for each estimator, float32."""
-    points: dict[str, list[tuple[Record, float]]] = {}
-    for of_case in by_case(r for r in records if r.dtype == "float32").values():
-        own = ours(of_case)
-        for r in whole(of_case):
-            ratio = r.times(own)
-            if ratio and r.errors and r.kind in ("backend", "peer"):
-                points.setdefault(r.estimator, []).append((r, ratio))
-    if not points:
-        return None
-    figure, grid = _grid([4.4] * len(points), 2)
-    for axes, (estimator, of_panel) in zip(grid, points.items(), strict=False):
-        for r, ratio in of_panel:
-            error = max(*r.errors, 1e-12)
-            axes.plot(ratio, error, markersize=7, alpha=0.7, **_style(r.contestant))
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", title=estimator)
-        axes.set(xlabel="time / time of fused_mi, log scale", ylabel="error against float64")
-        axes.grid(alpha=0.3)
-    handles = _handles(r for of_panel in points.values() for r, _ in of_panel)
-    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=5)
-    figure.suptitle("Accuracy against speed: low and left is good; float32, all cases")
-    return figure
-
-
-PICTURES = {f.__name__: f for f in (speedups, scaling, roofline, memory, accuracy)}
+PICTURES = {f.__name__: f for f in (speedups, scaling, roofline, memory)}
 
 
 def _workloads(records: Sequence[Record]) -> Iterator[tuple[str, list[Record], Record]]:
@@ -174,16 +148,15 @@ def _workloads(records: Sequence[Record]) -> Iterator[tuple[str, list[Record], R
 def _bars(panels: Sequence[Panel], title: str, label: str) -> Figure | None:
     if not panels:
         return None
-    figure, grid = _grid([0.26 * len(panel.rows) + 0.9 for panel in panels], 2)
+    figure, grid = _grid([0.26 * len(panel.bars) + 0.9 for panel in panels], 2)
     for axes, panel in zip(grid, panels, strict=False):
-        rows = sorted(panel.rows, key=lambda row: -(row[1] or math.inf))
-        values = [value for _, value, _ in rows if value] + [panel.line]
+        values = [value for _, value, _ in panel.bars if value] + [panel.line]
         least, most = min(values) / 1.3, max(values) * 8
-        for r, value, said in rows:
-            bars = axes.barh(r.contestant, value or least, 0.7, color=_style(r.contestant)["color"])
-            if "compiled" in r.contestant:
-                bars[0].set(hatch="///", edgecolor="white")
-            axes.bar_label(bars, [said], padding=4, fontsize=8)
+        for name, value, said in sorted(panel.bars, key=lambda bar: -(bar[1] or math.inf)):
+            bar = axes.barh(name, value or least, 0.7, color=_style(name)["color"])
+            if "compiled" in name:
+                bar[0].set(hatch="///", edgecolor="white")
+            axes.bar_label(bar, [said], padding=4, fontsize=8)
         axes.axvline(panel.line, color="black", linewidth=0.8)
         axes.set(xscale="log", xlim=(least, most))
         axes.set_title(panel.title, fontsize=9)
@@ -211,13 +184,3 @@ def _grid(heights: Sequence[float], columns: int) -> tuple[Figure, list[Axes]]:
 def _style(contestant: str) -> dict[str, Any]:
     color, marker = _STYLES.get(contestant, ("#777777", "h"))
     return {"color": color, "marker": marker, "linestyle": ""}
-
-
-def _handles(records: Iterable[Record]) -> list[Line2D]:
-    """For a legend: each contestant once."""
-    names = dict.fromkeys(r.contestant for r in records)
-    return [Line2D([], [], label=name, **_style(name)) for name in names]
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -22,7 +22,7 @@ _MODES = ("fwd", "step", "both")  # the last one stands for the whole
 
 
 class NoRecords(Exception):
-    """What was named is neither a file of records nor a commit that can be measured."""
+    """What was named is no file of records."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,18 @@ class Record:
     def median(self) -> float | None:
         return statistics.median(self.samples) if self.samples else None
 
-    @cached_property
-    def _fifths(self) -> list[Any]:
-        if len(self.samples) < 2:
-            return [self.median] * 4
-        return statistics.quantiles(self.samples, n=5, method="inclusive")
-
     @property
     def p20(self) -> float | None:
-        return self._fifths[0]
+        return self._fifth(0)
 
     @property
     def p80(self) -> float | None:
-        return self._fifths[3]
+        return self._fifth(3)
+
+    def _fifth(self, which: int) -> float | None:
+        if len(self.samples) < 2:
+            return self.median
+        return statistics.quantiles(self.samples, n=5, method="inclusive")[which]
 
     @property
     def gb_per_s(self) -> float | None:
@@ -155,13 +154,10 @@ def read(*paths: Path) -> list[Record]:
             raise NoRecords(f"{path}: there is no record in it")
         for number, line in enumerate(lines, 1):
             try:
-                values = json.loads(line)
-                values = {name: values[name] for name in _FIELDS if name in values}
-                for name in ("shape", "wanted", "samples"):
-                    values[name] = tuple(values[name])
-                values["faults"] = values.get("faults") and tuple(values["faults"])
-                found.append(Record(**values))
-            except (ValueError, TypeError, KeyError) as error:
+                values = {k: v for k, v in json.loads(line).items() if k in _FIELDS}
+                lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+                found.append(Record(**(values | lists)))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise NoRecords(f"{path}, line {number}: no record: {error}") from None
     return found
 
@@ -214,12 +210,3 @@ def sweeps(records: Iterable[Record]) -> Iterator[Line]:
         if len(sizes) > 1:
             logs = [list(map(math.log, values)) for values in (sizes, ms)]
             yield Line(*key, sizes, ms, statistics.linear_regression(*logs).slope)
-
-
-def failures(records: Iterable[Record]) -> dict[tuple[str, str, str], list[str]]:
-    """Cases by contestant, status and reason."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for r in whole(records):
-        if r.status != OK:
-            found.setdefault((r.contestant, r.status, r.reason or ""), []).append(r.case)
-    return found

@@ -1,18 +1,17 @@
 """From cases to records."""
 
 import dataclasses
-import functools
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
 from . import contestants, end_to_end, exact, limits, machine, measure
-from .cases import TRAINING, Case, Suite, distinct, trains
-from .contestants import Contestant
+from .cases import TRAINING, Case, Suite
+from .contestants import Contestant, Refused
 from .exact import Exact
 from .measure import Clock, Run, Wrong, by_kernel
 from .records import OOM, REFUSED, WRONG, Record, record_of
@@ -25,20 +24,17 @@ class Bench:
 
     def __init__(self, suite: Suite, device: str, about: dict[str, Any]) -> None:
         self.suite, self.device, self.about = suite, device, about
-        self.clock = Clock(device)
+        self.clock = Clock(device, suite.block)
         self.yardsticks = machine.yardsticks(device)
 
-    def records(
-        self, case: Case, of: Callable[..., Iterable[Contestant]] = contestants.of
-    ) -> Iterator[Record]:
+    def records(self, case: Case, entries: Sequence[Contestant]) -> Iterator[Record]:
         """Of all contestants of a case: what was measured, or why nothing was."""
         torch._dynamo.reset()  # each case has graphs for its own shape
         self._empty_cache()
-        entries = list(of(case, self.device, self.suite.most_work))
         try:
             copies = self._inputs(case)
             want = exact.exact(case, copies[0])
-        except Exception as error:  # no common class: see `out_of_memory`
+        except Exception as error:
             if not measure.out_of_memory(error):
                 raise
             reason = "inputs, gradients or float64 values do not fit into memory"
@@ -49,13 +45,9 @@ class Bench:
         runs: dict[str, Sequence[Run]] = {}
         for entry in entries:
             try:
-                found[entry.name], made = self._admit(case, entry, copies, want)
-                runs |= {entry.name: made} if made else {}
-            except Wrong as error:
-                found[entry.name] = {"status": WRONG, "reason": str(error)}
+                found[entry.name], runs[entry.name] = self._admit(case, entry, copies, want)
             except Exception as error:  # whatever a contestant raises is its result
-                status = OOM if measure.out_of_memory(error) else REFUSED
-                found[entry.name] = {"status": status, "reason": _said(error)}
+                found[entry.name] = _failed(error)
         del want
         times, of_yardsticks = measure.interleaved(runs, self.yardsticks, self.clock, self.suite)
         rates = {
@@ -90,20 +82,16 @@ class Bench:
         self, case: Case, entry: Contestant, copies: Sequence[Any], want: Exact
     ) -> tuple[dict[str, Any], Sequence[Run]]:
         """What is known of it, and its runs, once it has computed the right thing."""
-        if entry.why_not is not None:
-            status = OOM if entry.lacks_memory else REFUSED
-            return {"status": status, "reason": entry.why_not}, ()
         self._empty_cache()
         first = entry.make(copies[0])
         found: dict[str, Any] = {}
         if entry.kind != "bound":
             errors = measure.errors(case, first, want)
             found |= {"error": errors["value"], "gradient_error": errors.get("gradients")}
-        if entry.kind in ("backend", "peer"):
             found["extra_bytes"] = measure.extra_memory(first, self.device)
         if entry.kind == "backend" and self.device == "cpu":
             found["faults"] = measure.page_faults(first)
-        return found, [first, *(entry.make(inputs) for inputs in copies[1:])]
+        return found, [first, *map(entry.make, copies[1:])]
 
     def _kernels(self, case: Case, run: Run, rates: dict[str, float]) -> Record:
         """Time on the device in kernels only, by the profiler."""
@@ -112,7 +100,7 @@ class Bench:
         try:
             us = by_kernel(run)
         except Exception as error:  # a missing or forbidden profiler must not cost the times
-            return dataclasses.replace(record, status=REFUSED, reason=_said(error))
+            return dataclasses.replace(record, **_failed(error))
         return dataclasses.replace(record, kernels=us).timed([sum(us.values()) / 1e3])
 
     def _by_mode(
@@ -125,20 +113,23 @@ class Bench:
             yield record.timed(times.get(mode, ()))
 
 
-def _said(error: BaseException) -> str:
-    """One line."""
-    text = str(error).strip() or traceback.format_exc(limit=-1)
-    return f"{type(error).__name__}: {' '.join(text.split())}"[:300]
+def _failed(error: Exception) -> dict[str, Any]:
+    """Status and reason, on one line."""
+    said = " ".join((str(error).strip() or traceback.format_exc(limit=-1)).split())
+    if isinstance(error, Wrong):
+        return {"status": WRONG, "reason": said}
+    status = OOM if measure.out_of_memory(error) else REFUSED
+    name = "" if isinstance(error, (Refused, MemoryError)) else f"{type(error).__name__}: "
+    return {"status": status, "reason": f"{name}{said}"[:300]}
 
 
 def measured(
     suite: Suite, text: str, device: str, about: dict[str, Any], without_peers: bool = False
-) -> Iterator[tuple[str, Iterable[Record]]]:
-    """The name and the records of each case, the training step last."""
-
+) -> Iterator[tuple[str, Iterator[Record]]]:
+    """The name of each case that has the text in it, and its records; the training step last."""
     bench = Bench(suite, device, about)
-    of = functools.partial(contestants.of, without_peers=without_peers)
-    for case in distinct(suite.cases, text):
-        yield case.name, bench.records(case, of)
-    if trains(text):
+    for case in suite.named(text):
+        entries = contestants.of(case, device, suite.most_work, without_peers)
+        yield case.name, bench.records(case, entries)
+    if suite.trains(text):
         yield TRAINING, end_to_end.steps(suite, bench.clock, about)

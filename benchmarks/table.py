@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .records import OK, REFUSED, SWEEP, Record, by_case, failures, ours, sweeps, whole
+from .records import OK, REFUSED, SWEEP, Record, by_case, ours, sweeps, whole
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -40,9 +40,11 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
         if r.loss_share is not None:
             share = f"{r.loss_share:.1%} of {number(r.median)} ms"
             yield f"{r.case}: with {r.contestant}, the loss takes {share}"
-    for (contestant, status, reason), cases in failures(records).items():
-        count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-        yield f"{contestant}: {status} in {count}: {reason}"
+    failed = (r for r in whole(records) if r.status != OK)
+    for (name, status, reason), n in Counter(
+        (r.contestant, r.status, r.reason) for r in failed
+    ).items():
+        yield f"{name}: {status} in {n} case{'s' * (n > 1)}: {reason or ''}"
 
 
 def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> list[str]:
@@ -59,7 +61,7 @@ def _cells(record: Record, of_case: Sequence[Record], own: Record | None) -> lis
         _percent(record.of_gemm),
         number(None if record.extra_bytes is None else record.extra_bytes / 2**20),
         f"{max(record.errors):.0e}" if record.errors else "",
-        "" if record.kind == "bound" else number(record.times(own)),
+        number(record.times(own)),
     ]
 
 

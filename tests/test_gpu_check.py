@@ -88,13 +88,11 @@ def test_reports_of_ncu():
     ]
     row = ncu.compared(kernels, model, (2, 1, 10))
     assert (row["read"], row["written"], row["floor_bytes"]) == (1500, 1524, 800)
-    assert row["by_launch"][0] == {
-        "kernel": "_least_kernel",
-        "read_over_model": 2.0,
-        "written_over_model": None,
-    }
-    assert row["by_launch"][1]["written_over_model"] == 1.5
-    assert "by_launch" not in ncu.compared(kernels, model[::-1], (2, 1, 10))
+    first, second = row["kernels"]
+    assert first["read_over_model"] == 2.0 and "written_over_model" not in first
+    assert second["written_over_model"] == 1.5
+    (kernel, _) = ncu.compared(ncu.parsed(NCU), model[::-1], (2, 1, 10))["kernels"]
+    assert "read_over_model" not in kernel
 
 
 def test_the_model_of_the_traffic_meets_the_launches():

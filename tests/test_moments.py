@@ -206,15 +206,16 @@ def test_more_positions_and_features_than_one_block_holds():
         (lambda t: [t[0], t[1] * 1e-12, *t[2:]], False),  # 1 / v leaves the range
         (lambda t: [*map(_first, t[:2]), t[2], *map(_first, t[3:])], False),  # the shift is far
         (lambda t: [t[0], t[1], t[2], *(offset + 5e5 for offset in t[3:])], True),
+        (lambda t: [t[0], _first(t[1]), t[2], *map(_others_far, t[3:])], True),  # as far as large
     ],
-    ids=["ordinary", "narrow stds", "a far row", "an offset"],
+    ids=["ordinary", "narrow stds", "a far row", "an offset", "a light row at the origin"],
 )
 def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change, known):
     exact = mi_inputs(b=12, s=5, e=7, dtype=F32, seed=3)
     exact[2][:, 1] = False
     exact = change(exact)
     inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in exact]
-    embeddings = [inputs[i] for i in (4, 3, 0, 1)]
+    embeddings = [inputs[i].detach() for i in (4, 3, 0, 1)]
     scoring = Scoring(exact[2], exact[2], pairing, True, True, 100.0)
     with use_backend("reference"):
         _, _, state = estimators.jensen(embeddings, scoring)
@@ -233,6 +234,13 @@ def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change
         size = wide[i].grad.abs().amax()
         torch.testing.assert_close(inputs[i].grad / size, wide[i].grad / size, rtol=1e-5,
                                    atol=1e-5, check_dtype=False)  # fmt: skip
+
+
+def _others_far(values):
+    """All rows but the first of each half."""
+    values = values + 1e3
+    values[:: len(values) // 2] -= 1e3
+    return values
 
 
 def _first(values):

@@ -44,7 +44,7 @@ class Specialisation(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A loop without another one inside; NVIDIA only."""
+    """A loop without another one inside."""
 
     names: Counter[str]  # instructions; "F2F.64" converts from or to float64
     read: int  # bytes of one thread, flags of a byte aside
@@ -56,7 +56,7 @@ class Loop(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """What a compiled kernel needs, and its accesses to memory."""
+    """What a compiled kernel needs, and its accesses to memory; of an AMD GPU atomics alone."""
 
     registers: int  # of one thread
     spilled: int  # bytes of one thread in local memory
@@ -65,7 +65,7 @@ class Binary(NamedTuple):
     accesses: Counter[Access]
     in_loops: Counter[Access]  # those of them inside a loop
     loops: list[Loop]
-    outside: Counter[str]  # instructions outside of loops; NVIDIA only
+    outside: Counter[str]  # instructions outside of loops
 
     @property
     def inner(self) -> Counter[str]:
@@ -111,18 +111,7 @@ def compiled(specialisation: Specialisation) -> Binary | str:
         kernel = getattr(importlib.import_module(module), name).preload(data)
     except Exception as error:  # whatever the compiler raises
         return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
-    read = _read_cuda if target.backend == "cuda" else _read_hip
-    registers, spilled, accesses, loops, inner_loops, outside = read(kernel)
-    return Binary(
-        registers,
-        spilled,
-        kernel.metadata.shared,
-        kernel.metadata.num_warps,
-        Counter(access for access in accesses if access),
-        Counter(a for i in set().union(*loops) if (a := accesses[i])),
-        inner_loops,
-        outside,
-    )
+    return _read_cuda(kernel) if target.backend == "cuda" else _read_hip(kernel)
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -131,12 +120,17 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-_Read = tuple[int, int, list[Access | None], list[range], list[Loop], Counter[str]]
-"""Registers, bytes spilled, the access of each line, loops as ranges of lines, inner loops, the
-instructions outside of loops."""
+def _read_hip(kernel: Any) -> Binary:
+    code = kernel.asm["amdgcn"]
+    of = {name: int(number) for name, number in re.findall(r"\.(\w+):\s*(\d+)", code)}
+    spilled = of["private_segment_fixed_size"] + 4 * of["vgpr_spill_count"]
+    program = kernel.metadata.shared, kernel.metadata.num_warps
+    atomics = re.findall(r"^\s+(?:global|buffer|flat)_(atomic)", code, re.MULTILINE)
+    accesses = Counter((kind, 32) for kind in atomics)
+    return Binary(of["vgpr_count"], spilled, *program, accesses, Counter(), [], Counter())
 
 
-def _read_cuda(kernel: Any) -> _Read:
+def _read_cuda(kernel: Any) -> Binary:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "kernel.cubin")
         file.write_bytes(kernel.asm["cubin"])
@@ -146,11 +140,18 @@ def _read_cuda(kernel: Any) -> _Read:
     if found is None:
         raise ValueError(f"{kernel.name}: no resource usage in {usage!r}")
     registers, stack, local = map(int, found.groups())
-    loops = _loops(code, r"^\s*(\.L_x_\d+):", r"\bBRA\b.*`\((\.L_x_\d+)\)")
-    accesses = [_cuda_access(line) for line in code]
+    loops, accesses = _loops(code), [_access(line) for line in code]
     inside = set().union(*loops)
-    outside = _names(line for i, line in enumerate(code) if i not in inside)
-    return registers, stack + local, accesses, loops, _inner_loops(code, accesses, loops), outside
+    return Binary(
+        registers,
+        stack + local,
+        kernel.metadata.shared,
+        kernel.metadata.num_warps,
+        Counter(access for access in accesses if access),
+        Counter(a for i in inside if (a := accesses[i])),
+        _inner_loops(code, accesses, loops),
+        _names(line for i, line in enumerate(code) if i not in inside),
+    )
 
 
 FMA_PIPE = {"FFMA": 1, "FMUL": 1, "FADD": 1, "FFMA2": 2, "FMUL2": 2, "FADD2": 2}
@@ -178,7 +179,7 @@ def _inner_loops(code: list[str], accesses: list[Access | None], loops: list[ran
     return found
 
 
-def _cuda_access(line: str) -> Access | None:
+def _access(line: str) -> Access | None:
     kinds = {"LDG": "load", "LD": "load", "STG": "store", "ST": "store"}
     kinds |= {"LDL": "local", "STL": "local"} | dict.fromkeys(
         ("RED", "REDG", "ATOM", "ATOMG", "ATOMS"), "atomic"
@@ -190,39 +191,12 @@ def _cuda_access(line: str) -> Access | None:
     return kinds[found[1]], max(map(int, widths), default=32)
 
 
-def _read_hip(kernel: Any) -> _Read:
-    code = kernel.asm["amdgcn"].splitlines()
-
-    def number(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s*(\d+)", kernel.asm["amdgcn"])[1])  # type: ignore[index]
-
-    loops = _loops(code, r"^(\.LBB\d+_\d+):", r"\bs_c?branch\w* (\.LBB\d+_\d+)")
-    spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
-    accesses = [_hip_access(line) for line in code]
-    return number("vgpr_count"), spilled, accesses, loops, [], Counter()
-
-
-def _hip_access(line: str) -> Access | None:
-    found = re.match(r"\s+(global|buffer|flat|scratch)_(load|store|atomic)_(\w+)", line)
-    if found is None:
-        return None
-    kind = "local" if found[1] == "scratch" else found[2]
-    narrow = {"byte": 8, "short": 16}
-    size = re.search(r"dwordx(\d)|(byte|short)", found[3])
-    if size is None:
-        return kind, 32
-    return kind, narrow[size[2]] if size[2] else 32 * int(size[1])
-
-
-def _loops(code: list[str], label: str, branch: str) -> list[range]:
+def _loops(code: list[str]) -> list[range]:
     """Lines from a label to a branch back to it."""
-
-    def all_of(pattern: str) -> list[tuple[str, int]]:
-        matches: Iterable[Any] = (re.search(pattern, line) for line in code)
-        return [(match[1], i) for i, match in enumerate(matches) if match]
-
-    start = dict(all_of(label))
-    return [range(start[name], end + 1) for name, end in all_of(branch) if start[name] < end]
+    start = {m[1]: i for i, line in enumerate(code) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
+    branches = (re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line) for line in code)
+    ends = [(start[branch[1]], i) for i, branch in enumerate(branches) if branch]
+    return [range(first, last + 1) for first, last in ends if first < last]
 
 
 def _output(*command: Any) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from _ahead_of_time import FMA_PIPE, Binary, Specialisation
-from _targets import ALL, registers_for, resident_warps, specialised
+from _ahead_of_time import FMA_PIPE, Binary
+from _part import Part
+from _targets import Row, specialised
 from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
 from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward
@@ -47,13 +48,10 @@ MOST_SPILLED = {"sm_100": 64}
 # Bytes of a kernel that has its own loop, in float64, for rows out of range.
 MOST_SPILLED_COLD = {"log_determinants_kernel": 16}
 
-Row = tuple[Specialisation, str, list[torch.dtype]]  # with the case
-COLUMNS: tuple[str, ...] = ("kernel", "target", "inputs", "pairs", "registers", "spilled")
-COLUMNS += ("shared", "warps", "inner loop", "FMA pipe", "useful", "LDS / FMA", "verdict")
-LEGEND = """registers and spilled bytes of a thread; shared bytes of a program; resident warps; of
-the inner loop: instructions, share of the FMA pipe, share that the formula needs (an upper bound of
-the share of the peak; packed instructions count twice, so that many of them are more than 100%);
-loads from shared memory per FMA"""
+COLUMNS = ("inner loop", "FMA pipe", "useful", "LDS / FMA")
+LEGEND = """of the inner loop: instructions, share of the FMA pipe, share that the formula needs (an
+upper bound of the share of the peak; packed instructions count twice, so that many of them are more
+than 100%); loads from shared memory per FMA"""
 
 
 def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
@@ -74,8 +72,7 @@ def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
     return [launch for launch in found if launch.kernel.__name__ in KERNELS]
 
 
-def rows(targets: list[str]) -> list[tuple[str, Row]]:
-    """Every specialisation once, with the dtypes of the inputs that lead to it."""
+def rows(targets: list[str]) -> list[Row]:
     cases = {
         f"{size} x {size}{', both roles' * (pairing == 'leave_one_out')}": partial(
             launches, size, pairing
@@ -83,16 +80,15 @@ def rows(targets: list[str]) -> list[tuple[str, Row]]:
         for pairing in PAIRINGS
         for size in SIZES
     }
-    chosen = [target for target in targets if target in TARGETS]
-    return [(name, (s, case, uses)) for name, s, case, uses in specialised(chosen, cases)]
+    return specialised([target for target in targets if target in TARGETS], cases)
 
 
 def useful(row: Row, binary: Binary) -> float | None:
     """Of all instructions of the inner loop, the share that the formula needs."""
-    constants, per_pair = row[0].constants(), KERNELS[row[0].kernel]
+    constants, per_pair = row.constants, KERNELS[row.kernel]
     if not binary.inner or not per_pair or "component_eps" in constants:
         return None
-    rows = ("SAMPLES", "COMPONENTS") if row[0].kernel == "distances_kernel" else ("ROWS", "SUMMED")
+    rows = ("SAMPLES", "COMPONENTS") if row.kernel == "distances_kernel" else ("ROWS", "SUMMED")
     elements = constants["FEATURES"] / (32 * binary.warps)
     for name in rows:
         elements *= constants[name]
@@ -101,50 +97,33 @@ def useful(row: Row, binary: Binary) -> float | None:
     return unrolled * per_pair * elements / binary.inner.total()
 
 
-def most_registers(row: Row, binary: Binary) -> int:
-    """Of a thread, from the least warps of an SM."""
-    constants = row[0].constants()
-    return registers_for(LIMITS["float64" if constants.get("ACC") == "fp64" else "float32"], binary)
+def least_warps(row: Row) -> int:
+    return LIMITS["float64" if row.in_float64 else "float32"]
 
 
-def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
-    """What exceeds the limits."""
+def most_spilled(row: Row) -> int:
+    return max(MOST_SPILLED.get(row.target, 0), MOST_SPILLED_COLD.get(row.kernel, 0))
+
+
+def problems(row: Row, binary: Binary) -> Iterator[str]:
     if binary.inner["LDL"] or binary.inner["STL"]:
         yield "local memory in the inner loop"
-    cold = MOST_SPILLED_COLD.get(row[0].kernel, 0)
-    if binary.spilled > max(MOST_SPILLED.get(target, 0), cold):
-        yield f"{binary.spilled} bytes in local memory"
-    if any(kind == "atomic" for kind, _ in binary.accesses):
-        yield "atomics"
-    if target.startswith("gfx"):  # its registers are only reported
-        return
-    most, constants = most_registers(row, binary), row[0].constants()
-    if binary.registers > most:
-        yield f"more than {most} registers"
-    for kind in WIDE.get(row[0].kernel, ()):
-        pairs_of_thread = constants["ROWS"] * constants["COLUMNS"] / (32 * binary.warps)
+    for kind in WIDE.get(row.kernel, ()):
+        pairs_of_thread = row.constants["ROWS"] * row.constants["COLUMNS"] / (32 * binary.warps)
         if binary.accesses[kind, 128] < 24 * pairs_of_thread / 16:
             yield f"a {kind} of less than 128 bits"
-    share, least = useful(row, binary), LEAST_USEFUL.get(row[0].kernel, 0.0)
-    if share is not None and constants.get("ACC") != "fp64" and share < least:
+    share, least = useful(row, binary), LEAST_USEFUL.get(row.kernel, 0.0)
+    if share is not None and not row.in_float64 and share < least:
         yield f"less than {least:.0%} useful"
 
 
-def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]:
-    """A line of the table, and whether it is within the limits."""
-    specialisation, case, dtypes = row
-    names = [specialisation.kernel.removesuffix("_kernel"), target]
-    names += [" ".join(ALL[dtype] for dtype in dtypes), case]
-    if isinstance(binary, str):
-        return [*names, *[""] * 8, "does not compile"], False
-    wrong = list(problems(target, row, binary))
-    numbers = [binary.registers, binary.spilled, binary.shared, resident_warps(target, binary)]
+def numbers(row: Row, binary: Binary) -> list[str]:
     share = useful(row, binary)
     if share is None:
-        mix = [""] * 4
-    else:
-        instructions = binary.inner.total()
-        pipe = sum(binary.inner[name] for name in FMA_PIPE)
-        mix = [str(instructions), f"{pipe / instructions:.0%}", f"{share:.0%}"]
-        mix.append(f"{binary.inner['LDS'] / pipe:.2f}")
-    return [*names, *map(str, numbers), *mix, "; ".join(wrong) or "ok"], not wrong
+        return [""] * 4
+    instructions, pipe = binary.inner.total(), sum(binary.inner[name] for name in FMA_PIPE)
+    lds = binary.inner["LDS"] / pipe
+    return [str(instructions), f"{pipe / instructions:.0%}", f"{share:.0%}", f"{lds:.2f}"]
+
+
+PART = Part(rows, least_warps, most_spilled, numbers, problems, COLUMNS, LEGEND)

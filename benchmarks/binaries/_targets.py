@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
@@ -29,10 +30,32 @@ WARPS = {"sm_89": 48, "sm_120": 48}  # of one SM; 64 of the others
 PROGRAMS = {"sm_89": 24, "sm_120": 24}  # the same; 32
 
 
+class Row(NamedTuple):
+    """A specialisation, the first case and the dtypes of inputs that lead to it."""
+
+    target: str
+    specialisation: Specialisation
+    case: str
+    dtypes: list[torch.dtype]
+
+    @property
+    def kernel(self) -> str:
+        return self.specialisation.kernel
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return self.specialisation.constants()
+
+    @property
+    def in_float64(self) -> bool:
+        """What it sums up."""
+        return self.constants.get("ACC") == "fp64"
+
+
 def specialised(
     targets: list[str], cases: Mapping[str, Callable[[torch.dtype], list[Launch]]]
-) -> list[tuple[str, Specialisation, str, list[torch.dtype]]]:
-    """Every specialisation once: its target, the first case and the dtypes that lead to it.
+) -> list[Row]:
+    """Every specialisation once.
 
     Args:
         cases: by name, the launches of inputs of a dtype.
@@ -47,7 +70,7 @@ def specialised(
                     if dtype not in uses:
                         uses.append(dtype)
     names = {str(target): name for name, (target, _) in TARGETS.items()}
-    return [(names[str(s.target)], s, case, uses) for s, (case, uses) in found.items()]
+    return [Row(names[str(s.target)], s, *of) for s, of in found.items()]
 
 
 def registers_for(warps: int, binary: Binary) -> int:

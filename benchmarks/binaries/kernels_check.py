@@ -15,10 +15,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
 
 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
@@ -27,9 +26,10 @@ os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measu
 import _pairs_check
 import _whole
 import torch
-from _ahead_of_time import Binary, Specialisation, compiled
+from _ahead_of_time import Binary, compiled
 from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, worst
-from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
+from _part import LEGEND_OF_ALL, Part
+from _targets import TARGETS, Row, specialised
 from fused_mi.triton_kernels._launch import Launch
 from rich.console import Console
 from rich.table import Table
@@ -68,13 +68,11 @@ LEAST_BITS = {"float32": 128, "float64": 64, "both": 64}
 """Of their loads and stores in that loop, flags aside, by the type of the accumulation, and of
 16-bit inputs in both roles: half the width leaves registers to what is summed up."""
 
-FEW_SPILLED, MOST_SPILLED = 8, {"sm_100": 64}
+FEW_SPILLED, MOST_SPILLED = 8, {"sm_100": 64, "gfx942": 0}
 """Bytes, outside of loops: two registers once; and where packed arithmetic pairs them up."""
 
 ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few_kernel")
 """They serve "leave_one_out" only."""
-
-Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 
 def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
@@ -83,129 +81,79 @@ def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
     return forward + backward
 
 
-def rows(targets: list[str]) -> list[tuple[str, Row]]:
-    """Every specialisation once, with the dtypes of the inputs that lead to it."""
+def rows(targets: list[str]) -> list[Row]:
+    """With the roles of a pass as their case."""
     cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in _whole.PAIRINGS}
     cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
-    found = specialised(targets, cases)
-    return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
+    return [row._replace(case=_roles(row)) for row in specialised(targets, cases)]
 
 
-def _roles(specialisation: Specialisation) -> str:
-    flags = specialisation.constants()
-    if specialisation.kernel == "accumulate_kernel":
+def _roles(row: Row) -> str:
+    flags = row.constants
+    if row.kernel == "accumulate_kernel":
         return "sub_batch" if flags["MIXTURES"] == 1 else "symmetric"
-    if flags.get("EXCLUDE_DIAGONAL") or specialisation.kernel in ALONE:
+    if flags.get("EXCLUDE_DIAGONAL") or row.kernel in ALONE:
         return "leave_one_out"
-    if specialisation.kernel not in ("gradient_kernel", "gradient_of_pairs_kernel"):
+    if row.kernel not in ("gradient_kernel", "gradient_of_pairs_kernel"):
         return ""
     # None is a constant: the first pass of "sub_batch" is of samples, the second of components.
     apart = "component_mask" in flags and "other_sample_mask" in flags
     return "halves" if apart else "both"
 
 
-def _in_float64(specialisation: Specialisation) -> bool:
-    return specialisation.constants().get("ACC") == "fp64"
+def least_warps(row: Row) -> int:
+    """A program has all of its warps or none."""
+    if row.kernel in OF_PAIRS:
+        return LIMITS["float64"]
+    if row.kernel not in STREAMING:
+        return LIMITS["other"]
+    return LIMITS["float64" if row.in_float64 else row.case or "stds"]
 
 
-def most_registers(row: Row, binary: Binary) -> int:
-    """From the least warps of an SM; a program has all of its warps or none."""
-    specialisation, roles, _ = row
-    if specialisation.kernel in OF_PAIRS:
-        warps = LIMITS["float64"]
-    elif specialisation.kernel not in STREAMING:
-        warps = LIMITS["other"]
-    else:
-        warps = LIMITS["float64" if _in_float64(specialisation) else roles or "stds"]
-    return registers_for(warps, binary)
+def most_spilled(row: Row) -> int:
+    return MOST_SPILLED.get(row.target, FEW_SPILLED)
 
 
-def problems(target: str, row: Row, binary: Binary) -> Iterator[str]:
-    """What exceeds the limits."""
-    if binary.spilled > MOST_SPILLED.get(target, FEW_SPILLED):
-        yield f"{binary.spilled} bytes in local memory"
+def problems(row: Row, binary: Binary) -> Iterator[str]:
     if any(kind == "local" for kind, _ in binary.in_loops):
         yield "accesses to local memory in a loop"
-    if any(kind == "atomic" for kind, _ in binary.accesses):
-        yield "atomics"
-    if target.startswith("gfx"):  # its wide accesses and registers are only reported
-        return
-    most = most_registers(row, binary)
-    if binary.registers > most:
-        yield f"more than {most} registers"
-    if row[0].kernel not in STREAMING:
+    if row.kernel not in STREAMING:
         return
     widths = [bits for kind, bits in binary.in_loops if kind in ("load", "store") and bits > 8]
-    narrow = all(dtype.itemsize == 2 for dtype in row[2])
-    both = narrow and row[1] in ("both", "symmetric", "leave_one_out")
-    least = LEAST_BITS["float64" if _in_float64(row[0]) else "both" if both else "float32"]
+    narrow = all(dtype.itemsize == 2 for dtype in row.dtypes)
+    both = narrow and row.case in ("both", "symmetric", "leave_one_out")
+    least = LEAST_BITS["float64" if row.in_float64 else "both" if both else "float32"]
     if min(widths, default=0) < least:
         yield f"{min(widths, default=0)} bits in the loop over rows"
-    found = worst(target, binary)
-    limit = LIMIT_OF_PAIRS if narrow and row[1] == "leave_one_out" else LIMIT
-    if found and target == "sm_90" and torch.float64 not in row[2] and found[1] > limit:
+    found = worst(row.target, binary)
+    limit = LIMIT_OF_PAIRS if narrow and row.case == "leave_one_out" else LIMIT
+    if found and row.target == "sm_90" and torch.float64 not in row.dtypes and found[1] > limit:
         yield f"more than {limit} of the memory's time"
 
 
-def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
-    wide = sum(n for (k, bits), n in counter.items() if k == kind and bits >= 128)
-    return f"{wide}/{sum(n for (k, _), n in counter.items() if k == kind)}"
-
-
-def cells(target: str, row: Row, binary: Binary | str) -> tuple[list[str], bool]:
-    """A line of the table, and whether it is within the limits."""
-    specialisation, roles, dtypes = row
-    kernel = specialisation.kernel.strip("_").removesuffix("_kernel")
-    inputs = " ".join(ALL[dtype] for dtype in dtypes)
-    if _in_float64(specialisation) and torch.float64 not in dtypes:
-        inputs += " in f64"
-    names = [kernel, target, inputs, roles]
-    if isinstance(binary, str):
-        return [*names, *[""] * 8, "does not compile"], False
-    wrong = list(problems(target, row, binary))
-    found = worst(target, binary) if specialisation.kernel in STREAMING else None
+def numbers(row: Row, binary: Binary) -> list[str]:
+    loads, in_loops = (_wide(c, "load") for c in (binary.accesses, binary.in_loops))
+    found = worst(row.target, binary) if row.kernel in STREAMING else None
     budget = ["", ""] if found is None else [str(found[0]), f"{found[1]:.2f}"]
-    verdict = "; ".join(wrong) or "ok"
-    numbers = [
-        str(binary.registers),
-        str(binary.spilled),
-        f"{_wide(binary.in_loops, 'load')}, {_wide(binary.accesses, 'load')}",
-        _wide(binary.accesses, "store"),
-        str(binary.shared),
-        str(resident_warps(target, binary)),
-    ]
-    return [*names, *numbers, *budget, verdict], not wrong
+    return [", ".join(filter(None, (in_loops, loads))), _wide(binary.accesses, "store"), *budget]
 
 
-COLUMNS: tuple[str, ...] = (
-    "kernel",
-    "target",
-    "inputs",
-    "roles",
-    "registers",
-    "spilled",
-    "128-bit loads",
-)
-COLUMNS += ("stores", "shared", "warps", "per byte", "share", "verdict")
-LEGEND = """registers and spilled bytes of a thread; 128-bit of all load instructions, in loops and
-altogether; shared bytes of a program; resident warps of an SM or compute unit; in the loop over
-rows, all instructions, FP32, FP64 and MUFU of a lane for each byte, and what takes longest of them
-as a share of the memory's time on """
+def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
+    """Those of 128 bits, of all."""
+    found = {bits: n for (name, bits), n in counter.items() if name == kind}
+    wide = sum(n for bits, n in found.items() if bits >= 128)
+    return f"{wide}/{sum(found.values())}" if found else ""
+
+
+COLUMNS = ("128-bit loads", "stores", "per byte", "share")
+LEGEND = """128-bit of all load instructions, in loops and altogether; in the loop over rows, all
+instructions, FP32, FP64 and MUFU of a lane for each byte, and what takes longest of them as a share
+of the memory's time on """
 LEGEND += ", ".join(f"{g.name} ({name}, {g.terabytes} TB/s)" for name, g in GPUS.items())
 
-
-class Part(NamedTuple):
-    """Kernels that are checked in the same way."""
-
-    rows: Callable[[list[str]], list[tuple[str, Any]]]
-    cells: Callable[[str, Any, Binary | str], tuple[list[str], bool]]
-    columns: Sequence[str]
-    legend: str
-
-
 PARTS = {
-    "moments": Part(rows, cells, COLUMNS, LEGEND),
-    "pairs": Part(_pairs_check.rows, _pairs_check.cells, _pairs_check.COLUMNS, _pairs_check.LEGEND),
+    "moments": Part(rows, least_warps, most_spilled, numbers, problems, COLUMNS, LEGEND),
+    "pairs": _pairs_check.PART,
 }
 
 
@@ -220,9 +168,13 @@ def _whole_launches(pool: ProcessPoolExecutor, targets: list[str]) -> bool:
         passed &= good
         table.add_row(*line, style=None if good else "red")
     if directions:
-        Console(width=None if sys.stdout.isatty() else 180).print(table)
-        print(f"{_whole.LEGEND}\n", flush=True)
+        show(table, _whole.LEGEND)
     return passed
+
+
+def show(table: Table, legend: str) -> None:
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    print(f"{legend}\n", flush=True)
 
 
 def main() -> None:
@@ -239,20 +191,15 @@ def main() -> None:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.processes, mp_context=spawn) as pool:
             for part in map(PARTS.__getitem__, arguments.only):
-                table = Table()
-                for i, column in enumerate(part.columns):
-                    numbers = 4 <= i < len(part.columns) - 1
-                    table.add_column(column, justify="right" if numbers else "left")
-                everything = part.rows(arguments.target)
+                everything, table = part.rows(arguments.target), part.table()
                 count += len(everything)
-                binaries = pool.map(compiled, [row[0] for _, row in everything])
-                for (target, row), binary in zip(everything, binaries, strict=True):
-                    line, good = part.cells(target, row, binary)
+                binaries = pool.map(compiled, [row.specialisation for row in everything])
+                for row, binary in zip(everything, binaries, strict=True):
+                    line, good = part.cells(row, binary)
                     passed &= good
                     errors |= {binary} if isinstance(binary, str) else set()
                     table.add_row(*line, style=None if good else "red")
-                Console(width=None if sys.stdout.isatty() else 180).print(table)
-                print(f"{part.legend}\n", flush=True)
+                show(table, f"{LEGEND_OF_ALL}\n{part.legend}")
             if "moments" in arguments.only:
                 passed &= _whole_launches(pool, arguments.target)
     for error in errors:

@@ -57,37 +57,32 @@ def run(
     with TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = []
         for name, command in commands.items():
-            running.append(_Child(name, command, Path(folder), environment))
+            running.append(_Child(name, command, Path(folder, name), environment))
             stack.callback(running[-1].kill)
         while running:
             time.sleep(0.1)
             late = time.monotonic() > deadline
             for child in list(running):
                 code = child.process.poll()
-                ended = late or code is not None
-                if ended:
+                if late or code is not None:
                     child.kill()
                     running.remove(child)
                 yield from child.new_rows()
-                if ended:
+                if child not in running:
                     yield child.ended(code)
 
 
 class _Child:
     def __init__(
-        self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]
+        self, name: str, command: Sequence[str], stem: Path, environment: Mapping[str, str]
     ) -> None:
-        self.name, self.read = name, 0
-        self.files = folder / f"{name} stdout", folder / f"{name} stderr"
-        with self.files[0].open("wb") as stdout, self.files[1].open("wb") as stderr:
+        self.name, self.rows = name, 0  # handed on
+        self.stdout, self.stderr = stem.with_suffix(".out"), stem.with_suffix(".err")
+        with self.stdout.open("wb") as stdout, self.stderr.open("wb") as stderr:
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
+            env = {**os.environ, **environment}
             self.process = subprocess.Popen(
-                command,
-                stdout=stdout,
-                stderr=stderr,
-                stdin=subprocess.DEVNULL,
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                start_new_session=True,
+                command, **streams, cwd=ROOT, env=env, start_new_session=True
             )
 
     def kill(self) -> None:
@@ -97,17 +92,14 @@ class _Child:
         self.process.wait()
 
     def new_rows(self) -> Iterator[Row]:
-        text = self._text(0)[self.read :]
-        complete = text[: text.rfind("\n") + 1]
-        self.read += len(complete)
-        for line in complete.splitlines():
-            if line.startswith(_MARK):
-                yield json.loads(line.removeprefix(_MARK))
+        rows = [line for line in self._lines() if line.startswith(_MARK) and line.endswith("\n")]
+        for line in rows[self.rows :]:
+            yield json.loads(line.removeprefix(_MARK))
+        self.rows = len(rows)
 
     def ended(self, code: int | None) -> Ended:
-        lines = self._text(0).splitlines(keepends=True)
-        stdout = "".join(line for line in lines if not line.startswith(_MARK))
-        return Ended(self.name, code, stdout, self._text(1))
+        stdout = "".join(line for line in self._lines() if not line.startswith(_MARK))
+        return Ended(self.name, code, stdout, self.stderr.read_text(errors="replace"))
 
-    def _text(self, which: int) -> str:
-        return self.files[which].read_text(errors="replace")
+    def _lines(self) -> list[str]:
+        return self.stdout.read_text(errors="replace").splitlines(keepends=True)

@@ -35,9 +35,7 @@ class _Log:
             return
         passed = None if report.skipped else report.passed
         row = {"name": report.nodeid, "passed": passed, "seconds": round(report.duration, 3)}
-        if not report.passed:
-            row["message"] = str(report.longrepr)[-2000:]
-        emit(row)
+        emit(row if report.passed else row | {"message": str(report.longrepr)[-2000:]})
 
 
 def pytest_configure(config: Any) -> None:

@@ -4,10 +4,9 @@ and one backward pass."""
 import csv
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.limits import bytes_moved
@@ -33,10 +32,9 @@ def rows(seconds: float) -> Iterator[Row]:
     if program is None:
         yield {"name": "ncu", "message": "not run: there is no ncu on PATH"}
         return
-    start = time.monotonic()
-    for n, shape in enumerate(SHAPES, 1):
-        end = start + seconds * n / len(SHAPES)
-        yield _row(program, shape, end - time.monotonic())
+    end = time.monotonic() + seconds
+    for waiting, shape in zip(range(len(SHAPES), 0, -1), SHAPES, strict=True):
+        yield _row(program, shape, (end - time.monotonic()) / waiting)
 
 
 def _row(program: str, shape: Shape, seconds: float) -> Row:
@@ -56,11 +54,10 @@ def _row(program: str, shape: Shape, seconds: float) -> Row:
         if _DENIED in why:
             why = f"no permission to read performance counters ({_DENIED})"
         return row | {"message": f"not run: {why}"}
-    model = [event for event in events if not isinstance(event, Ended)]
-    return row | {"kernels": kernels} | compared(kernels, model, shape)
+    return row | compared(kernels, [e for e in events if not isinstance(e, Ended)], shape)
 
 
-def parsed(text: str) -> list[dict[str, Any]]:
+def parsed(text: str) -> list[Row]:
     """Kernels of ncu's page "raw" in CSV, in the order of their launches: names, then units, then
     one line for each launch. In bytes and ns."""
     lines = text.splitlines()
@@ -72,31 +69,20 @@ def parsed(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def compared(
-    kernels: Sequence[Mapping[str, Any]], model: Sequence[Mapping[str, Any]], shape: Shape
-) -> Row:
-    """Sums beside the floor of the traffic; each launch beside the kernels' own model."""
+def compared(kernels: Sequence[Row], model: Sequence[Row], shape: Shape) -> Row:
+    """Kernels, and their sums beside the floor of the traffic; where the model has the same
+    launches, each beside its own."""
     read, written = (sum(kernel[key] or 0 for kernel in kernels) for key in ("read", "written"))
     floor = bytes_moved(Case("ncu", *shape))["both"]
-    row = {"read": read, "written": written, "floor_bytes": floor}
-    row["over_floor"] = (read + written) / floor
-    names = [m["kernel"] for m in model]
+    names = [launch["kernel"] for launch in model]
     ours = [kernel for kernel in kernels if kernel["kernel"] in names]
-    row["model"] = {key: sum(m[key] for m in model) for key in ("read", "written")}
     if [kernel["kernel"] for kernel in ours] == names:
-        row["by_launch"] = [
-            {
-                "kernel": m["kernel"],
-                "read_over_model": _over(kernel["read"], m["read"]),
-                "written_over_model": _over(kernel["written"], m["written"]),
-            }
-            for kernel, m in zip(ours, model, strict=True)
-        ]
-    return row
-
-
-def _over(measured: float | None, modelled: float) -> float | None:
-    return None if measured is None or not modelled else measured / modelled
+        for kernel, launch in zip(ours, model, strict=True):
+            for key in ("read", "written"):
+                if kernel[key] is not None and launch[key]:
+                    kernel[f"{key}_over_model"] = kernel[key] / launch[key]
+    sums = {"read": read, "written": written, "floor_bytes": floor}
+    return {**sums, "over_floor": (read + written) / floor, "kernels": kernels, "model": model}
 
 
 def _number(text: str | None) -> float | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import limits
 from benchmarks.cases import Case
-from benchmarks.records import OK, OURS, WRONG, NoRecords, Record, read
+from benchmarks.records import OK, OURS, WRONG, NoRecords, Record, read, record_of
 
 from ._children import Ended, Row, run
 
@@ -47,36 +47,34 @@ def _read(path: Path) -> list[Record]:
 def targets(records: Sequence[Record]) -> Iterator[tuple[str, bool]]:
     """What the GPU kernels are meant to reach in float32, where it was measured."""
 
-    def found(shape: tuple[int, int, int], estimator: str, contestant: str) -> Record | None:
-        chosen = (shape, estimator, "sub_batch", "float32", contestant, OK)
+    def found(shape: tuple[int, int, int], estimator: str, contestant: str) -> Record:
+        """The record, or an empty one."""
+        case = Case("target", *shape, estimator)
+        names = ("shape", "estimator", "pairing", "dtype", "masked", "wanted", "op")
         for r in records:
-            key = (r.shape, r.estimator, r.pairing, r.dtype, r.contestant, r.status)
-            if key == chosen and r.mode == "both" and r.masked == 0 and len(r.wanted) == 4:
+            same = all(getattr(r, name) == getattr(case, name) for name in names)
+            if same and (r.mode, r.contestant, r.status) == ("both", contestant, OK):
                 return r
-        return None
+        return record_of(case, contestant, "", {})
 
     for shape, estimator, most in (
         (LLM, "jensen", 1.25),
         (BERT, "jensen", 1.25),
         (LLM, "logsumexp", 1.4),
     ):
-        own = found(shape, estimator, "triton")
-        if own and own.of_copy:
-            over = 1 / own.of_copy
-            yield f"{estimator} {shape}: within {most} x the floor ({over:.2f})", over <= most
+        if share := found(shape, estimator, "triton").of_copy:
+            name = f"{estimator} {shape}: within {most} x the floor ({1 / share:.2f})"
+            yield name, 1 / share <= most
     for shape, peer, least in (
         (LLM, "linear form, compiled", 1.5),
         (BERT, "linear form, compiled", 1.5),
         (BERT, "pair formula, compiled", 50.0),
     ):
-        own, other = found(shape, "jensen", "triton"), found(shape, "jensen", peer)
-        if own and other and own.median and other.median:
-            faster = other.median / own.median
+        if faster := found(shape, "jensen", peer).times(found(shape, "jensen", "triton")):
             yield f"{shape}: {least} x as fast as {peer} ({faster:.2f})", faster >= least
     kernels = found(BERT, "logsumexp", "triton kernels")
-    by_name = (kernels and kernels.kernels) or {}
-    us = [t for name, t in by_name.items() if "distances_kernel" in name]
-    if kernels and kernels.fma and us:
-        case = Case("target", *BERT, "logsumexp")
-        share = limits.operations(case)["fwd"] / (max(us) * 1e3) / kernels.fma
+    us = [t for name, t in (kernels.kernels or {}).items() if "distances_kernel" in name]
+    if kernels.fma and us:
+        flops = limits.operations(Case("target", *BERT, "logsumexp"))["fwd"]
+        share = flops / (max(us) * 1e3) / kernels.fma
         yield f"energies {BERT}: at 40% of the multiply-adds ({share:.0%})", share >= 0.4

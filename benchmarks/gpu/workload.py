@@ -32,10 +32,9 @@ def profiled(shape: Shape) -> None:
     run = run_of(case, loss_of(case), inputs_of(case, "cuda"), lambda: use_backend("triton"))
     run()[1]()
     torch.cuda.synchronize()
-    torch.cuda.profiler.start()
-    run()[1]()
-    torch.cuda.synchronize()
-    torch.cuda.profiler.stop()
+    with torch.cuda.profiler.profile():
+        run()[1]()
+        torch.cuda.synchronize()
 
 
 def small(device: str) -> None:

@@ -107,11 +107,12 @@ class Estimators:
         """
         state = jensen_state(inputs, scoring)
         mixtures = mixtures_of(scoring, inputs, self._variance)
-        _keep(state, mixtures)
+        keep_stabilisers(state, mixtures)
         counts_in(state, scoring, inputs).zero_()
         sums, _ = self._moments(*inputs, mixtures, moments_in(state, scoring, inputs))
-        terms = _terms_on_cpu if sums.device.type == "cpu" else jensen_terms
-        return *terms(sums, scoring, inputs), state
+        if sums.device.type == "cpu":
+            return *terms_of_numbers(sums.tolist(), scoring, inputs), state
+        return *jensen_terms(sums, scoring, inputs), state
 
     def jensen_backward(
         self,
@@ -136,7 +137,7 @@ class Estimators:
         state = logsumexp_state(inputs, scoring)
         rows, energies = _parts(state, sizes)
         mixtures = mixtures_of(scoring, inputs, self._variance)
-        _keep(state, mixtures)
+        keep_stabilisers(state, mixtures)
         own = 0 if mixtures[0].exclude_diagonal else None
         if energies is not None:
             self._pairs(*inputs, mixtures, energies)
@@ -202,16 +203,20 @@ class Estimators:
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
-def _keep(state: Tensor, mixtures: Sequence[Mixture]) -> None:
-    """The stabilisers, in the header of the state."""
+def keep_stabilisers(state: Tensor, mixtures: Sequence[Mixture]) -> None:
+    """In the header of the state."""
     eps = [m.component_eps for m in mixtures]
     eps += [m.sample_eps for m in mixtures if m.sample_eps is not None]
-    state[:HEADER].zero_()
-    state[: len(eps)] = torch.stack(eps)
+    if state.device.type == "cpu":
+        numbers = [e.item() for e in eps] + [0.0] * (HEADER - len(eps))
+        state[:HEADER] = torch.tensor(numbers, dtype=state.dtype)
+    else:
+        state[:HEADER].zero_()
+        state[: len(eps)] = torch.stack(eps)
 
 
 def kept_mixtures(state: Tensor, scoring: Scoring, inputs: Inputs) -> list[Mixture]:
-    """The mixtures whose stabilisers `_keep` has written."""
+    """The mixtures whose stabilisers `keep_stabilisers` has written."""
     mixtures = mixtures_of(scoring, inputs, lambda _, roles, *__: [None] * len(roles))
     count = len(mixtures)
     eps = state[: 2 * count].to(accumulation_dtype(*inputs)).unbind()
@@ -249,13 +254,15 @@ def _in_order(q: Any, g: Any, k: Any, zero: Any) -> tuple[Any, ...]:
     return q + g - k, q, g, zero, q + g, -k
 
 
-def _terms_on_cpu(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """`jensen_terms` as numbers: a dozen operators of torch take as long as a small loss."""
+def terms_of_numbers(
+    sums: Sequence[Sequence[float]], scoring: Scoring, inputs: Inputs
+) -> tuple[Tensor, Tensor]:
+    """`jensen_terms` on a CPU, of numbers: a dozen operators of torch take as long as a small
+    loss."""
     divisor = jensen_divisor(scoring, inputs)
-    q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums.tolist(), strict=True))
-    dtype = accumulation_dtype(*inputs)
-    terms = torch.tensor(_in_order(q, g, k, 0.0), dtype=torch.float64).to(dtype)
-    return terms[0].clone(), terms
+    q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums, strict=True))
+    dtype, terms = accumulation_dtype(*inputs), _in_order(q, g, k, 0.0)
+    return torch.tensor(terms[0], dtype=dtype), torch.tensor(terms, dtype=dtype)
 
 
 def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -9,59 +9,51 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Gradients
-from .._estimators import Estimators, jensen_terms, logsumexp_terms
-from .._mixture import Inputs, Mixture, Scoring, mixtures_of
+from .._estimators import (
+    HEADER,
+    Estimators,
+    Upstream,
+    jensen_terms,
+    logsumexp_terms,
+    moments_in,
+)
+from .._mixture import Inputs, Scoring, mixtures_of
 from . import expanded as _expanded
 from . import lean as _lean
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
 from . import variance as _variance
-from .moments import by_pairs
 
-
-class _Moments:
-    """With few operations in T where that is enough, else with care: then the state is infinite."""
-
-    @staticmethod
-    def moments(
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        stds: Tensor,
-        mixtures: Sequence[Mixture],
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (y, x, mu, stds)
-        if state is None or not _lean.serves(y, x, mixtures):
-            return _moments.moments(*inputs, mixtures, state)
-        sums = _lean.moments(*inputs, mixtures, state)
-        if sums is not None:
-            return sums, state
-        sums, state = _moments.moments(*inputs, mixtures, state)
-        return sums, state if by_pairs(state) else state.fill_(math.inf)
-
-    @staticmethod
-    def moments_backward(
-        upstream: Tensor,
-        y: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        stds: Tensor,
-        state: Tensor,
-        mixtures: Sequence[Mixture],
-        wanted: Sequence[bool],
-    ) -> Gradients:
-        inputs = (y, x, mu, stds)
-        # A mark fills the whole state.
-        lean = _lean.serves(y, x, mixtures) and math.isfinite(state[0, 0, 0, 0].item())
-        backward = _lean.moments_backward if lean else _moments.moments_backward
-        return backward(upstream, *inputs, state, mixtures, wanted)
-
-
-_estimators = Estimators(_lean, _Moments(), _expanded, _logsumexp)
-jensen, jensen_backward = _estimators.jensen, _estimators.jensen_backward
+_estimators = Estimators(_lean, _moments, _expanded, _logsumexp)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
+
+
+def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+    """With few operations in T where that is enough, else with care: then the state is infinite."""
+    lean = _lean.serves(inputs, scoring)
+    found = _lean.jensen(inputs, scoring) if lean else None
+    if found is not None:
+        return found
+    total, terms, state = _estimators.jensen(inputs, scoring)
+    moments = moments_in(state, scoring, inputs)
+    if lean and not _moments.by_pairs(moments):
+        moments.fill_(math.inf)
+    return total, terms, state
+
+
+def jensen_backward(
+    upstream: Upstream,
+    inputs: Inputs,
+    scoring: Scoring,
+    state: Tensor,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """See `Estimators.jensen_backward`."""
+    # A mark fills all moments.
+    lean = _lean.serves(inputs, scoring) and math.isfinite(state[HEADER].item())
+    backward = _lean.jensen_backward if lean else _estimators.jensen_backward
+    return backward(upstream, inputs, scoring, state, wanted)
 
 
 def jensen_formula(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor]:

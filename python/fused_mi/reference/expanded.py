@@ -18,7 +18,7 @@ from .._precision import careful
 from . import pairs as _pairs
 from .rows import RowsOfRole, gradients_in_rows, roles_of
 from .streaming import Block, blocks, sum_over_blocks
-from .variance import LOG_2PI, stabilised_root
+from .variance import LOG_2PI
 
 F64 = torch.float64
 
@@ -30,8 +30,8 @@ _LARGEST = {False: 2.0**28, True: 2.0**10}
 class _Roles(NamedTuple):
     """What value and gradient of one block share; matrices over its K elements."""
 
-    here_i: Tensor  # (N, b) bool
-    here_l: Tensor  # (M, b) bool
+    samples: RowsOfRole  # N, at its positions
+    components: RowsOfRole  # M
     v: Tensor  # (M, b, e): 1 where not active
     y: Tensor  # (N, K): relative to the shift, 0 where not active
     c: Tensor  # (M, K): the same
@@ -46,38 +46,30 @@ class _Direction:
 
     def __init__(self, mixture: Mixture, largest: float) -> None:
         self.mixture, self.largest = mixture, largest
-        self.samples, self.components = roles_of(mixture)
+        self.samples, self.components = roles_of(mixture, F64)
 
     @cached_property
     def _exactly(self) -> _pairs.Direction:
         return _pairs.Direction(self.mixture)
 
-    def _variances(self, role: RowsOfRole, here: Tensor, stds: Tensor, eps: Tensor) -> Tensor:
-        if stds.dtype == F64:
-            v = stabilised_root(stds[role.rows], here, eps, F64).square_()
-        else:
-            v = stds[role.rows].to(F64).square_().add_(eps)
-        return role.fill(v, here, 1.0)
-
     def _roles(self, block: Block, y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> _Roles:
-        here_i, here_l = self.samples.at(block[0]), self.components.at(block[0])
-        samples, components = y[self.samples.rows], x[self.components.rows]
-        shift = self.components.first(components, here_l).to(F64)
-        of_y = self.samples.fill(samples - shift, here_i, 0.0)
-        of_c = (components - shift).add_(mu[self.components.rows])
-        of_c = self.components.fill(of_c, here_l, 0.0)
-        v = self._variances(self.components, here_l, stds, self.mixture.component_eps)
-        precision = self.components.fill(v.reciprocal(), here_l, 0.0)
+        role_i, role_l = self.samples.at(block[0]), self.components.at(block[0])
+        samples, components = y[role_i.rows], x[role_l.rows]
+        shift = role_l.first(components).to(F64)
+        of_y = role_i.keep(samples - shift)
+        of_c = role_l.keep((components - shift).add_(mu[role_l.rows]))
+        v = role_l.variances(stds, self.mixture.component_eps)
+        precision = role_l.keep(v.reciprocal())
         return _Roles(
-            here_i,
-            here_l,
+            role_i,
+            role_l,
             v,
             of_y.flatten(1),
             of_c.flatten(1),
             precision.flatten(1),
             (of_c * precision).flatten(1),
-            here_i.to(F64),
-            here_l.to(F64),
+            _weights(role_i, of_y),
+            _weights(role_l, of_c),
         )
 
     def _enough(self, r: _Roles) -> bool:
@@ -97,7 +89,7 @@ class _Direction:
         g = r.weight_i @ _log_determinant_terms(r.v, r.weight_l).T
         k = torch.zeros_like(g)
         if m.sample_eps is not None:
-            own = self._variances(self.samples, r.here_i, stds, m.sample_eps)
+            own = r.samples.variances(stds, m.sample_eps)
             k = _log_determinant_terms(own, r.weight_i) @ r.weight_l.T
         return q, g, k
 
@@ -118,7 +110,7 @@ class _Direction:
         d_y, d_x, d_mu, d_stds = into
         if d_y is not None:
             pull = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
-            self.samples.put(d_y, r.here_i, pull.view(*r.here_i.shape, -1))
+            r.samples.put(d_y, pull.view(*r.weight_i.shape, -1), 1.0)
         if d_x is not None or d_mu is not None or d_stds is not None:
             # Of each component the sums over samples: of the upstream, and times y.
             count = (of_q.T @ r.weight_i)[..., None]
@@ -128,18 +120,17 @@ class _Direction:
             pull = (count * c).sub_(of_y).mul_(precision)
             for d_centre in (d_x, d_mu):
                 if d_centre is not None:
-                    self.components.put(d_centre, r.here_l, pull)
+                    r.components.put(d_centre, pull, 1.0)
         if d_stds is not None:
             of_squares = (of_q.T @ r.y.square()).view_as(r.v)
             of_squares = of_squares.add_(of_y.mul_(-2).addcmul_(count, c).mul_(c)).mul_(precision)
             of_logs = (of_g.T @ r.weight_i)[..., None]
-            pull = (of_logs - of_squares).mul_(precision).mul_(stds[self.components.rows])
-            self.components.put(d_stds, r.here_l, pull, add=add)
+            pull = (of_logs - of_squares).mul_(precision)
+            r.components.put(d_stds, pull, stds[r.components.rows], add)
             if m.sample_eps is not None:
-                own = self._variances(self.samples, r.here_i, stds, m.sample_eps)
+                own = r.samples.variances(stds, m.sample_eps)
                 of_logs = (of_k @ r.weight_l)[..., None]
-                pull = own.reciprocal_().mul_(stds[self.samples.rows]).mul_(of_logs)
-                self.samples.put(d_stds, r.here_i, pull, add=add)
+                r.samples.put(d_stds, own.reciprocal_().mul_(of_logs), stds[r.samples.rows], add)
         return None
 
     def _exact_gradients(
@@ -163,6 +154,11 @@ class _Direction:
             to[self.components.rows] = part[self.components.rows]
             if self.mixture.sample_eps is not None:
                 to[self.samples.rows] = part[self.samples.rows]
+
+
+def _weights(role: RowsOfRole, like: Tensor) -> Tensor:
+    """(rows, b) of values (rows, b, e): 1 where they contribute, else 0."""
+    return torch.ones(like.shape[:2], dtype=F64) if role.mask is None else role.mask.to(F64)
 
 
 def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:

@@ -51,47 +51,71 @@ def in_rows(values: Tensor, rows: slice, like: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, 0, 0, 0, start, like.shape[0] - stop))
 
 
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
 class RowsOfRole:
-    """Rows of one role: whether all their positions contribute, and where."""
+    """Rows of one role at some positions: which, in which dtype they are taken, and where they
+    contribute.
 
-    def __init__(self, mask: Tensor, rows: tuple[int, int], everywhere: bool) -> None:
-        self.mask, self.rows, self.everywhere = mask, slice(*rows), everywhere
+    What does not is selected away by its bits: several times as fast as `torch.where` with a mask
+    that broadcasts, and whatever stood there, NaN included, is 0.
+    """
 
-    def at(self, positions: slice) -> Tensor:
-        """Their mask (rows, b)."""
-        return self.mask[:, positions]
+    def __init__(self, mask: Tensor | None, rows: slice, dtype: torch.dtype) -> None:
+        self.mask, self.rows, self.dtype = mask, rows, dtype  # mask (rows, b), or None: everywhere
+        # How many rows contribute at each position, (b, 1) or the same number.
+        self.count: Tensor | int = rows.stop - rows.start
+        if mask is not None:
+            self.count = mask.sum(0, dtype=dtype)[:, None]
+            self._bits = mask.to(_BITS[dtype]).neg_()[..., None]  # all where they contribute
 
-    def count(self, here: Tensor, dtype: torch.dtype) -> Tensor | int:
-        """How many rows contribute at each position, (b, 1) or the same number."""
-        return len(here) if self.everywhere else here.sum(0, dtype=dtype)[:, None]
+    def at(self, positions: slice) -> RowsOfRole:
+        """The same rows there."""
+        if self.mask is None or positions == slice(None):
+            return self
+        return RowsOfRole(self.mask[:, positions], self.rows, self.dtype)
 
-    def first(self, values: Tensor, here: Tensor) -> Tensor:
+    def take(self, t: Tensor) -> Tensor:
+        """Their values (rows, b, e) of `t`, also where they do not contribute."""
+        t = t[self.rows]
+        return t if t.dtype == self.dtype else t.to(self.dtype)
+
+    def keep(self, values: Tensor) -> Tensor:
+        """`values` (rows, b, e), in place, and 0 where they do not contribute."""
+        if self.mask is not None:
+            values.view(self._bits.dtype).bitwise_and_(self._bits)
+        return values
+
+    def first(self, values: Tensor) -> Tensor:
         """The first contributing row of `values` (rows, b, e)."""
-        return values[0] if self.everywhere else first_active_row(values, here)
+        return values[0] if self.mask is None else first_active_row(values, self.mask)
 
-    def fill(self, values: Tensor, here: Tensor, other: float) -> Tensor:
-        """`values` (rows, b, e), in place, and `other` where they do not contribute."""
-        return values if self.everywhere else values.masked_fill_(~here[..., None], other)
+    def variances(self, stds: Tensor, eps: Tensor) -> Tensor:
+        """`stds^2 + eps` (rows, b, e), and 1 where they do not contribute; eps 0-dim."""
+        stds = self.take(stds)
+        if self.mask is None:
+            return torch.addcmul(eps, stds, stds)
+        return self.keep(stds * stds).add_(torch.where(self.mask, eps, 1)[..., None])
 
-    def put(
-        self,
-        to: Tensor,
-        here: Tensor,
-        values: Tensor,
-        factor: Tensor | float = 1.0,
-        add: bool = False,
-    ) -> None:
+    def least_square(self, stds: Tensor) -> float:
+        """The least `stds^2` that contributes."""
+        stds = self.take(stds)
+        squares = self.keep(stds * stds)
+        if self.mask is not None:
+            squares.add_(torch.where(self.mask, 0.0, math.inf)[..., None])
+        return squares.amin().item()
+
+    def put(self, to: Tensor, values: Tensor, factor: Tensor | float, add: bool = False) -> None:
         """`values * factor` (rows, b, e) where they contribute, and 0 elsewhere, into these rows of
         `to`, or added to them."""
         to = to[self.rows]
-        if self.everywhere and not add:
-            torch.mul(values, factor, out=to)
-            return
-        found = self.fill(values * factor, here, 0.0)
         if add:
-            to.add_(found)
+            to.add_(self.keep(values * factor))
+        elif self.mask is None or to.dtype == self.dtype:
+            self.keep(torch.mul(values, factor, out=to))
         else:
-            to.copy_(found)
+            to.copy_(self.keep(values * factor))
 
 
 def gradients_in_rows(
@@ -147,14 +171,19 @@ def _zero_beside(rows: Sequence[Rows], like: Tensor) -> Tensor:
     return found
 
 
-def roles_of(mixture: Mixture) -> tuple[RowsOfRole, RowsOfRole]:
+def roles_of(mixture: Mixture, dtype: torch.dtype) -> tuple[RowsOfRole, RowsOfRole]:
     """Samples and components."""
     m = mixture
-    rows = m.sample_rows, m.component_rows
-    masks = m.sample_mask[slice(*rows[0])], m.component_mask[slice(*rows[1])]
-    everywhere = [bool(mask.all()) for mask in masks]
-    if m.exclude_diagonal or not all(everywhere):
-        masks = m.contributing()
-        everywhere = [bool(mask.all()) for mask in masks]
-    of_samples, of_components = zip(masks, rows, everywhere, strict=True)
-    return RowsOfRole(*of_samples), RowsOfRole(*of_components)
+    masks: list[Tensor | None] = [None, None]
+    if m.exclude_diagonal or not (is_full(m.sample_mask) and is_full(m.component_mask)):
+        masks = [None if is_full(mask) else mask for mask in m.contributing()]
+    samples, components = masks
+    return (
+        RowsOfRole(samples, slice(*m.sample_rows), dtype),
+        RowsOfRole(components, slice(*m.component_rows), dtype),
+    )
+
+
+def is_full(mask: Tensor) -> bool:
+    """Whether all of it is true."""
+    return bool(mask.all().item())

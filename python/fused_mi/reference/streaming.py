@@ -32,6 +32,8 @@ def blocks(
     Runs shorter than `min_features` would waste the cache lines of an input that has `rows` rows.
     """
     budget = _BLOCK_ELEMENTS["cpu" if device.type == "cpu" else "other"] // max(rows, 1)
+    if positions * features <= budget:
+        return [WHOLE]
     width = min(max(budget, min_features), max(features, 1))
     height = max(budget // width, 1)
     found = [
