@@ -43,7 +43,7 @@ bool include_tile(const PairsForward& call, int64_t d, const Tile& tile, const R
     bool same = row != tile.samples.start;
     for (int64_t s = 0; s < in.S; ++s) {
       here[s] = sample_contributes(in, mixture, call.positions[d * in.S + s], row, s);
-      same &= here[s] == before[s];
+      same = same && here[s] == before[s];
     }
     const int64_t n = row - rows.samples.start;
     auto is_here = [&](int64_t s) { return here[s]; };
