@@ -65,7 +65,22 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+UNIT = 8
+"""Elements of 16 bytes of the narrowest inputs: what tiles load at once."""
+
+
+def unit(*sizes: int) -> int:
+    """What the sizes are multiples of, as kernels need it for loads of 16 bytes: UNIT or 1. Triton
+    would tell multiples of 16 apart: other code for no wider loads, and none for E = 1000."""
+    return 1 if any(size % UNIT for size in sizes) else UNIT
+
+
 def strided(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """One argument of a kernel: a tensor and its strides; None for one that is missing. Triton
-    specialises all of a tuple, whatever `do_not_specialize` says of the argument."""
-    return None if tensor is None else (tensor, *tensor.stride())
+    """One argument of a kernel: a tensor and its strides, for `_tiles.stride`; None for one that is
+    missing. Triton specialises all of a tuple, whatever `do_not_specialize` says of the argument:
+    but not by odd numbers, which these are, times what the last element says."""
+    if tensor is None:
+        return None
+    *outer, inner = tensor.stride()
+    times = unit(*outer) if tensor.is_floating_point() else 1
+    return tensor, *(2 * (s // times) - 1 for s in outer), inner, tl.constexpr(times)

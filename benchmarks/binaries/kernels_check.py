@@ -35,6 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPE = (64, 4, 4096)
+UNEVEN = 1000
+"""Features, no multiple of 16, whose rows are aligned: what else they need than `SHAPE`, which is
+nothing, is within the same limits."""
 FEW = 8
 """Rows of "leave_one_out" whose gradients are summed pair by pair."""
 
@@ -77,16 +80,20 @@ ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few
 Row = tuple[Specialisation, str, list[torch.dtype]]  # with the roles of a pass
 
 
-def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
+def launches(pairing: str, rows: int, features: int, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients."""
-    _, _, forward, backward = _whole.passes((rows, *SHAPE[1:]), pairing, dtype)
+    _, _, forward, backward = _whole.passes((rows, SHAPE[1], features), pairing, dtype)
     return forward + backward
 
 
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
-    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in _whole.PAIRINGS}
-    cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
+    cases = {}
+    for features in (SHAPE[2], UNEVEN):
+        of = f" of {features} features"
+        for pairing in _whole.PAIRINGS:
+            cases[pairing + of] = partial(launches, pairing, SHAPE[0], features)
+        cases["leave_one_out of few" + of] = partial(launches, "leave_one_out", FEW, features)
     found = specialised(targets, cases)
     return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
 
