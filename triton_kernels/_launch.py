@@ -10,6 +10,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ._configs import lanes
+
 
 class Launch(NamedTuple):
     """A launch that was recorded, or is about to happen."""
@@ -46,7 +48,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **meta: Any) -> None:
         _recorded.append(Launch(kernel, programs, arguments, meta))
         return
     if torch.version.hip:
-        meta = for_amd(meta)
+        meta = for_amd(meta, lanes())
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -55,9 +57,11 @@ def launch(kernel: Any, programs: int, *arguments: Any, **meta: Any) -> None:
         kernel[(programs,)](*arguments, **meta)
 
 
-def for_amd(meta: dict[str, Any]) -> dict[str, Any]:
-    """Without the limit of registers, an option that the compiler for AMD GPUs does not have."""
-    return {name: value for name, value in meta.items() if name != "maxnreg"}
+def for_amd(meta: dict[str, Any], lanes: int) -> dict[str, Any]:
+    """As many threads, in warps of so many lanes; without the limit of registers, an option that
+    the compiler for AMD GPUs does not have."""
+    found = {name: value for name, value in meta.items() if name != "maxnreg"}
+    return found | {"num_warps": max(found.get("num_warps", 4) * 32 // lanes, 1)}
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
