@@ -10,7 +10,13 @@ from fused_mi._mixture import Role
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
-from ._configs import ceil_div, features_tile, least_splits
+from ._configs import (
+    ALL_REGISTERS,
+    REGISTERS_OF_48_WARPS,
+    ceil_div,
+    features_tile,
+    least_splits,
+)
 from ._launch import accumulator, launch, strided, unit
 from ._tiles import load, load_mask, multiple, position_of
 
@@ -172,6 +178,7 @@ def _of_two(
         UNIT=unit(features),
         ACC=accumulator(dtype),
         **tile._asdict(),
+        maxnreg=ALL_REGISTERS if dtype == torch.float64 else REGISTERS_OF_48_WARPS,
     )
     eps = torch.empty(len(roles), dtype=dtype, device=stds.device)
     low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)
