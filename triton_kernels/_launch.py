@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -83,8 +84,11 @@ def strided(tensor: Tensor | None) -> tuple[Any, ...] | None:
     """One argument of a kernel: a tensor and its strides, for `_tiles.stride`; None for one that is
     missing. Triton specialises all of a tuple, whatever `do_not_specialize` says of the argument:
     but not by odd numbers, which these are, times what the last element says."""
-    if tensor is None:
-        return None
-    *outer, inner = tensor.stride()
-    times = unit(*outer) if tensor.is_floating_point() else 1
-    return tensor, *(2 * (s // times) - 1 for s in outer), inner, tl.constexpr(times)
+    return None if tensor is None else (tensor, *_odd(tensor.stride(), tensor.is_floating_point()))
+
+
+@functools.lru_cache(maxsize=1024)  # a launch has up to six, and microseconds for all of them
+def _odd(strides: tuple[int, ...], embeddings: bool) -> tuple[Any, ...]:
+    *outer, inner = strides
+    times = unit(*outer) if embeddings else 1
+    return *(2 * (stride // times) - 1 for stride in outer), inner, tl.constexpr(times)

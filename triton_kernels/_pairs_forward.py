@@ -83,7 +83,10 @@ def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "E", "chunks_per_split"],
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "S", "E"),
+        *("chunks_per_position", "chunks_per_split"),
+    ],
     do_not_specialize_on_alignment=["component_eps"],
 )
 def distances_kernel(
