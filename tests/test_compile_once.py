@@ -1,8 +1,8 @@
 """What Triton would compile, by the keys of its own launches for an H100: nothing after `warmup`.
 
-The kernels are specialised by types, constants, sizes that are 1 or divisible by 16, and the
-alignment of tensors. Feature sizes are of one class if they are multiples of 16 of at least 256;
-fewer features have tiles of their own, and others no loads of 128 bits.
+The kernels are specialised by types, constants, and the alignment of tensors. Of at least 256
+features there are two variants, of multiples of 8 and of others, which have no loads of 128 bits;
+fewer have tiles of their own.
 """
 
 import functools
@@ -20,7 +20,8 @@ from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 POSITIONS = 3
-FEATURES = (256, 384, 768, 1024, 4096, 8192)
+FEATURES = (256, 384, 768, 1000, 1024, 4096, 8192)
+UNALIGNED = (257, 1001, 1004, 4098)  # no multiples of 8
 SAFETY_FACTORS = (0.0, 1.0, 2.0, 100.0, 1e30)
 BATCHES = (*range(8, 24, 2), 30, 32, 48, 64, 100, 128, 250, 256, 512, 1000, 2048, 4096)
 MOST = 10  # kernels of one warmup; 8 without "leave_one_out"
@@ -56,15 +57,15 @@ def keys(launches):
     return found
 
 
-def of_warmup(features, dtype, **options):
+def of_warmup(features, dtype, positions=POSITIONS, **options):
     with recorded() as launches:
-        warmup(POSITIONS, features, device="cpu", dtype=dtype, **options)
+        warmup(positions, features, device="cpu", dtype=dtype, **options)
     return keys(launches)
 
 
-def of_call(batch, features, dtype, **options):
+def of_call(batch, features, dtype, positions=POSITIONS, **options):
     """Of the loss and of its gradients, of tensors without data."""
-    shape = batch, POSITIONS, features
+    shape = batch, positions, features
     means, stds, clean, noisy = leaves = [
         torch.empty(shape, dtype=dtype).requires_grad_() for _ in range(4)
     ]
@@ -86,7 +87,7 @@ def describe(new, known):
 
 def test_the_keys_are_those_of_triton():
     """A size that is specialised makes a key; one that is not makes none; an alignment does."""
-    assert len(BATCHES) == 20 and len(SAFETY_FACTORS) == 5 and len(FEATURES) == 6
+    assert len(BATCHES) == 20 and len(SAFETY_FACTORS) == 5 and len(FEATURES) == 7
     one, other = (of_call(8, e, torch.float32) for e in (256, 250))
     assert one & other == set() or one != other
     assert inspect.isfunction(_binder(_kernel("reduce_kernel")))
@@ -111,11 +112,22 @@ def test_no_batch_size_compiles_after_a_warmup(pairing, dtype):
 @pairing
 @dtype
 def test_no_feature_size_compiles_after_a_warmup(pairing, dtype):
-    known = of_warmup(FEATURES[2], dtype, pairing=pairing)
-    for features in FEATURES:
-        for batch in (8, 100):
-            new = of_call(batch, features, dtype, pairing=pairing) - known
-            assert not new, f"{features}:\n{describe(new, known)}"
+    for sizes in (FEATURES, UNALIGNED):
+        known = of_warmup(sizes[2], dtype, pairing=pairing)
+        for features in sizes:
+            for batch in (8, 100):
+                new = of_call(batch, features, dtype, pairing=pairing) - known
+                assert not new, f"{features}:\n{describe(new, known)}"
+
+
+@pairing
+def test_no_number_of_positions_compiles_after_a_warmup(pairing):
+    """Of at least 17; fewer have tiles of their own."""
+    for features in (1000, 1001):
+        known = of_warmup(features, torch.float32, positions=17, pairing=pairing)
+        for positions in (32, 33, 48, 500, 1024):
+            new = of_call(8, features, torch.float32, positions=positions, pairing=pairing) - known
+            assert not new, f"{positions}:\n{describe(new, known)}"
 
 
 @pairing

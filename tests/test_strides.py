@@ -70,6 +70,25 @@ def test_layouts_of_every_input(options, layout, dtype):
     assert_rule10(lambda t: mi([layout(v) for v in t], **options), inputs, options)
 
 
+@dtypes(torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("features", "row"), [(1000, 1000), (1000, 1001), (1000, 1008), (1001, 1001), (1001, 1008)]
+)
+@every_mode
+def test_ends_of_longer_rows(options, features, row, dtype):
+    """Multiples of 8 or not, which may allow wide loads of one and not of the other."""
+
+    def end(t):
+        if t.dim() == 2:
+            return t
+        storage = torch.full((*t.shape[:2], row), torch.nan, dtype=t.dtype, device=t.device)
+        storage[..., row - features :] = t
+        return storage[..., row - features :]
+
+    inputs = mi_inputs(b=4, s=1, e=features, dtype=dtype, seed=7)
+    assert_rule10(lambda t: mi([end(v) for v in t], **options), inputs, options)
+
+
 @every_mode
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_expanded_inputs(options, dim):

@@ -114,6 +114,30 @@ def test_memory_is_written_before_it_is_read(pairing, dtype):
     assert not any(t.isnan().any() for t in again)
 
 
+@pytest.mark.parametrize("features", [256, 1000, 4096])
+@dtypes(torch.float32, torch.bfloat16)
+def test_warps_of_64_lanes_have_as_much_for_each_thread(monkeypatch, features, dtype):
+    x = torch.empty((1, 1, features), dtype=dtype)
+    monkeypatch.setattr(_configs, "_warps", lambda device: 4)
+
+    def shares(lanes):
+        monkeypatch.setattr(_configs, "lanes", lambda: lanes)
+        tiles = _configs.moments_tiles(features, x, both=True)[0], _configs.few_tile(features, x)
+        for tile in (*tiles, _configs.features_tile(features, x)):
+            meta = _launch.for_amd(tile._asdict(), lanes)
+            assert "maxnreg" not in meta
+            yield meta.get("ROWS", 1) * meta["FEATURES"] / (lanes * meta["num_warps"])
+
+    assert list(shares(64)) == list(shares(32))
+
+
+@pairing
+def test_tiles_for_warps_of_64_lanes(monkeypatch, pairing):
+    monkeypatch.setattr(_configs, "lanes", lambda: 64)
+    inputs = mi_inputs(b=8, s=1, e=200, dtype=torch.float32, seed=6)
+    assert_rule10(lambda t: mi(t, pairing=pairing), inputs, {"pairing": pairing})
+
+
 def test_addresses_beyond_32_bits():
     """Rows 2^30 elements apart: the last ones begin beyond 2^31."""
     inputs = mi_inputs(b=4, s=2, e=3, dtype=torch.float16, seed=5)

@@ -9,8 +9,11 @@ import torch
 import triton
 from fused_mi._warming import warming
 from torch import Tensor
+from triton.runtime import driver
 
-_WARP = 32
+_WARP = (
+    32  # lanes in which `num_warps` counts; a launch on AMD GPUs, whose warps have 64, halves it
+)
 _VECTOR_BYTES = 16  # of one load or store of one thread
 _MAX_ROWS_PER_SPLIT = 512  # the rounding error of a running sum grows with its length
 _MIN_ITERATIONS = 4  # of a program over its rows: fewer, and merging costs more than it hides
@@ -84,9 +87,10 @@ def moments_tiles(features: int, *tensors: Tensor, both: bool) -> list[MomentsTi
     """
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if both else vector
-    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    first = MomentsTile(_WARP * vector // width, width, vector, 1, ALL_REGISTERS)
-    wider = [MomentsTile(1, w * _WARP * vector, vector, w, ALL_REGISTERS) for w in (2, 4)]
+    full, warps = lanes() * vector, lanes() // _WARP
+    width = min(triton.next_power_of_2(max(features, 1)), full)
+    first = MomentsTile(full // width, width, vector, warps, ALL_REGISTERS)
+    wider = [MomentsTile(1, n * full, vector, n * warps, ALL_REGISTERS) for n in (2, 4)]
     return [first, *(tile for tile in wider if features >= tile.FEATURES)]
 
 
@@ -110,8 +114,8 @@ def few_tile(features: int, *tensors: Tensor) -> FewTile:
     a thread allow 4 elements, in float64 one."""
     wide = any(t.dtype == torch.float64 for t in tensors)
     vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
-    width = min(triton.next_power_of_2(max(features, 1)), _WARP * vector)
-    return FewTile(width, vector, 1, ALL_REGISTERS)
+    width = min(triton.next_power_of_2(max(features, 1)), lanes() * vector)
+    return FewTile(width, vector, lanes() // _WARP, ALL_REGISTERS)
 
 
 def few_splits(rows: int, programs: int, device: torch.device) -> tuple[int, int]:
@@ -214,6 +218,15 @@ def least_splits(rows: int, programs: int, tile_rows: int, device: torch.device)
     parts of the batch, and rows of such a part: the one that adds them up reads so many numbers."""
     count, per_split = splits(rows, programs, tile_rows, device)
     return max(min(programs * count, _MAX_LEAST), 1), max(per_split, 1)
+
+
+@functools.cache
+def lanes() -> int:
+    """Of one warp, the smallest program: AMD GPUs for servers have 64."""
+    if torch.version.hip is None:
+        return _WARP
+    size: int = driver.active.get_current_target().warp_size
+    return size
 
 
 @functools.cache

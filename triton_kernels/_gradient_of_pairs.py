@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ._moments_of_pairs import lost_of, next_of, partners_at, root_of
 from ._terms import upstream_of
-from ._tiles import load, load_mask, position_of, store_rows, weighted
+from ._tiles import load, load_mask, multiple, position_of, store_rows, weighted
 
 
 @triton.jit
@@ -165,7 +165,7 @@ def _gradient_of_pairs(
 
 @triton.jit(
     do_not_specialize=[
-        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "tiles"),
+        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "E", "tiles"),
         *("start", "rows", "partner_start", "rows_per_split", "partners"),
         *("other_start", "other_rows", "other_partner_start", "other_rows_per_split"),
         "other_partners",
@@ -235,6 +235,7 @@ def gradient_of_pairs_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     EXCLUDE_DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     PARTNERS: tl.constexpr,
@@ -243,6 +244,7 @@ def gradient_of_pairs_kernel(
 ):
     """Writes the lost columns of every wanted gradient anew; of both roles, if any of them is; and
     in columns from which a row cannot be taken the rows that are most of them."""
+    E = multiple(E, UNIT)
     tensors = y, x, mu, stds
     loss = of_total, of_terms, has_total, has_terms, term_stride, divisor
     other_range = other_start, other_rows, other_partner_start, other_rows_per_split, other_partners

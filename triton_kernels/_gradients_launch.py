@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._configs import Tile, ceil_div, few, few_splits, few_tile, lost_tile, splits
 from ._gradient_of_pairs import gradient_of_pairs_kernel
-from ._launch import accumulator, launch, strided
+from ._launch import accumulator, launch, strided, unit
 from ._leave_one_out_few import gradient_of_few_kernel
 from ._moments_backward import gradient_kernel
 from ._moments_launch import Inputs
@@ -99,6 +99,7 @@ def backward(
                 S,
                 E,
                 tiles,
+                UNIT=unit(E),
                 EXCLUDE_DIAGONAL=alone,
                 ACC=accumulator(accumulation_dtype(*inputs)),
                 **tile._asdict(),
@@ -117,6 +118,7 @@ def backward(
             S,
             E,
             lost_tiles,
+            UNIT=unit(E),
             EXCLUDE_DIAGONAL=alone,
             **lost._asdict(),
         )
@@ -161,6 +163,7 @@ def _of_few(
         S,
         E,
         tiles,
+        UNIT=unit(E),
         OWN_STDS=mixture.sample_eps is not None,
         ACC=accumulator(accumulation_dtype(*inputs)),
         **tile._asdict(),

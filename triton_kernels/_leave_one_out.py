@@ -12,7 +12,7 @@ import triton.language as tl
 from ._leave_one_out_rows import join, join_streams, pairs_of_rows
 from ._moments_finish import far
 from ._moments_forward import load_eps
-from ._tiles import load, position, store_state, store_sums
+from ._tiles import load, multiple, position, store_state, store_sums
 
 PARTS = tl.constexpr(9)
 
@@ -63,7 +63,7 @@ def _store_state(moments, ends, c_shift, counts, state, place, few):
 
 
 @triton.jit(
-    do_not_specialize=["start", "rows", "rows_per_split", "splits", "few", "S", "tiles"],
+    do_not_specialize=["start", "rows", "rows_per_split", "splits", "few", "S", "E", "tiles"],
     do_not_specialize_on_alignment=["sample_eps", "component_eps", "partial_sums"],
 )
 def leave_one_out_kernel(
@@ -88,6 +88,7 @@ def leave_one_out_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     OWN_STDS: tl.constexpr,
     SHARED: tl.constexpr,  # rows have one eps and the same contributing positions in both roles
     ACC: tl.constexpr,
@@ -95,6 +96,7 @@ def leave_one_out_kernel(
     FEATURES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     tile, s, split = position(tiles, S)
     place = (tile, s, S, E)
     n, m, shifts = shifts_of_centre(x, mu, counts, start, place, ACC, FEATURES)
@@ -137,7 +139,7 @@ def leave_one_out_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["start", "splits", "few", "S", "tiles"],
+    do_not_specialize=["start", "splits", "few", "S", "E", "tiles"],
     do_not_specialize_on_alignment=["partial_sums"],
 )
 def leave_one_out_finish_kernel(
@@ -154,9 +156,11 @@ def leave_one_out_finish_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     ACC: tl.constexpr = parts.dtype.element_ty
     tile, s, _ = position(tiles, S)
     place = (tile, s, S, E)

@@ -13,7 +13,7 @@ from ._leave_one_out import shifts_of_centre
 from ._moments_forward import load_eps
 from ._moments_rows import load_centres, load_rows, variance, where
 from ._terms import upstream_of
-from ._tiles import contributing, position, store_rows, weighted
+from ._tiles import contributing, multiple, position, store_rows, weighted
 
 GROUP = tl.constexpr(4)
 
@@ -72,7 +72,7 @@ def _meet(
 @triton.jit(
     do_not_specialize=[
         *("has_total", "has_terms", "term_stride", "divisor"),
-        *("start", "rows", "rows_per_split", "S", "tiles"),
+        *("start", "rows", "rows_per_split", "S", "E", "tiles"),
     ],
     do_not_specialize_on_alignment=[
         *("of_total", "of_terms", "sample_eps", "component_eps", "upstream")
@@ -105,12 +105,14 @@ def gradient_of_few_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     OWN_STDS: tl.constexpr,
     ACC: tl.constexpr,
     FEATURES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
     """Every wanted gradient of all rows, see `gradient_kernel`."""
+    E = multiple(E, UNIT)
     PULL_Y: tl.constexpr = d_y is not None
     PULL_STDS: tl.constexpr = d_stds is not None
     PULL_C: tl.constexpr = PULL_STDS or d_x is not None or d_mu is not None

@@ -7,6 +7,7 @@ from ._terms import upstream_of
 from ._tiles import (
     load,
     load_mask,
+    multiple,
     partners,
     position_of,
     store_rows,
@@ -169,7 +170,7 @@ def _gradient(
 
 @triton.jit(
     do_not_specialize=[
-        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "tiles"),
+        *("has_total", "has_terms", "term_stride", "divisor", "programs", "S", "E", "tiles"),
         *("start", "rows", "partner_start", "rows_per_split"),
         *("other_start", "other_rows", "other_partner_start", "other_rows_per_split"),
     ],
@@ -234,6 +235,7 @@ def gradient_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     EXCLUDE_DIAGONAL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -241,6 +243,7 @@ def gradient_kernel(
 ):
     """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role; rubbish in
     the columns that `gradient_of_pairs_kernel` writes."""
+    E = multiple(E, UNIT)
     tensors = y, x, mu, stds
     loss = of_total, of_terms, has_total, has_terms, term_stride, divisor
     program = tl.program_id(0)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ._instructions import reciprocal
 from ._moments_rows import merge, merge_streams
-from ._tiles import load, position, store_state, store_sums, two_sum
+from ._tiles import load, multiple, position, store_state, store_sums, two_sum
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def store_moments(
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "splits", "partials", "S", "tiles"],
+    do_not_specialize=["sample_start", "component_start", "splits", "partials", "S", "E", "tiles"],
     do_not_specialize_on_alignment=["partial_sums", "split_samples"],
 )
 def finish_kernel(
@@ -125,9 +125,11 @@ def finish_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     ACC: tl.constexpr = parts.dtype.element_ty
     tile, s, mixture = position(tiles, S)
     place = (tile, s, S, E)

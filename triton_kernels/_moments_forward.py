@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ._moments_finish import shifts_of, store_moments
 from ._moments_rows import moments_of_rows
-from ._tiles import position
+from ._tiles import multiple, position
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def load_eps(eps, ACC: tl.constexpr):
 @triton.jit(
     do_not_specialize=[
         *("sample_start", "component_start", "N", "M"),
-        *("samples_per_split", "components_per_split", "splits", "partials", "S", "tiles"),
+        *("samples_per_split", "components_per_split", "splits", "partials", "S", "E", "tiles"),
     ],
     do_not_specialize_on_alignment=[
         *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
@@ -60,6 +60,7 @@ def accumulate_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     OWN_STDS: tl.constexpr,
     MIXTURES: tl.constexpr,
     SHARED: tl.constexpr,  # in both roles rows have one eps and one mask
@@ -68,6 +69,7 @@ def accumulate_kernel(
     FEATURES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     tile, s, split = position(tiles, S)
     first_i, first_l = min(split * samples_per_split, N), min(split * components_per_split, M)
     of_samples = (sample_start, N, first_i, min(first_i + samples_per_split, N))

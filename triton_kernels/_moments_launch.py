@@ -21,7 +21,7 @@ from ._configs import (
     moments_splits,
     splits,
 )
-from ._launch import accumulator, launch, strided
+from ._launch import accumulator, launch, strided, unit
 from ._leave_one_out import PARTS, leave_one_out_finish_kernel, leave_one_out_kernel
 from ._moments_finish import finish_kernel
 from ._moments_forward import accumulate_kernel
@@ -101,6 +101,7 @@ def forward(
         S,
         E,
         tiles,
+        UNIT=unit(E),
         OWN_STDS=first.sample_eps is not None,
         MIXTURES=D,
         SHARED=other is not None and _shared(first, other),
@@ -123,6 +124,7 @@ def forward(
             S,
             E,
             merge_tiles,
+            UNIT=unit(E),
             **merge._asdict(),
         )
     masks = first.sample_mask, first.component_mask
@@ -183,6 +185,7 @@ def leave_one_out(
         S,
         E,
         tiles,
+        UNIT=unit(E),
         OWN_STDS=mixture.sample_eps is not None,
         SHARED=_shared(mixture, mixture),
         ACC=accumulator(dtype),
@@ -204,6 +207,7 @@ def leave_one_out(
             S,
             E,
             merge_tiles,
+            UNIT=unit(E),
             **merge._asdict(),
         )
     active = of.sample_active, of.component_active
@@ -268,6 +272,7 @@ def _with_pairs(
         S,
         E,
         tiles,
+        UNIT=unit(E),
         EXCLUDE_DIAGONAL=m.exclude_diagonal,
         **tile._asdict(),
     )

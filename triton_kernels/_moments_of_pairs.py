@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ._terms import sums_of
-from ._tiles import load, load_mask, position, root_terms, store_sums
+from ._tiles import load, load_mask, multiple, position, root_terms, store_sums
 
 
 @triton.jit
@@ -67,7 +67,17 @@ def partners_at(
 
 @triton.jit(
     do_not_specialize=[
-        *("sample_start", "component_start", "N", "M", "rows_per_split", "splits", "S", "tiles"),
+        *(
+            "sample_start",
+            "component_start",
+            "N",
+            "M",
+            "rows_per_split",
+            "splits",
+            "S",
+            "E",
+            "tiles",
+        ),
         *("partials", "programs"),
     ],
     do_not_specialize_on_alignment=[
@@ -100,12 +110,14 @@ def sums_of_pairs_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     EXCLUDE_DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     PARTNERS: tl.constexpr,
     FEATURES: tl.constexpr,
     LOOK: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     ACC: tl.constexpr = tl.float64
     tile, s, split = position(tiles, S)
     mixture, split = split // splits, split % splits

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import log2, reciprocal
-from ._tiles import cast, load_mask
+from ._tiles import cast, load_mask, stride
 
 GROUP = tl.constexpr(4)
 
@@ -62,8 +62,9 @@ def merge_streams(weight, mean, m2):
 @triton.jit
 def load_rows(tensor, row, s, local, e, use, ACC: tl.constexpr):
     """A group at `row`, see `_tiles.load`: what changes in the loop is a scalar."""
-    base = tensor[0] + row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
-    at = base + (local.to(tl.int64) * tensor[1] + e.to(tl.int64) * tensor[3])
+    of_row = stride(tensor, 0)
+    base = tensor[0] + row.to(tl.int64) * of_row + s.to(tl.int64) * stride(tensor, 1)
+    at = base + (local.to(tl.int64) * of_row + e.to(tl.int64) * tensor[3])
     if use is None:
         return cast(tl.load(at), ACC)
     else:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._pairs_forward import inverse_root, times
-from ._tiles import cast, contributing, load, store_rows
+from ._tiles import cast, contributing, load, multiple, store_rows, stride
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _roots_beyond(least, largest):
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S"],
+    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "E"],
     do_not_specialize_on_alignment=["component_eps"],
 )
 def samples_gradient_kernel(
@@ -90,6 +90,7 @@ def samples_gradient_kernel(
     tiles_e,
     pull,  # (PADDED M, PADDED N) strided ACC: upstream gradient of q, 0 outside
     d_y,  # (rows, S, E), written
+    UNIT: tl.constexpr,  # divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -97,6 +98,7 @@ def samples_gradient_kernel(
     FEATURES: tl.constexpr,
 ):
     """`d_y_i = sum_l u_il (y_i - c_l) / v_l` of the samples' rows."""
+    E = multiple(E, UNIT)
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
@@ -113,7 +115,7 @@ def samples_gradient_kernel(
         row = sample_start + n[:, None]
         sample = load(y, row, s, e, use, ACC)
         sample = tl.where(use, sample - origin, 0.0)
-        at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull[1] + n[None, :]
+        at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + n[None, :]
         least = tl.full((SUMMED, FEATURES), 1.0, ACC)
         largest = least
         for begin in range(0, M, SUMMED):
@@ -128,7 +130,7 @@ def samples_gradient_kernel(
             z = _standardised(sample[None, :, :], root[:, None, :], centre[:, None, :], CAREFUL)
             z = _pulled(tl.load(at)[:, :, None], z, CAREFUL)
             total += tl.sum(times(z, root[:, None, :], CAREFUL), 0)
-            at += SUMMED * pull[1]
+            at += SUMMED * stride(pull, 0)
         total = tl.where(use, total, 0.0)
         if not CAREFUL:
             odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
@@ -138,7 +140,7 @@ def samples_gradient_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S"],
+    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "E"],
     do_not_specialize_on_alignment=["component_eps", "own_eps"],
 )
 def components_gradient_kernel(
@@ -167,6 +169,7 @@ def components_gradient_kernel(
     d_x,  # (rows, S, E), written; None where there is nothing to write
     d_mu,
     d_stds,
+    UNIT: tl.constexpr,  # divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -175,6 +178,7 @@ def components_gradient_kernel(
 ):
     """`d_c_l = sum_i u_il (c_l - y_i) / v_l`, and the gradient of the stds of M rows in both roles;
     zeros where they lack a role."""
+    E = multiple(E, UNIT)
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
@@ -199,7 +203,7 @@ def components_gradient_kernel(
             if not CAREFUL:
                 tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
             of_centre = tl.zeros((ROWS, FEATURES), ACC)
-            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * pull[1] + m[None, :]
+            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + m[None, :]
             for begin in range(0, N, SUMMED):
                 n = begin + tl.arange(0, SUMMED)
                 here_n = contributing(sample_active, n, s, S, N)
@@ -216,7 +220,7 @@ def components_gradient_kernel(
                     of_squares += tl.sum(terms, 0)
                 else:
                     of_squares += tl.sum(terms * z, 0)
-                at += SUMMED * pull[1]
+                at += SUMMED * stride(pull, 0)
             gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
     store_rows(d_x, row, s, e, S, E, gradient_c, inside)
     store_rows(d_mu, row, s, e, S, E, gradient_c, inside)

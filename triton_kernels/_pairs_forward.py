@@ -8,7 +8,7 @@ fused multiply-adds for each pair and feature: `z = y r - c r` with `r = 1 / sqr
 import triton
 import triton.language as tl
 
-from ._tiles import cast, corner, load, out_of_range, root_terms, variance_terms
+from ._tiles import cast, corner, load, multiple, out_of_range, root_terms, variance_terms
 
 
 @triton.jit
@@ -83,7 +83,10 @@ def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "chunks_per_split"],
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "S", "E"),
+        *("chunks_per_position", "chunks_per_split"),
+    ],
     do_not_specialize_on_alignment=["component_eps"],
 )
 def distances_kernel(
@@ -107,6 +110,7 @@ def distances_kernel(
     tiles_m,
     chunks_per_position,
     chunks_per_split,
+    UNIT: tl.constexpr,  # divides E
     EVEN: tl.constexpr,  # FEATURES divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
@@ -115,6 +119,7 @@ def distances_kernel(
     FEATURES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
@@ -208,7 +213,7 @@ def add_splits_kernel(
     tl.store(energies + i, total / 2, mask=i < size)
 
 
-@triton.jit(do_not_specialize=["start", "rows", "S"], do_not_specialize_on_alignment=["eps"])
+@triton.jit(do_not_specialize=["start", "rows", "S", "E"], do_not_specialize_on_alignment=["eps"])
 def log_determinants_kernel(
     stds,  # (rows, S, E) strided
     eps,  # ()
@@ -219,9 +224,11 @@ def log_determinants_kernel(
     rows,
     S,
     E,
+    UNIT: tl.constexpr,  # divides E
     ACC: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     program = tl.program_id(0)
     row, s = program // S, program % S
     here = tl.load(active + program.to(tl.int64)) != 0

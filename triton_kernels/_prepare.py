@@ -24,8 +24,8 @@ from ._configs import (
     positions_splits,
 )
 from ._configs import positions_tile as tile_of_positions
-from ._launch import accumulator, launch, strided
-from ._tiles import load_mask
+from ._launch import accumulator, launch, strided, unit
+from ._tiles import load_mask, multiple
 from .variance import factor_and_bounds, least_of, stabiliser_of
 
 
@@ -46,7 +46,7 @@ def _count(masks, second, start, first, end, s, S, NOBODY, BLOCK_ROWS: tl.conste
 
 @triton.jit(
     do_not_specialize=[
-        *("sample_start", "component_start", "N", "M", "S", "tiles"),
+        *("sample_start", "component_start", "N", "M", "S", "E", "tiles"),
         *("of_eps", "programs", "rows_per_split", "splits", "rows_per_count"),
     ]
 )
@@ -68,6 +68,7 @@ def prepare_kernel(
     rows_per_split,
     splits,  # programs that share the rows of a mask
     rows_per_count,
+    UNIT: tl.constexpr,  # divides E
     MIXTURES: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -75,6 +76,7 @@ def prepare_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     masks = component_mask, sample_mask
     program = tl.program_id(0)
     blocks = tl.cdiv(S, BLOCK_S)
@@ -198,6 +200,7 @@ def prepare(
         rows_per_split,
         splits,
         rows_per_count,
+        UNIT=unit(E),
         MIXTURES=D,
         ACC=accumulator(dtype),
         ROWS=tile.ROWS,

@@ -13,11 +13,11 @@ from fused_mi._mixture import Mixture
 from torch import Tensor
 
 from ._configs import ceil_div, features_tile
-from ._launch import accumulator, launch, strided
-from ._tiles import contributing, load, position
+from ._launch import accumulator, launch, strided, unit
+from ._tiles import contributing, load, multiple, position
 
 
-@triton.jit(do_not_specialize=["start", "rows", "S", "tiles"])
+@triton.jit(do_not_specialize=["start", "rows", "S", "E", "tiles"])
 def shift_kernel(
     x,  # (rows, S, E) strided
     stds,  # (rows, S, E) strided
@@ -28,10 +28,12 @@ def shift_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     tile, s, _ = position(tiles, S)
     e = tile * FEATURES + tl.arange(0, FEATURES)[None, :]
     least = tl.full((ROWS, FEATURES), float("inf"), ACC)
@@ -75,6 +77,7 @@ def shift_of(x: Tensor, stds: Tensor, mixture: Mixture, component_active: Tensor
         S,
         E,
         tiles,
+        UNIT=unit(E),
         ACC=accumulator(torch.promote_types(x.dtype, stds.dtype)),
         **tile._asdict(),
     )

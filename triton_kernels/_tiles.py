@@ -13,9 +13,22 @@ def cast(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def multiple(size, UNIT: tl.constexpr):
+    """A size that is a multiple of UNIT, so that the compiler knows it."""
+    return size // UNIT * UNIT
+
+
+@triton.jit
+def stride(tensor, AXIS: tl.constexpr):
+    """Of a `strided` tensor along an axis that is not its last, in 64 bits."""
+    UNIT: tl.constexpr = tensor[-1]
+    return tl.full((), (tensor[AXIS + 1] >> 1) + 1, tl.int64) * UNIT
+
+
+@triton.jit
 def corner(tensor, row, s, e):
     """Pointers to a tile of a `strided` tensor (rows, S, E) at (row, s, e), in 64 bits."""
-    offset = row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    offset = row.to(tl.int64) * stride(tensor, 0) + s.to(tl.int64) * stride(tensor, 1)
     return tensor[0] + offset + e.to(tl.int64) * tensor[3]
 
 
@@ -29,7 +42,7 @@ def load(tensor, row, s, e, mask, ACC: tl.constexpr):
 @triton.jit
 def load_mask(tensor, row, s, mask):
     """Of a `strided` mask (rows, S), whether it is active at (row, s); False where not `mask`."""
-    at = tensor[0] + row.to(tl.int64) * tensor[1] + s.to(tl.int64) * tensor[2]
+    at = tensor[0] + row.to(tl.int64) * stride(tensor, 0) + s.to(tl.int64) * tensor[2]
     return tl.load(at, mask=mask, other=0) != 0
 
 

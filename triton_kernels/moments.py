@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._configs import candidates, moments_tiles
 from ._gradients_launch import Active, Upstream, backward
+from ._launch import unit
 from ._moments_launch import Inputs, Terms, forward, leave_one_out, reduce, swapped
 from ._positions import positions
 from ._prepare import counts_of
@@ -104,6 +105,6 @@ def moments_backward(
 def _key(name: str, inputs: Inputs, mixtures: Sequence[Mixture], *flags: bool) -> tuple[Any, ...]:
     """What the fastest tile depends on; sizes by powers of two, for new batches find it too."""
     rows, S, E = inputs[0].shape
-    sizes = (rows.bit_length(), (S * E).bit_length(), E.bit_length(), E % 16 == 0)
+    sizes = (rows.bit_length(), (S * E).bit_length(), E.bit_length(), unit(E))
     both = mixtures[0].exclude_diagonal, len(mixtures)
     return (name, *sizes, *(str(t.dtype) for t in inputs), *both, *flags)

@@ -21,7 +21,7 @@ from ._configs import (
     pairs_splits,
     pairs_tile,
 )
-from ._launch import accumulator, launch, strided
+from ._launch import accumulator, launch, strided, unit
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
@@ -85,6 +85,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
             tiles_m,
             chunks_per_position,
             chunks_per_split,
+            UNIT=unit(E),
             EVEN=E % tile.FEATURES == 0,
             CAREFUL=careful,
             ACC=accumulator(acc),
@@ -123,6 +124,7 @@ def _log_determinants(
         stop - start,
         S,
         E,
+        UNIT=unit(E),
         ACC=accumulator(_dtype(inputs)),
         **log_tile(E),
     )
@@ -206,6 +208,7 @@ def _gradient(
             tiles_e,
             strided(pull),
             *rest,
+            UNIT=unit(E),
             CAREFUL=careful,
             ACC=accumulator(dtype),
             **tile._asdict(),

@@ -10,9 +10,15 @@ from fused_mi._mixture import Role
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
-from ._configs import ceil_div, features_tile, least_splits
-from ._launch import accumulator, launch, strided
-from ._tiles import load, load_mask, position_of
+from ._configs import (
+    ALL_REGISTERS,
+    REGISTERS_OF_48_WARPS,
+    ceil_div,
+    features_tile,
+    least_splits,
+)
+from ._launch import accumulator, launch, strided, unit
+from ._tiles import load, load_mask, multiple, position_of
 
 
 @triton.jit
@@ -79,7 +85,7 @@ def stabiliser_of(
 @triton.jit(
     do_not_specialize=[
         *("start", "rows", "other_start", "other_rows"),
-        *("rows_per_split", "programs", "S", "tiles"),
+        *("rows_per_split", "programs", "S", "E", "tiles"),
     ]
 )
 def _least_kernel(
@@ -96,10 +102,12 @@ def _least_kernel(
     S,
     E,
     tiles,
+    UNIT: tl.constexpr,  # divides E
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    E = multiple(E, UNIT)
     other = tl.program_id(0) >= programs
     start, rows = tl.where(other, other_start, start), tl.where(other, other_rows, rows)
     part, number = (start, rows, rows_per_split), tl.program_id(0) % programs
@@ -167,8 +175,10 @@ def _of_two(
         positions,
         features,
         tiles,
+        UNIT=unit(features),
         ACC=accumulator(dtype),
         **tile._asdict(),
+        maxnreg=ALL_REGISTERS if dtype == torch.float64 else REGISTERS_OF_48_WARPS,
     )
     eps = torch.empty(len(roles), dtype=dtype, device=stds.device)
     low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)

@@ -96,7 +96,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
     knobs.runtime.jit_cache_hook = note
     try:
         for kernel, programs, arguments, meta in launches:
-            meta = for_amd(meta) if target.backend == "hip" else meta
+            meta = for_amd(meta, target.warp_size) if target.backend == "hip" else meta
             kernel.warmup(*arguments, grid=(programs,), **meta)
     finally:
         knobs.runtime.jit_cache_hook = None

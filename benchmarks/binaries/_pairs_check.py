@@ -18,7 +18,7 @@ from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward
 from fused_mi.triton_kernels.pairs import pairs, pairs_backward
 
 SIZES = (32, 256)  # N = M
-S, E = 4, 4096
+S, E = 4, (4096, 1000)  # features, see UNEVEN in `kernels_check`
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")  # of other GPUs only the budget is of interest
 PAIRINGS = ("sub_batch", "leave_one_out")  # a row in one role, and in both
 KERNELS = {
@@ -54,10 +54,11 @@ upper bound of the share of the peak; packed instructions count twice, so that m
 than 100%); loads from shared memory per FMA"""
 
 
-def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
+def launches(size: int, pairing: str, features: int, dtype: torch.dtype) -> list[Launch]:
     """All launches of the energies, their loss and the gradients, without data."""
     rows = size if pairing == "leave_one_out" else 2 * size
-    y, x, mu, stds = (torch.empty((rows, S, E), dtype=dtype, device="meta") for _ in range(4))
+    shape = rows, S, features
+    y, x, mu, stds = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(4))
     mask = torch.empty((rows, S), dtype=torch.bool, device="meta")
     wide = torch.promote_types(dtype, torch.float32)
     eps = torch.empty(2, dtype=wide, device="meta")
@@ -74,9 +75,9 @@ def launches(size: int, pairing: str, dtype: torch.dtype) -> list[Launch]:
 
 def rows(targets: list[str]) -> list[Row]:
     cases = {
-        f"{size} x {size}{', both roles' * (pairing == 'leave_one_out')}": partial(
-            launches, size, pairing
-        )
+        f"{size} x {size}{', both roles' * (pairing == 'leave_one_out')}"
+        f"{', E uneven' * (features != E[0])}": partial(launches, size, pairing, features)
+        for features in E
         for pairing in PAIRINGS
         for size in SIZES
     }

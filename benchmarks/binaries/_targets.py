@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
+from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._launch import Launch
 from triton.backends.compiler import GPUTarget
 
@@ -65,7 +67,9 @@ def specialised(
         target, dtypes = TARGETS[name]
         for case, launches in cases.items():
             for dtype in dtypes:
-                for specialisation in specialisations(launches(dtype), target):
+                with mock.patch.object(_configs, "lanes", return_value=target.warp_size):
+                    recorded = launches(dtype)
+                for specialisation in specialisations(recorded, target):
                     _, uses = found.setdefault(specialisation, (case, []))
                     if dtype not in uses:
                         uses.append(dtype)

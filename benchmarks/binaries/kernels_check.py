@@ -35,6 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPE = (64, 4, 4096)
+UNEVEN = 1000
+"""Features, no multiple of 16, whose rows are aligned: what else they need than `SHAPE`, which is
+nothing, is within the same limits."""
 FEW = 8
 """Rows of "leave_one_out" whose gradients are summed pair by pair."""
 
@@ -75,16 +78,20 @@ ALONE = ("leave_one_out_kernel", "leave_one_out_finish_kernel", "gradient_of_few
 """They serve "leave_one_out" only."""
 
 
-def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
+def launches(pairing: str, rows: int, features: int, dtype: torch.dtype) -> list[Launch]:
     """All launches of a loss and its gradients."""
-    _, _, forward, backward = _whole.passes((rows, *SHAPE[1:]), pairing, dtype)
+    _, _, forward, backward = _whole.passes((rows, SHAPE[1], features), pairing, dtype)
     return forward + backward
 
 
 def rows(targets: list[str]) -> list[Row]:
     """With the roles of a pass as their case."""
-    cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in _whole.PAIRINGS}
-    cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
+    cases = {}
+    for features in (SHAPE[2], UNEVEN):
+        of = f" of {features} features"
+        for pairing in _whole.PAIRINGS:
+            cases[pairing + of] = partial(launches, pairing, SHAPE[0], features)
+        cases["leave_one_out of few" + of] = partial(launches, "leave_one_out", FEW, features)
     return [row._replace(case=_roles(row)) for row in specialised(targets, cases)]
 
 
