@@ -26,6 +26,7 @@ from . import pairs as _pairs
 from . import variance as _variance
 from ._gradients_launch import Upstream as UpstreamOfLoss
 from ._moments_launch import Terms, swapped
+from ._one_group_launch import lost_in, one_group
 from ._prepare import counts_of, prepare
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
@@ -39,7 +40,7 @@ def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
     total = terms.new_empty(())
     of_sums = Terms(state[:HEADER], total, terms, jensen_divisor(scoring, inputs))
-    moments = moments_in(state, scoring, inputs)
+    moments = _kept(state, scoring, inputs, mixtures)
     _moments.moments(*inputs, mixtures, moments, of_sums, counts)
     return total, terms, state
 
@@ -55,9 +56,15 @@ def jensen_backward(
     mixtures = kept_mixtures(state, scoring, inputs)
     total, terms = upstream
     of_loss = UpstreamOfLoss(total, terms, jensen_divisor(scoring, inputs))
-    moments = moments_in(state, scoring, inputs)
+    moments = _kept(state, scoring, inputs, mixtures)
     counts = counts_in(state, scoring, inputs)
     return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted, counts)
+
+
+def _kept(state: Tensor, scoring: Scoring, inputs: Inputs, mixtures: Sequence[Mixture]) -> Tensor:
+    """What `moments` keeps, in the state."""
+    moments = moments_in(state, scoring, inputs)
+    return lost_in(moments) if one_group(mixtures) else moments
 
 
 def _prepared(state: Tensor, inputs: Inputs, scoring: Scoring) -> tuple[Sequence[Mixture], Tensor]:

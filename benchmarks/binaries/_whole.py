@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
-from _budget import GPUS, OF_PAIRS, PerByte, kinds, main_loops
+from _budget import GPUS, OF_PAIRS, STRAIGHT, PerByte, kinds, main_loops
 from _targets import ALL, TARGETS
 from fused_mi._mixture import Inputs, Scoring, mixtures_of
 from fused_mi.triton_kernels import _traffic
@@ -98,7 +98,8 @@ class Whole(NamedTuple):
             if "other_start" in launch.named():  # a program takes one of two passes
                 threads /= 2
             bytes_ = _traffic.traffic(launch, _traffic.expected(launch)).bytes
-            loops = [] if specialisation.kernel in OF_PAIRS else list(main_loops(found))
+            rare = specialisation.kernel in (*OF_PAIRS, *STRAIGHT)
+            loops = [] if rare else list(main_loops(found))
             rates = [max(of, default=0.0) for of in zip(*map(PerByte.of, loops), strict=True)]
             for i, number in enumerate(kinds(found.outside)):
                 lanes[i] += threads * number + (rates[i] * bytes_ if rates else 0)
