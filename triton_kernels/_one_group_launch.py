@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from fused_mi._mixture import Mixture
 from fused_mi._passes import Gradients
 from fused_mi._precision import accumulation_dtype
@@ -32,12 +31,6 @@ def _apart(mixture: Mixture) -> bool:
     """Whether no row has both roles."""
     (first, last), (start, stop) = mixture.sample_rows, mixture.component_rows
     return last <= start or stop <= first
-
-
-def lost_in(state: Tensor) -> Tensor:
-    """(D, S, E) uint8, in the room of a state (D, 4, S, E)."""
-    D, _, S, E = state.shape
-    return state.view(-1).view(torch.uint8)[: D * S * E].view(D, S, E)
 
 
 def forward(

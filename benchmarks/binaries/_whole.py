@@ -24,9 +24,8 @@ LIMIT, MOST_BYTES, MOST_FP64 = 0.8, 1.15, 0.5
 sm_89 of the memory's time, for float64 alone."""
 SMALL = 8
 OPEN = 0.95, 2.15
-"""What launches of a small batch keep of the first two, until they reach them: beside 8 rows a
-column has a state of four float32, shifts are read again, and partners of few rows, from the cache.
-"""
+"""What launches of "leave_one_out" of a small batch keep of the first two, until they reach them:
+beside 8 rows a column has a state of four float32, and partners are read again, from the cache."""
 
 
 class Direction(NamedTuple):
@@ -121,11 +120,14 @@ def cells(direction: Direction, whole: Whole) -> tuple[list[str], bool]:
     known: list[str] = []
     times, share = whole.bytes / d.floor, whole.instructions.share(gpu)
     small = d.shape[0] == SMALL
+    may_be_open = small and d.pairing == "leave_one_out"
     most = MOST_BYTES + 0.1 * (d.dtype.itemsize == 2 and small)
     found = (share, LIMIT, "the memory's time"), (times, most, "the floor's bytes")
     for (value, limit, of), opened in zip(found, OPEN, strict=True):
         if d.target == "sm_90" and value > limit:
-            (known if small and value <= opened else wrong).append(f"more than {limit:.2f} of {of}")
+            (known if may_be_open and value <= opened else wrong).append(
+                f"more than {limit:.2f} of {of}"
+            )
     if d.target == "sm_89" and whole.instructions.fp64 / gpu.lanes(gpu.fp64) > MOST_FP64:
         wrong.append(f"FP64 takes more than {MOST_FP64} of the memory's time")
     verdict = "; ".join(wrong) or (f"open: {'; '.join(known)}" if known else "ok")

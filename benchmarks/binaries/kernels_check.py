@@ -28,7 +28,7 @@ import _pairs_check
 import _whole
 import torch
 from _ahead_of_time import Binary, Specialisation, compiled
-from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, worst
+from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, STRAIGHT, worst
 from _targets import ALL, TARGETS, registers_for, resident_warps, specialised
 from fused_mi.triton_kernels._launch import Launch
 from rich.console import Console
@@ -36,13 +36,14 @@ from rich.table import Table
 
 SHAPE = (64, 4, 4096)
 FEW = 8
-"""Rows of "leave_one_out" whose gradients are summed pair by pair."""
+"""Rows that are one group of each role, or of "leave_one_out", whose gradients are summed pair by
+pair."""
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
 # The kernels that read the inputs are limited by memory: 24 KiB must be on their way to an SM (3.35
 # TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads,
-# or in `accumulate_kernel` and `leave_one_out_kernel` for four times as many.
+# or in `accumulate_kernel`, `leave_one_out_kernel` and those of one group for four times as many.
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
@@ -86,14 +87,14 @@ def launches(pairing: str, rows: int, dtype: torch.dtype) -> list[Launch]:
 def rows(targets: list[str]) -> list[tuple[str, Row]]:
     """Every specialisation once, with the dtypes of the inputs that lead to it."""
     cases = {pairing: partial(launches, pairing, SHAPE[0]) for pairing in _whole.PAIRINGS}
-    cases["leave_one_out of few"] = partial(launches, "leave_one_out", FEW)
+    cases |= {f"{name} of few": partial(launches, name, FEW) for name in _whole.PAIRINGS}
     found = specialised(targets, cases)
     return [(name, (s, _roles(s), uses)) for name, s, _, uses in found]
 
 
 def _roles(specialisation: Specialisation) -> str:
     flags = specialisation.constants()
-    if specialisation.kernel == "accumulate_kernel":
+    if specialisation.kernel in ("accumulate_kernel", *STRAIGHT):
         return "sub_batch" if flags["MIXTURES"] == 1 else "symmetric"
     if flags.get("EXCLUDE_DIAGONAL") or specialisation.kernel in ALONE:
         return "leave_one_out"
@@ -113,7 +114,7 @@ def most_registers(row: Row, binary: Binary) -> int:
     specialisation, roles, _ = row
     if specialisation.kernel in OF_PAIRS:
         warps = LIMITS["float64"]
-    elif specialisation.kernel not in STREAMING:
+    elif specialisation.kernel not in (*STREAMING, *STRAIGHT):
         warps = LIMITS["other"]
     else:
         warps = LIMITS["float64" if _in_float64(specialisation) else roles or "stds"]
