@@ -162,7 +162,7 @@ def test_many_rows_of_one_variance(rows):
 
 @pytest.mark.parametrize("combine", [True, False])
 def test_rows_in_both_roles_are_read_in_one_launch(combine):
-    inputs = mi_inputs(8, 2, 5, torch.float32)
+    inputs = mi_inputs(16, 2, 5, torch.float32)
     with recorded() as launches:
         mi(inputs, combine, pairing="symmetric")
     found = [la for la in launches if la.kernel.__name__ == "accumulate_kernel"]

@@ -175,6 +175,7 @@ def test_warmup_launches_every_kernel():
         *("prepare_kernel", "settle_kernel"),
         *("accumulate_kernel", "finish_kernel", "sums_of_pairs_kernel", "reduce_kernel"),
         *("gradient_kernel", "gradient_of_pairs_kernel"),
+        *("one_group_kernel", "one_group_gradient_kernel"),
     }
     with _launch.recorded() as launches:
         warmup(3, 5, device="cpu", estimator="logsumexp", batch=6)

@@ -25,7 +25,7 @@ ActivePasses = list[Active]
 
 # Operations per element, as in the source. v = sigma^2 + eps takes 2, 1 / v 1, and sigma / v times
 # a pull 2.
-_PULL_Y, _PULL_OWN, _PULL_C, _PULL_STDS, _PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
+PULL_Y, PULL_OWN, PULL_C, PULL_STDS, PULL_DIAGONAL = 3, 3 + 2 + 2, 3 + 3 + 4, 5 + 4, 8
 
 
 def passes(programs: int, a: Arguments) -> list[tuple[int, Arguments]]:
@@ -139,9 +139,9 @@ def _of_pass(programs: int, a: Arguments, active: Active) -> Elements:
     written: dict[str, float] = {
         name: size for name in ("d_y", "d_x", "d_mu", "d_stds") if name in a
     }
-    flops = samples * (_PULL_Y * pull_y + _PULL_OWN * pull_own)
-    flops += components * (_PULL_C * of_components + _PULL_STDS * pull_stds)
-    return read, written, flops + active.either * E * _PULL_DIAGONAL * diagonal
+    flops = samples * (PULL_Y * pull_y + PULL_OWN * pull_own)
+    flops += components * (PULL_C * of_components + PULL_STDS * pull_stds)
+    return read, written, flops + active.either * E * PULL_DIAGONAL * diagonal
 
 
 def added(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

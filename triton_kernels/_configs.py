@@ -109,11 +109,11 @@ def few(rows: int) -> bool:
     return rows <= _FEW_ROWS
 
 
-def few_tile(features: int, *tensors: Tensor) -> FewTile:
-    """For the gradients of a few rows: programs of one warp, which waits for no other. Registers of
-    a thread allow 4 elements, in float64 one."""
+def few_tile(features: int, *tensors: Tensor, most: int = 4) -> FewTile:
+    """For a few rows: programs of one warp, which waits for no other. Registers of a thread allow
+    `most` elements, in float64 one; for gradients 4."""
     wide = any(t.dtype == torch.float64 for t in tensors)
-    vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), 4)
+    vector = 1 if wide else min(_VECTOR_BYTES // min(t.element_size() for t in tensors), most)
     width = min(triton.next_power_of_2(max(features, 1)), lanes() * vector)
     return FewTile(width, vector, lanes() // _WARP, ALL_REGISTERS)
 

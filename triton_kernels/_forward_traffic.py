@@ -24,7 +24,7 @@ class ActiveRoles(NamedTuple):
 
 # Operations per element, as in the source; 1/4 of those of a group. Beside a difference, a square
 # and their sums: v = sigma^2 + eps takes 2, its share of a log and the extremes 4.
-_SAMPLE, _OWN_STDS, _COMPONENT = 5 + 3, 2 + 4, 3 + 2 + 4 + 1 + 7 + 4
+SAMPLE, OWN_STDS, COMPONENT = 5 + 3, 2 + 4, 3 + 2 + 4 + 1 + 7 + 4
 _MERGE = 20  # of the parts of one split
 
 
@@ -91,8 +91,8 @@ def _accumulate(programs: int, a: Arguments, active: ActiveRoles) -> Elements:
     else:
         written["parts"] = 5 * splits * plane * (1 + both)
         written["split_samples"] = programs * (1 + both)
-    variances = _OWN_STDS * active.samples * a["OWN_STDS"] * (not a["SHARED"])
-    flops = _SAMPLE * active.samples + variances + _COMPONENT * active.components
+    variances = OWN_STDS * active.samples * a["OWN_STDS"] * (not a["SHARED"])
+    flops = SAMPLE * active.samples + variances + COMPONENT * active.components
     return read, written, flops * E
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from fused_mi._mixture import Mixture
 from fused_mi._passes import Gradients, Pass
 from fused_mi._precision import accumulation_dtype
 from fused_mi._warming import warming
 from torch import Tensor
 
+from . import _one_group_launch as _one_group
 from ._configs import Tile, ceil_div, few, few_splits, few_tile, lost_tile, splits
 from ._gradient_of_pairs import gradient_of_pairs_kernel
 from ._launch import accumulator, launch, strided, unit
@@ -87,7 +89,9 @@ def backward(
             of_pairs.append((*both, *rows, per_split, last - first, *partners))
         # No row is taken from a sum of a few.
         by_pairs = alone and few(mixtures[0].samples)
-        if not by_pairs or warming():
+        if state.dtype == torch.uint8:
+            _one_group.backward(of_sums, of_loss, inputs, mixtures, where.counts, plan)
+        elif not by_pairs or warming():
             one, other = _one_and_other(of_rows)
             launch(
                 gradient_kernel,

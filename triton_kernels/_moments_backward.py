@@ -18,6 +18,47 @@ from ._tiles import (
 
 
 @triton.jit
+def pull_of_own_stds(sigma, over, upstream_k, others):
+    """Gradient of the stds of samples; `over` is 1 / v."""
+    return (sigma * over) * (upstream_k * others)
+
+
+@triton.jit
+def pulls_of_components(
+    upstreams,  # of q and of g
+    sigma,
+    precision,  # 1 / v
+    from_mean,  # of the samples
+    moments,  # how many samples there are, m2 of them; how many a row meets
+    own,  # from the row's own sample; where EXCLUDE_DIAGONAL
+    use,
+    PULL_C: tl.constexpr,
+    PULL_STDS: tl.constexpr,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+):
+    """Gradients of x + mu, and of the stds."""
+    upstream_c, upstream_g = upstreams
+    count, m2_y, others = moments
+    gradient_c = tl.zeros_like(sigma)
+    gradient_stds = tl.zeros_like(sigma)
+    over = from_mean * precision
+    if PULL_C:
+        pull = count * over
+        if EXCLUDE_DIAGONAL:
+            pull = (count * from_mean + own) * precision
+        gradient_c = tl.where(use, weighted(upstream_c, pull), 0.0)
+    if PULL_STDS:
+        squares = count * (from_mean * over) + m2_y * precision
+        if EXCLUDE_DIAGONAL:
+            squares -= own * (own * precision)
+        pull = upstream_g * others - weighted(upstream_c, squares)
+        pull = (sigma * precision) * pull
+        # A sigma of 0 must not meet an overflow.
+        gradient_stds = tl.where(use & (sigma != 0), pull, 0.0)
+    return gradient_c, gradient_stds
+
+
+@triton.jit
 def _gradient(
     program,
     tensors,
@@ -62,6 +103,8 @@ def _gradient(
         of_samples = upstream_of(upstreams[0], loss)
     if PULL_C or PULL_STDS:
         of_components = upstream_of(upstreams[1], loss)
+    upstream_g = None
+    m2_y = None
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
     if SAMPLES:
         components = tl.load(sample_counts + S + s)
@@ -129,6 +172,7 @@ def _gradient(
             value = load(x, row, s, e, use_l, ACC)
             offset = load(mu, row, s, e, use_l, ACC)
             centre = (value - x_shift) + (offset - mu_shift)
+        own = None
         if DIAGONAL:
             own = from_shift - (centre + rest)
             own = tl.where(use_i & use_l, own, 0.0)
@@ -141,26 +185,24 @@ def _gradient(
         if PULL_OWN:
             others = partners(components, here_l, EXCLUDE_DIAGONAL, ACC)
             of_own, _ = variance_terms(sigma, eps_i)
-            pull = (sigma * of_own) * (upstream_k * others)
+            pull = pull_of_own_stds(sigma, of_own, upstream_k, others)
             gradient_stds += tl.where(use_i, pull, 0.0)
         if PULL_C or PULL_STDS:
             from_mean = centre + from_y
-            over = from_mean * precision
-            count = samples.to(ACC)
-            if PULL_C:
-                pull = count * over
-                if EXCLUDE_DIAGONAL:
-                    pull = (count * from_mean + own) * precision
-                gradient_c = tl.where(use_l, weighted(upstream_c, pull), 0.0)
-            if PULL_STDS:
-                squares = count * (from_mean * over) + m2_y * precision
-                if EXCLUDE_DIAGONAL:
-                    squares -= own * (own * precision)
-                others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
-                pull = upstream_g * others - weighted(upstream_c, squares)
-                pull = (sigma * precision) * pull
-                # A sigma of 0 must not meet an overflow.
-                gradient_stds += tl.where(use_l & (sigma != 0), pull, 0.0)
+            others = partners(samples, here_i, EXCLUDE_DIAGONAL, ACC)
+            gradient_c, of_stds = pulls_of_components(
+                (upstream_c, upstream_g),
+                sigma,
+                precision,
+                from_mean,
+                (samples.to(ACC), m2_y, others),
+                own,
+                use_l,
+                PULL_C,
+                PULL_STDS,
+                EXCLUDE_DIAGONAL,
+            )
+            gradient_stds += of_stds
 
         store_rows(d_y, row, s, e, S, E, gradient_y, inside)
         store_rows(d_x, row, s, e, S, E, gradient_c, inside)

@@ -45,28 +45,48 @@ def far(weight, delta, mean, m2):
 
 
 @triton.jit
-def _store_state(samples, components, shifts, counts, state, place):
-    """Writes (4, S, E): delta, m2 of samples; delta, weight of components; NaN where lost. Deltas
-    are means from y and from x + mu, rounded, of the first row. Returns q, times 2, added up over
-    the other columns."""
+def centre_of(moments, x_shift, mu_shift):
+    """The shift of x + mu, rounded; from there, the mean of the components."""
+    c_shift, rest = two_sum(x_shift, mu_shift)
+    return c_shift, moments[1] + rest
+
+
+@triton.jit
+def pairs_of(samples, components, shifts, counts, some):
+    """q, times 2, of each column; which columns are lost; where the mean of the components is from
+    x + mu of the first row, rounded."""
     y_shift, x_shift, mu_shift = shifts
     n, mean_y, m2_y = samples
     weight, mean_c, m2_c = components
-    tile, _, _, E = place
     LARGEST: tl.constexpr = 2.0**100 if mean_c.dtype == tl.float32 else 2.0**1000
-    e = tile * mean_c.shape[0] + tl.arange(0, mean_c.shape[0])
-    some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
-    c_shift, rest = two_sum(x_shift, mu_shift)
-    delta_c = mean_c + rest
+    c_shift, delta_c = centre_of(components, x_shift, mu_shift)
     distance = (y_shift - c_shift) + (mean_y - delta_c)
     q = m2_y * weight + ((n * weight) * distance) * distance + n * m2_c
     lost = far(n, mean_y, y_shift + mean_y, m2_y)
     # A sample is about sqrt v away from its component: the weights times that are their number.
     lost |= far(weight, delta_c, c_shift + delta_c, m2_c + counts[1])
-    lost |= ~(q < LARGEST) | ~(tl.abs(delta_c) < float("inf"))
-    lost &= some
-    store_state(state, place, lost, mean_y, m2_y, delta_c, weight)
+    lost |= ~(q < LARGEST)  # nor where a mean is not finite, as q is not
+    return q, lost & some, delta_c
+
+
+@triton.jit
+def sum_of_pairs(q, some, lost):
+    """Over the columns that are not lost."""
     return tl.sum(tl.where(some & ~lost, q, 0.0), 0).to(tl.float64)
+
+
+@triton.jit
+def _store_state(samples, components, shifts, counts, state, place):
+    """Writes (4, S, E): delta, m2 of samples; delta, weight of components; NaN where lost. Deltas
+    are means from y and from x + mu, rounded, of the first row. Returns q, times 2, added up over
+    the other columns."""
+    tile, _, _, E = place
+    _, mean_y, m2_y = samples
+    e = tile * mean_y.shape[0] + tl.arange(0, mean_y.shape[0])
+    some = (e < E) & (counts[0] > 0) & (counts[1] > 0)
+    q, lost, delta_c = pairs_of(samples, components, shifts, counts, some)
+    store_state(state, place, lost, mean_y, m2_y, delta_c, components[0])
+    return sum_of_pairs(q, some, lost)
 
 
 @triton.jit

@@ -104,7 +104,7 @@ def forward(
         UNIT=unit(E),
         OWN_STDS=first.sample_eps is not None,
         MIXTURES=D,
-        SHARED=other is not None and _shared(first, other),
+        SHARED=other is not None and shared(first, other),
         ACC=accumulator(state.dtype),
         **tile._asdict(),
     )
@@ -128,10 +128,10 @@ def forward(
             **merge._asdict(),
         )
     masks = first.sample_mask, first.component_mask
-    reduce(_with_pairs(inputs, mixtures, masks, state, partial_sums), sums, mixtures, terms)
+    reduce(with_pairs(inputs, mixtures, masks, state, partial_sums), sums, mixtures, terms)
 
 
-def _shared(first: Mixture, other: Mixture) -> bool:
+def shared(first: Mixture, other: Mixture) -> bool:
     """Whether swapped roles make no difference to the variances and positions of the rows."""
     eps = first.sample_eps is other.component_eps and other.sample_eps is first.component_eps
     return eps and first.sample_mask is first.component_mask
@@ -187,7 +187,7 @@ def leave_one_out(
         tiles,
         UNIT=unit(E),
         OWN_STDS=mixture.sample_eps is not None,
-        SHARED=_shared(mixture, mixture),
+        SHARED=shared(mixture, mixture),
         ACC=accumulator(dtype),
         **tile._asdict(),
     )
@@ -211,7 +211,7 @@ def leave_one_out(
             **merge._asdict(),
         )
     active = of.sample_active, of.component_active
-    reduce(_with_pairs(inputs, mixtures, active, state, partial_sums), sums, mixtures, terms)
+    reduce(with_pairs(inputs, mixtures, active, state, partial_sums), sums, mixtures, terms)
 
 
 def reduce(
@@ -236,7 +236,7 @@ def reduce(
     )
 
 
-def _with_pairs(
+def with_pairs(
     inputs: Inputs,
     mixtures: Sequence[Mixture],
     masks: tuple[Tensor, Tensor],
@@ -244,7 +244,7 @@ def _with_pairs(
     partial_sums: Tensor,
 ) -> Tensor:
     """(D, P, 3): the partial sums by fewer programs, with those of the pairs of lost columns."""
-    D, _, S, E = state.shape
+    D, (_, S, E) = len(mixtures), inputs[0].shape
     m, other = mixtures[0], mixtures[1] if D == 2 else None
     tile = lost_tile(E)
     tiles = ceil_div(E, tile.LOOK)

@@ -13,21 +13,29 @@ from ._tiles import load, load_mask, multiple, position, root_terms, store_sums
 
 
 @triton.jit
+def _is_lost(value):
+    if value.dtype == tl.uint8:
+        return value != 0
+    else:
+        return value != value
+
+
+@triton.jit
 def lost_of(state, other_state, s, e, E, S=None):
-    """Which columns are, in one of the states; either may be None. With S, also those from which a
-    row cannot be taken."""
+    """Which columns are, in one of the states or of the marks; either may be None. With S, also
+    those from which a row cannot be taken."""
     at = s.to(tl.int64) * E + e
     found = e < 0
     if state is not None:
         if S is not None:
             state += 3 * S.to(tl.int64) * E
         value = tl.load(state + at, mask=e < E, other=0.0)
-        found = found | (value != value)
+        found = found | _is_lost(value)
         if S is not None:
             found = found | (value < 0)
     if other_state is not None:
         value = tl.load(other_state + at, mask=e < E, other=0.0)
-        found = found | (value != value)
+        found = found | _is_lost(value)
     return found
 
 
@@ -94,7 +102,7 @@ def sums_of_pairs_kernel(
     # (rows, S) strided bool; of the rows from the start where EXCLUDE_DIAGONAL: contributing ones
     sample_mask,
     component_mask,
-    state,  # (mixtures, 4, S, E)
+    state,  # (mixtures, 4, S, E), or (mixtures, S, E) uint8: whether they are lost
     partial_sums,  # (mixtures, partials, 3) float64, of other kernels, with the logs of all columns
     # (mixtures, programs, 3) float64, times 2: what each program adds up of these, and of lost
     # columns q
@@ -121,7 +129,8 @@ def sums_of_pairs_kernel(
     ACC: tl.constexpr = tl.float64
     tile, s, split = position(tiles, S)
     mixture, split = split // splits, split % splits
-    state += 4 * mixture * S.to(tl.int64) * E
+    PLANES: tl.constexpr = 1 if state.dtype.element_ty == tl.uint8 else 4
+    state += PLANES * mixture * S.to(tl.int64) * E
     eps = tl.load(component_eps)
     if other_component_eps is not None:
         swap = mixture == 1
@@ -161,6 +170,7 @@ def sums_of_pairs_kernel(
     share = tl.cdiv(partials, programs)
     part = number * share, min((number + 1) * share, partials)
     partial_sums += mixture * partials.to(tl.int64) * 3
-    of_q, of_g, of_k = sums_of(partial_sums, part, 128)
-    of_q += tl.sum(tl.sum(tl.sum(q, 2), 1), 0)
+    # One warp's worth: no barrier, and a program seldom has more.
+    of_q, of_g, of_k = sums_of(partial_sums, part, 32)
+    of_q += tl.sum(q)
     store_sums(sums, tl.program_id(0), of_q, of_g, of_k)

@@ -74,8 +74,14 @@ def load_rows(tensor, row, s, local, e, use, ACC: tl.constexpr):
 @triton.jit
 def load_centres(x, mu, x_shift, mu_shift, row, s, local, e, use, here, ACC: tl.constexpr):
     """x + mu of a group, each relative to its shift."""
-    centre = load_rows(x, row, s, local, e, use, ACC) - where(here, x_shift)
-    return centre + (load_rows(mu, row, s, local, e, use, ACC) - where(here, mu_shift))
+    x_rows = load_rows(x, row, s, local, e, use, ACC)
+    return centres(x_rows, load_rows(mu, row, s, local, e, use, ACC), x_shift, mu_shift, here)
+
+
+@triton.jit
+def centres(x, mu, x_shift, mu_shift, here):
+    """Of rows that are loaded."""
+    return (x - where(here, x_shift)) + (mu - where(here, mu_shift))
 
 
 @triton.jit
@@ -105,35 +111,53 @@ def _count(n, here):
 
 
 @triton.jit
-def _add_samples(found, y, here):
-    n, mean, m2 = found
-    more = _count(n, here)
+def samples_of(nobody, y, here):
+    """n, mean and m2 of a group; `nobody` is the n of no rows."""
+    more = _count(nobody, here)
     if here is None:
         mean_y = _sum(y) * (1.0 / GROUP)
     else:
         mean_y = _sum(y) * reciprocal(tl.maximum(more, 1.0))
     deviation = y - where(here, mean_y[None, None])
-    return merge(n, mean, m2, more, mean_y, _sum(deviation * deviation))
+    return more, mean_y, _sum(deviation * deviation)
+
+
+@triton.jit
+def _add_samples(found, y, here):
+    n, mean, m2 = found
+    more, more_mean, more_m2 = samples_of(n, y, here)
+    return merge(n, mean, m2, more, more_mean, more_m2)
+
+
+@triton.jit
+def components_of(c, p):
+    """Weight, mean and m2 of a group of the weights `p`."""
+    weight = _sum(p)
+    mean_c = _sum(p * c) * inverse(weight)
+    deviation = c - mean_c[None, None]
+    return weight, mean_c, _sum((p * deviation) * deviation)
 
 
 @triton.jit
 def _add_components(found, c, v, here):
     weight, mean, m2 = found
-    p = where(here, reciprocal(v))
-    more = _sum(p)
-    mean_c = _sum(p * c) * inverse(more)
-    deviation = c - mean_c[None, None]
-    return merge(weight, mean, m2, more, mean_c, _sum((p * deviation) * deviation))
+    more, more_mean, more_m2 = components_of(c, where(here, reciprocal(v)))
+    return merge(weight, mean, m2, more, more_mean, more_m2)
+
+
+@triton.jit
+def logs_of(nobody, v, here):
+    """Of products of two variances: half as many logarithms. How many they are, log2 v, ends."""
+    total = tl.sum(log2(tl.reduce(v, 0, _times)), 0)
+    return _count(nobody, here), total, tl.min(tl.min(v, 0), 0), tl.max(tl.max(v, 0), 0)
 
 
 @triton.jit
 def _add_logs(found, v, here):
-    """Of products of two variances: half as many logarithms."""
     count, total, least, largest = found
-    least = tl.minimum(least, tl.min(tl.min(v, 0), 0))
-    largest = tl.maximum(largest, tl.max(tl.max(v, 0), 0))
-    total += tl.sum(log2(tl.reduce(v, 0, _times)), 0)
-    return count + _count(count, here), total, least, largest
+    more, of_more, of_least, of_largest = logs_of(count, v, here)
+    least, largest = tl.minimum(least, of_least), tl.maximum(largest, of_largest)
+    return count + more, total + of_more, least, largest
 
 
 @triton.jit
@@ -219,7 +243,7 @@ def log_total(total, count, inside):
 
 
 @triton.jit
-def _log_sum(found, stds, eps, mask, some, part, place, inside):
+def log_sum(found, stds, eps, mask, some, part, place, inside):
     """Sum of log v + log 2 pi, in float64, and the columns in which a v is out of range."""
     start, _, begin, end = part
     tile, s, _, _ = place
@@ -304,13 +328,13 @@ def moments_of_rows(
     log_i = tl.zeros((), tl.float64)
     log_l = tl.zeros((), tl.float64)
     if COMPONENTS:
-        log_l, odd = _log_sum(
+        log_l, odd = log_sum(
             component_logs, tensors[3], eps[1], masks[1], counts[1] > 0, part, place, inside
         )
     if SHARED:
         log_i = log_l
     elif SAMPLES and OWN_STDS:
-        log_i, odd_i = _log_sum(
+        log_i, odd_i = log_sum(
             sample_logs, tensors[3], eps[0], masks[0], counts[0] > 0, part, place, inside
         )
         odd = odd | odd_i

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 from fused_mi._mixture import Mixture, Rows
 from torch import Tensor
 
-from . import _backward_traffic, _forward_traffic, _leave_one_out_traffic, _pairs_traffic
+from . import (
+    _backward_traffic,
+    _forward_traffic,
+    _leave_one_out_traffic,
+    _one_group_traffic,
+    _pairs_traffic,
+)
 from ._backward_traffic import Active, ActivePasses, added
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
@@ -37,7 +43,13 @@ AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
 
-_PARTS = (_forward_traffic, _backward_traffic, _leave_one_out_traffic, _pairs_traffic)
+_PARTS = (
+    _forward_traffic,
+    _backward_traffic,
+    _leave_one_out_traffic,
+    _one_group_traffic,
+    _pairs_traffic,
+)
 
 
 def traffic(launch: Launch, active: AnyActive) -> Traffic:
@@ -231,5 +243,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     **_forward_traffic.KERNELS,
     **_backward_traffic.KERNELS,
     **_leave_one_out_traffic.KERNELS,
+    **_one_group_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }

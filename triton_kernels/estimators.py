@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from fused_mi._estimators import (
     HEADER,
     TERMS,
@@ -26,6 +28,7 @@ from . import pairs as _pairs
 from . import variance as _variance
 from ._gradients_launch import Upstream as UpstreamOfLoss
 from ._moments_launch import Terms, swapped
+from ._one_group_launch import one_group
 from ._prepare import counts_of, prepare
 
 _estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
@@ -39,7 +42,7 @@ def jensen(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     terms = state.new_empty(len(TERMS), dtype=accumulation_dtype(*inputs))
     total = terms.new_empty(())
     of_sums = Terms(state[:HEADER], total, terms, jensen_divisor(scoring, inputs))
-    moments = moments_in(state, scoring, inputs)
+    moments = _kept(state, scoring, inputs, mixtures)
     _moments.moments(*inputs, mixtures, moments, of_sums, counts)
     return total, terms, state
 
@@ -55,9 +58,19 @@ def jensen_backward(
     mixtures = kept_mixtures(state, scoring, inputs)
     total, terms = upstream
     of_loss = UpstreamOfLoss(total, terms, jensen_divisor(scoring, inputs))
-    moments = moments_in(state, scoring, inputs)
+    moments = _kept(state, scoring, inputs, mixtures)
     counts = counts_in(state, scoring, inputs)
     return _moments.moments_backward(of_loss, *inputs, moments, mixtures, wanted, counts)
+
+
+def _kept(state: Tensor, scoring: Scoring, inputs: Inputs, mixtures: Sequence[Mixture]) -> Tensor:
+    """What `moments` keeps, in the state: of one group of rows a byte for each column, in the room
+    of the moments. The size is the same: where the batch size is a symbol, it decides nothing."""
+    if not one_group(mixtures):
+        return moments_in(state, scoring, inputs)
+    shape = len(mixtures), *inputs[0].shape[1:]
+    first = HEADER * state.itemsize
+    return state.view(torch.uint8)[first : first + math.prod(shape)].view(shape)
 
 
 def _prepared(state: Tensor, inputs: Inputs, scoring: Scoring) -> tuple[Sequence[Mixture], Tensor]:

@@ -10,8 +10,10 @@ import torch
 from fused_mi._mixture import Mixture
 from fused_mi._passes import gradients, nothing
 from fused_mi._precision import accumulation_dtype, moments_dtype
+from fused_mi._warming import warming
 from torch import Tensor
 
+from . import _one_group_launch as _one_group
 from ._configs import candidates, moments_tiles
 from ._gradients_launch import Active, Upstream, backward
 from ._launch import unit
@@ -34,6 +36,7 @@ def moments(
     """See `fused_mi.reference.moments.moments`.
 
     Args:
+        state: of one group of rows, see `one_group`, it may be (D, S, E) uint8, for lost columns.
         terms: written as well.
         counts: (mixtures, 4, S), see `settle_kernel`, where they are known; those of a mixture
             without its diagonal are written.
@@ -57,6 +60,11 @@ def moments(
         return sums, state
     if counts is None:
         counts = counts_of(mixtures, stds, both)
+    if state.dtype == torch.uint8:
+        if warming():
+            moments(*inputs, mixtures, None, terms, counts)
+        _one_group.forward(inputs, mixtures, counts, sums, state, terms)
+        return sums, state
     together = len(mixtures) if both else 1
     at_once = terms if together == len(mixtures) else None
     for d in range(0, len(mixtures), together):
@@ -85,6 +93,11 @@ def moments_backward(
     plan = gradients(inputs, mixtures, wanted)
     if not plan.passes:
         return plan.tensors
+    few = state.dtype == torch.uint8
+    if few and warming():
+        shape = len(mixtures), 4, *y.shape[1:]
+        many = state.new_zeros(shape, dtype=accumulation_dtype(*inputs))
+        moments_backward(upstream, *inputs, many, mixtures, wanted, counts)
     if mixtures[0].exclude_diagonal:
         found = positions(mixtures[0])
         where = Active(found.counts[None], found.sample_active, found.component_active)
@@ -98,7 +111,7 @@ def moments_backward(
     run = functools.partial(backward, upstream, inputs, state, mixtures, where, plan)
     key = _key("gradient", inputs, mixtures, *wanted)
     tiles = candidates(y.shape[2], *inputs, heavy=accumulation_dtype(*inputs) == torch.float64)
-    run(best(key, tiles, run, y.device))
+    run(tiles[0] if few else best(key, tiles, run, y.device))
     return plan.tensors
 
 

@@ -46,6 +46,8 @@ LIMIT_OF_PAIRS = 0.8
 
 OF_PAIRS = ("sums_of_pairs_kernel", "gradient_of_pairs_kernel")
 """They have work in lost columns only, in float64."""
+STRAIGHT = ("one_group_kernel", "one_group_gradient_kernel")
+"""They have loops for rare cases only."""
 
 
 def kinds(names: Counter[str]) -> tuple[int, int, int, int]:

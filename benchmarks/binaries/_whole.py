@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
-from _budget import GPUS, OF_PAIRS, PerByte, kinds, main_loops
+from _budget import GPUS, OF_PAIRS, STRAIGHT, PerByte, kinds, main_loops
 from _targets import ALL, TARGETS
 from fused_mi._mixture import Inputs, Scoring, mixtures_of
 from fused_mi.triton_kernels import _traffic
@@ -24,9 +24,8 @@ LIMIT, MOST_BYTES, MOST_FP64 = 0.8, 1.15, 0.5
 sm_89 of the memory's time, for float64 alone."""
 SMALL = 8
 OPEN = 0.95, 2.15
-"""What launches of a small batch keep of the first two, until they reach them: beside 8 rows a
-column has a state of four float32, shifts are read again, and partners of few rows, from the cache.
-"""
+"""What launches of "leave_one_out" of a small batch keep of the first two, until they reach them:
+beside 8 rows a column has a state of four float32, and partners are read again, from the cache."""
 
 
 class Direction(NamedTuple):
@@ -98,7 +97,8 @@ class Whole(NamedTuple):
             if "other_start" in launch.named():  # a program takes one of two passes
                 threads /= 2
             bytes_ = _traffic.traffic(launch, _traffic.expected(launch)).bytes
-            loops = [] if specialisation.kernel in OF_PAIRS else list(main_loops(found))
+            rare = specialisation.kernel in (*OF_PAIRS, *STRAIGHT)
+            loops = [] if rare else list(main_loops(found))
             rates = [max(of, default=0.0) for of in zip(*map(PerByte.of, loops), strict=True)]
             for i, number in enumerate(kinds(found.outside)):
                 lanes[i] += threads * number + (rates[i] * bytes_ if rates else 0)
@@ -120,11 +120,14 @@ def cells(direction: Direction, whole: Whole) -> tuple[list[str], bool]:
     known: list[str] = []
     times, share = whole.bytes / d.floor, whole.instructions.share(gpu)
     small = d.shape[0] == SMALL
+    may_be_open = small and d.pairing == "leave_one_out"
     most = MOST_BYTES + 0.1 * (d.dtype.itemsize == 2 and small)
     found = (share, LIMIT, "the memory's time"), (times, most, "the floor's bytes")
     for (value, limit, of), opened in zip(found, OPEN, strict=True):
         if d.target == "sm_90" and value > limit:
-            (known if small and value <= opened else wrong).append(f"more than {limit:.2f} of {of}")
+            (known if may_be_open and value <= opened else wrong).append(
+                f"more than {limit:.2f} of {of}"
+            )
     if d.target == "sm_89" and whole.instructions.fp64 / gpu.lanes(gpu.fp64) > MOST_FP64:
         wrong.append(f"FP64 takes more than {MOST_FP64} of the memory's time")
     verdict = "; ".join(wrong) or (f"open: {'; '.join(known)}" if known else "ok")

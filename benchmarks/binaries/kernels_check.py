@@ -27,7 +27,7 @@ import _pairs_check
 import _whole
 import torch
 from _ahead_of_time import Binary, compiled
-from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, worst
+from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, STRAIGHT, worst
 from _part import LEGEND_OF_ALL, Part
 from _targets import TARGETS, Row, specialised
 from fused_mi.triton_kernels._launch import Launch
@@ -39,13 +39,14 @@ UNEVEN = 1000
 """Features, no multiple of 16, whose rows are aligned: what else they need than `SHAPE`, which is
 nothing, is within the same limits."""
 FEW = 8
-"""Rows of "leave_one_out" whose gradients are summed pair by pair."""
+"""Rows that are one group of each role, or of "leave_one_out", whose gradients are summed pair by
+pair."""
 
 # Least warps of an SM that have registers; what follows is the most registers of a thread.
 #
 # The kernels that read the inputs are limited by memory: 24 KiB must be on their way to an SM (3.35
 # TB/s * 0.9 us / 132 SMs of an H100), and a warp waits for 512 bytes of each tensor that it reads,
-# or in `accumulate_kernel` and `leave_one_out_kernel` for four times as many.
+# or in `accumulate_kernel`, `leave_one_out_kernel` and those of one group for four times as many.
 # Accumulation in float64 is limited by arithmetic instead (an H100 has half the units): two warps
 # for each scheduler, of independent elements. The others are short: a quarter of the SM is enough.
 LIMITS = {
@@ -91,13 +92,13 @@ def rows(targets: list[str]) -> list[Row]:
         of = f" of {features} features"
         for pairing in _whole.PAIRINGS:
             cases[pairing + of] = partial(launches, pairing, SHAPE[0], features)
-        cases["leave_one_out of few" + of] = partial(launches, "leave_one_out", FEW, features)
+            cases[f"{pairing} of few{of}"] = partial(launches, pairing, FEW, features)
     return [row._replace(case=_roles(row)) for row in specialised(targets, cases)]
 
 
 def _roles(row: Row) -> str:
     flags = row.constants
-    if row.kernel == "accumulate_kernel":
+    if row.kernel in ("accumulate_kernel", *STRAIGHT):
         return "sub_batch" if flags["MIXTURES"] == 1 else "symmetric"
     if flags.get("EXCLUDE_DIAGONAL") or row.kernel in ALONE:
         return "leave_one_out"
@@ -112,7 +113,7 @@ def least_warps(row: Row) -> int:
     """A program has all of its warps or none."""
     if row.kernel in OF_PAIRS:
         return LIMITS["float64"]
-    if row.kernel not in STREAMING:
+    if row.kernel not in (*STREAMING, *STRAIGHT):
         return LIMITS["other"]
     return LIMITS["float64" if row.in_float64 else row.case or "stds"]
 

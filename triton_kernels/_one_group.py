@@ -1,0 +1,358 @@
+"""The moments of so few rows that those of a role are one group, see `_moments_rows.py`, and their
+gradients: of a column all rows are in the registers of a thread.
+
+Each pass reads them once, and the backward pass forms the moments again, which is less than to keep
+them: nothing goes from forward to backward but a byte for each column, whether it is lost. A
+program takes one position and some features of one mixture. Where there are two, the stds that it
+reads are those of its components, which are samples of the other mixture.
+"""
+
+import triton
+import triton.language as tl
+
+from ._instructions import reciprocal
+from ._moments_backward import pull_of_own_stds, pulls_of_components
+from ._moments_finish import centre_of, pairs_of, sum_of_pairs
+from ._moments_forward import load_eps
+from ._moments_rows import (
+    centres,
+    components_of,
+    load_rows,
+    log_sum,
+    logs_of,
+    samples_of,
+    variance,
+    where,
+)
+from ._terms import upstream_of
+from ._tiles import load_mask, multiple, position, store_rows, two_sum, weighted
+
+
+@triton.jit
+def _first(a, here_a, b, here_b):
+    return tl.where(here_a != 0, a, b), here_a | here_b
+
+
+@triton.jit
+def _shift(rows, here):
+    """Of a group the first row that is `here`, (FEATURES,); else the last, 0."""
+    here = tl.broadcast_to(here.to(tl.int32), rows.shape)
+    shift, _ = tl.reduce(tl.reduce((rows, here), 0, _first), 0, _first)
+    return shift
+
+
+@triton.jit
+def _either(eps, other, swap, ACC: tl.constexpr):
+    """Of this mixture, or of the other one."""
+    if other is None:
+        return load_eps(eps, ACC)
+    else:
+        return tl.where(swap, load_eps(other, ACC), load_eps(eps, ACC))
+
+
+@triton.jit
+def _place(tiles, S, E, FEATURES: tl.constexpr, VECTOR: tl.constexpr):
+    """Tile, position and mixture; which features, and whether they are any; rows of a group."""
+    tile, s, mixture = position(tiles, S)
+    feature = tile * FEATURES + tl.arange(0, FEATURES)
+    two = tl.arange(0, 2)
+    local = two[:, None, None] + 2 * two[None, :, None]
+    e = tl.max_contiguous(feature, VECTOR)[None, None, :]
+    return tile, s, mixture, feature < E, local, e
+
+
+@triton.jit
+def _rows_of(
+    tensors,  # y, x, mu, stds: (rows, S, E) strided
+    masks,  # (rows, S) strided bool of both roles
+    eps,  # of the components, and of what `own` are, or None
+    ranges,  # start and number of the samples, of the components
+    counts,  # of contributing samples, of components; of components that what is `own` meets
+    at,  # position, which features, whether they are any, rows of a group
+    OWN_STDS: tl.constexpr,
+    APART: tl.constexpr,  # `own` are the samples, else the components in their other role
+    SHARED: tl.constexpr,  # these have one eps and one mask in both roles
+    ACC: tl.constexpr,
+):
+    """What a program reads. Samples: which are here, their y and the shift of it. Components: which
+    are here, x + mu less its shifts, these, stds, v and 1 / v. `own`: which are here, stds, v."""
+    y, x, mu, stds = tensors
+    i_start, N = ranges[0]
+    l_start, M = ranges[1]
+    s, e, inside, local = at
+    here_i = load_mask(masks[0], i_start + local, s, local < N) & (counts[1] > 0)
+    here_l = load_mask(masks[1], l_start + local, s, local < M) & (counts[0] > 0)
+    use_i, use_l = here_i & inside, here_l & inside
+    sample = load_rows(y, i_start, s, local, e, use_i, ACC)
+    x_rows = load_rows(x, l_start, s, local, e, use_l, ACC)
+    mu_rows = load_rows(mu, l_start, s, local, e, use_l, ACC)
+    y_shift, x_shift, mu_shift = (
+        _shift(sample, here_i),
+        _shift(x_rows, here_l),
+        _shift(mu_rows, here_l),
+    )
+    centre = centres(x_rows, mu_rows, x_shift, mu_shift, here_l)
+    here_own = here_l
+    sigma_own = None
+    v_own = None
+    if OWN_STDS and not APART and not SHARED:
+        here_own = load_mask(masks[0], l_start + local, s, local < M) & (counts[2] > 0)
+        both = load_rows(stds, l_start, s, local, e, (here_own | here_l) & inside, ACC)
+        sigma = tl.where(use_l, both, 0.0)
+        sigma_own = tl.where(here_own, both, 0.0)
+    else:
+        sigma = load_rows(stds, l_start, s, local, e, use_l, ACC)
+    v = variance(sigma, eps[0], here_l)
+    if OWN_STDS and APART:
+        here_own = here_i
+        sigma_own = load_rows(stds, i_start, s, local, e, use_i, ACC)
+    if OWN_STDS and SHARED:
+        sigma_own, v_own = sigma, v
+    elif OWN_STDS:
+        v_own = variance(sigma_own, eps[1], here_own)
+    samples = here_i, sample, y_shift
+    components = here_l, centre, (x_shift, mu_shift), sigma, v, where(here_l, reciprocal(v))
+    return samples, components, (here_own, sigma_own, v_own)
+
+
+@triton.jit
+def _mixture_of(
+    tensors,
+    masks,
+    eps,  # of samples and components, and the same of a second mixture
+    counts,
+    rows,  # start of the samples and of the components, how many of each
+    place,
+    S,
+    MIXTURES: tl.constexpr,
+    OWN_STDS: tl.constexpr,
+    SHARED: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """See `_rows_of`; and the ranges, the counts and the stabilisers of that mixture."""
+    sample_eps, component_eps, other_sample_eps, other_component_eps = eps
+    sample_start, component_start, N, M = rows
+    _, s, mixture, inside, local, e = place
+    APART: tl.constexpr = MIXTURES == 1
+    swap = mixture == 1
+    of_samples = tl.where(swap, component_start, sample_start), tl.where(swap, M, N)
+    of_components = tl.where(swap, sample_start, component_start), tl.where(swap, N, M)
+    own = mixture if APART else 1 - mixture
+    n, m = tl.load(counts + 4 * mixture * S + s), tl.load(counts + (4 * mixture + 1) * S + s)
+    met = tl.load(counts + (4 * own + 1) * S + s)
+    eps_l = _either(component_eps, other_component_eps, swap, ACC)
+    eps_own = None
+    if OWN_STDS:
+        eps_own = _either(sample_eps, other_sample_eps, own == 1, ACC)
+    numbers, ranges = (n, m, met), (of_samples, of_components)
+    at = (s, e, inside[None, None, :], local)
+    samples, components, own = _rows_of(
+        tensors, masks, (eps_l, eps_own), ranges, numbers, at, OWN_STDS, APART, SHARED, ACC
+    )
+    return samples, components, own, numbers, ranges, (eps_l, eps_own)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "programs", "S", "E", "tiles")
+    ],
+    do_not_specialize_on_alignment=[
+        *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
+        "partial_sums",
+    ],
+)
+def one_group_kernel(
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
+    sample_mask,  # (rows, S) strided bool
+    component_mask,  # (rows, S) strided bool
+    counts,  # (MIXTURES, 4, S) int32, see `settle_kernel`
+    sample_eps,  # ()
+    component_eps,  # ()
+    other_sample_eps,  # of a second mixture, in which the roles of all rows are swapped
+    other_component_eps,
+    lost,  # (MIXTURES, S, E) uint8: columns that are left to `sums_of_pairs_kernel`
+    partial_sums,  # (MIXTURES, programs, 3) float64: of q, g, k, times 2
+    sample_start,
+    component_start,
+    N,
+    M,
+    programs,  # of a mixture
+    S,
+    E,
+    tiles,
+    UNIT: tl.constexpr,  # divides E
+    OWN_STDS: tl.constexpr,
+    MIXTURES: tl.constexpr,
+    SHARED: tl.constexpr,
+    ACC: tl.constexpr,
+    FEATURES: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    E = multiple(E, UNIT)
+    place = _place(tiles, S, E, FEATURES, VECTOR)
+    tile, s, mixture, inside, _, _ = place
+    tensors, masks = (y, x, mu, stds), (sample_mask, component_mask)
+    eps = (sample_eps, component_eps, other_sample_eps, other_component_eps)
+    rows = (sample_start, component_start, N, M)
+    samples, components, own, numbers, ranges, eps = _mixture_of(
+        tensors, masks, eps, counts, rows, place, S, MIXTURES, OWN_STDS, SHARED, ACC
+    )
+    here_i, sample, y_shift = samples
+    here_l, centre, c_shifts, _, v, precision = components
+    here_own, _, v_own = own
+    n, m, met = numbers
+    nobody = tl.zeros((1,), ACC)
+    count, total, least, largest = logs_of(nobody, v, here_l)
+    found = count[None, :], total[None, :], least[None, :], largest[None, :]
+    of_rows, at = (ranges[1][0], M, 0, ranges[1][1]), (tile, s, S, E)
+    log_l, odd = log_sum(found, stds, eps[0], component_mask, n > 0, of_rows, at, inside)
+    log_own = log_l
+    if not OWN_STDS:
+        log_own = tl.zeros((), tl.float64)
+    elif not SHARED:
+        if MIXTURES == 1:
+            of_rows = (ranges[0][0], N, 0, ranges[0][1])
+        count, total, least, largest = logs_of(nobody, v_own, here_own)
+        found = count[None, :], total[None, :], least[None, :], largest[None, :]
+        log_own, of_own = log_sum(found, stds, eps[1], sample_mask, met > 0, of_rows, at, inside)
+        odd = odd | of_own
+    of_y = samples_of(nobody, sample - where(here_i, y_shift), here_i)
+    weight, mean_c, m2_c = components_of(centre, precision)
+    of_c = weight, tl.where(odd, float("nan"), mean_c), m2_c
+    some = inside & (n > 0) & (m > 0)
+    q, is_lost, _ = pairs_of(of_y, of_c, (y_shift, c_shifts[0], c_shifts[1]), (n, m), some)
+    e = tile * FEATURES + tl.arange(0, FEATURES)
+    tl.store(lost + (mixture * S + s).to(tl.int64) * E + e, is_lost.to(tl.uint8), mask=inside)
+    number = s * tiles + tile
+    to = partial_sums + 3 * (mixture.to(tl.int64) * programs + number)
+    tl.store(to, sum_of_pairs(q, some, is_lost))
+    tl.store(to + 1, n * log_l)
+    if MIXTURES == 2:
+        to = partial_sums + 3 * ((1 - mixture).to(tl.int64) * programs + number)
+    tl.store(to + 2, met * log_own)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("has_total", "has_terms", "term_stride", "divisor"),
+        *("sample_start", "component_start", "N", "M", "S", "E", "tiles"),
+    ],
+    do_not_specialize_on_alignment=[
+        *("of_total", "of_terms", "upstream"),
+        *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
+    ],
+)
+def one_group_gradient_kernel(
+    y,  # (rows, S, E) strided
+    x,  # (rows, S, E) strided
+    mu,  # (rows, S, E) strided
+    stds,  # (rows, S, E) strided
+    of_total,  # up to `divisor` see `upstream_of`
+    of_terms,
+    has_total,
+    has_terms,
+    term_stride,
+    divisor,
+    sample_mask,  # up to `other_component_eps` see `one_group_kernel`
+    component_mask,
+    counts,
+    sample_eps,
+    component_eps,
+    other_sample_eps,
+    other_component_eps,
+    upstream,  # (MIXTURES, 3) float64: gradients of the sums of q, g and k, or None
+    d_y,  # (rows, S, E), written; None where there is nothing to write
+    d_x,
+    d_mu,
+    d_stds,
+    sample_start,
+    component_start,
+    N,
+    M,
+    S,
+    E,
+    tiles,
+    UNIT: tl.constexpr,  # divides E
+    OWN_STDS: tl.constexpr,
+    MIXTURES: tl.constexpr,
+    SHARED: tl.constexpr,
+    ZEROS: tl.constexpr,  # rows have a gradient of 0 where they lack the role
+    ACC: tl.constexpr,
+    FEATURES: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Every wanted gradient of all rows, see `gradient_kernel`."""
+    E = multiple(E, UNIT)
+    PULL_STDS: tl.constexpr = d_stds is not None
+    PULL_OWN: tl.constexpr = PULL_STDS and OWN_STDS
+    PULL_C: tl.constexpr = d_x is not None or d_mu is not None
+    place = _place(tiles, S, E, FEATURES, VECTOR)
+    _, s, mixture, inside, local, e = place
+    tensors, masks = (y, x, mu, stds), (sample_mask, component_mask)
+    eps = (sample_eps, component_eps, other_sample_eps, other_component_eps)
+    rows = (sample_start, component_start, N, M)
+    samples, components, own, numbers, ranges, _ = _mixture_of(
+        tensors, masks, eps, counts, rows, place, S, MIXTURES, PULL_OWN, SHARED, ACC
+    )
+    here_i, sample, y_shift = samples
+    here_l, centre, c_shifts, sigma, _, precision = components
+    here_own, sigma_own, v_own = own
+    n, _, met = numbers
+    loss = of_total, of_terms, has_total, has_terms, term_stride, divisor
+    if upstream is not None:
+        of_q, of_g, of_k = upstream_of(upstream + 3 * mixture, loss)
+        if MIXTURES == 2:
+            _, _, of_k = upstream_of(upstream + 3 * (1 - mixture), loss)
+    else:
+        of_q, of_g, of_k = upstream_of(upstream, loss)
+    of_q, of_g, of_k = of_q.to(ACC), of_g.to(ACC), of_k.to(ACC)
+    inside_e = inside[None, None, :]
+    i_start, N = ranges[0]
+    l_start, M = ranges[1]
+    store_i, store_l = (local < N) & inside_e, (local < M) & inside_e
+    row_i, row_l = i_start + local, l_start + local
+    zeros = tl.zeros_like(sigma)
+
+    of_c = components_of(centre, precision)
+    c_shift, delta_c = centre_of(of_c, c_shifts[0], c_shifts[1])
+    if d_y is not None:
+        pull = ((sample - c_shift) - delta_c) * of_c[0]
+        pull = tl.where(here_i, weighted(of_q, pull), 0.0)
+        store_rows(d_y, row_i, s, e, S, E, pull, store_i)
+        if ZEROS:
+            store_rows(d_y, row_l, s, e, S, E, zeros, store_l)
+    of_own = zeros
+    if PULL_OWN:
+        over = precision if SHARED else reciprocal(v_own)
+        of_own = pull_of_own_stds(sigma_own, over, of_k, met.to(ACC))
+        of_own = tl.where(here_own, of_own, 0.0)
+    if PULL_C or PULL_STDS:
+        _, mean_y, m2_y = samples_of(tl.zeros((1,), ACC), sample - where(here_i, y_shift), here_i)
+        own_shift, own_rest = two_sum(c_shifts[0], c_shifts[1])
+        from_mean = centre + ((own_rest - mean_y) + (own_shift - y_shift))
+        count = n.to(ACC)
+        of_x, of_stds = pulls_of_components(
+            (of_q, of_g),
+            sigma,
+            precision,
+            from_mean,
+            (count, m2_y, count),
+            None,
+            here_l,
+            PULL_C,
+            PULL_STDS,
+            False,
+        )
+        store_rows(d_x, row_l, s, e, S, E, of_x, store_l)
+        store_rows(d_mu, row_l, s, e, S, E, of_x, store_l)
+        if ZEROS:
+            store_rows(d_x, row_i, s, e, S, E, zeros, store_i)
+            store_rows(d_mu, row_i, s, e, S, E, zeros, store_i)
+        if MIXTURES == 2:
+            of_stds += of_own
+        store_rows(d_stds, row_l, s, e, S, E, of_stds, store_l)
+        if ZEROS:
+            store_rows(d_stds, row_i, s, e, S, E, of_own, store_i)
