@@ -96,9 +96,9 @@ def test_reports_of_ncu():
 
 
 def test_the_model_of_the_traffic_meets_the_launches():
-    rows = list(workload.traffic((8, 3, 4096), "cpu"))
+    rows = list(workload.traffic((16, 3, 4096), "cpu"))
     assert [row["kernel"] for row in rows][-2:] == ["gradient_kernel", "gradient_of_pairs_kernel"]
-    floor = bytes_moved(Case("x", 8, 3, 4096))["both"]
+    floor = bytes_moved(Case("x", 16, 3, 4096))["both"]
     assert floor <= sum(row["read"] + row["written"] for row in rows) < 2 * floor
 
 

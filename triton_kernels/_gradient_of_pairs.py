@@ -174,6 +174,8 @@ def _gradient_of_pairs(
         *("of_total", "of_terms"),
         *("sample_eps", "component_eps", "other_sample_eps", "other_component_eps"),
         *("partner_eps", "other_partner_eps"),
+        # bytes of a second mixture begin anywhere
+        *("sample_state", "component_state", "other_sample_state", "other_component_state"),
         *("sample_upstream", "component_upstream"),
         *("other_sample_upstream", "other_component_upstream"),
     ],
