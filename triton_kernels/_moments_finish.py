@@ -39,9 +39,9 @@ def shifts_of(
 def far(weight, delta, mean, m2):
     """Whether the shift is further from the mean than 8 root mean squares of the rows; `m2` is
     their spread, and what else a difference from them is made of."""
-    over = reciprocal(tl.where(delta == 0, 1.0, delta))
+    over = reciprocal(delta)  # of 0 it is inf, and what follows inf or NaN, which is not less
     of_mean = mean * over
-    return (delta != 0) & ((of_mean * of_mean) * weight + (m2 * over) * over < weight / 64)
+    return (of_mean * of_mean) * weight + (m2 * over) * over < weight / 64
 
 
 @triton.jit
