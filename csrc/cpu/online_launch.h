@@ -118,7 +118,7 @@ template <class Parallel>
 bool try_online_gradients(
     PairsBackward call, const double* state, const double* upstream, Path path,
     Parallel&& parallel) {
-  constexpr int64_t kSamples = 2048;  // at a time
+  constexpr int64_t kRows = 2048;  // of a role, at a time
   join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   const MomentsInputs in = call.in;
   const auto positions = found_positions(in, path, parallel);
@@ -128,8 +128,8 @@ bool try_online_gradients(
     full &= positions[d * in.S].samples == N && positions[d * in.S].components == M;
   }
   // What is kept of a pair takes 5 bytes, or 29 with its energies.
-  const int64_t rows = std::min(N, kSamples);
-  const int64_t columns = std::min(M, (full ? 1 << 19 : 1 << 17) / rows);
+  const int64_t rows = std::min(N, kRows);
+  const int64_t columns = std::min({M, kRows, (int64_t{1} << (full ? 19 : 17)) / rows});
   const std::unique_ptr<double[]> energies(full ? nullptr : new double[3 * rows * columns]);
   call.add = true;
   for (int64_t i = 0; i < 5 * in.count; ++i) call.finite_upstream &= std::isfinite(upstream[i]);
