@@ -16,7 +16,7 @@ from cases import (
 )
 from fused_mi import use_backend
 from fused_mi._mixture import Scoring
-from fused_mi.triton_kernels import _one_group
+from fused_mi.triton_kernels import _one_group, _one_group_backward
 from fused_mi.triton_kernels._launch import recorded
 from fused_mi.triton_kernels.estimators import jensen, jensen_backward
 from rules import assert_rule10
@@ -62,7 +62,8 @@ def test_offsets_and_weights(pairing, case):
 @pytest.mark.parametrize("error", errors)
 def test_approximate_instructions(monkeypatch, pairing, error):
     """As inexact as the PTX manual allows."""
-    approximate(monkeypatch, errors[error](np.random.default_rng(0)), inverse=(_one_group,))
+    both = _one_group, _one_group_backward
+    approximate(monkeypatch, errors[error](np.random.default_rng(0)), inverse=both)
     for case in CASES.values():
         assert_loss(case(mi_inputs(8, 2, 5, torch.float32, seed=3)), pairing=pairing)
 

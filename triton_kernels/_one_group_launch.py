@@ -14,7 +14,8 @@ from ._configs import ceil_div, few_tile
 from ._launch import accumulator, launch, strided, unit
 from ._moments_launch import Inputs, Terms, reduce, shared, swapped, with_pairs
 from ._moments_rows import GROUP
-from ._one_group import one_group_gradient_kernel, one_group_kernel
+from ._one_group import one_group_kernel
+from ._one_group_backward import one_group_gradient_kernel
 
 
 def one_group(mixtures: Sequence[Mixture]) -> bool:
