@@ -120,13 +120,12 @@ Result logsumexp(
   bool known = true;
   double terms[10] = {};
   const LogsumexpForward of_rows{logsumexp_of(call, kept), kept.rows};
-  if (in.S * in.E == 0) {
-    std::fill_n(kept.energies, pairs, 0.0);
-    if (keep) launch_logsumexp(of_rows, terms, path, Threads{});
-  } else if (keep) {
-    known = launch_pairs(in, kept.energies, path, Threads{});
+  const bool empty = in.S * in.E == 0;
+  if (keep) {
+    if (empty) std::fill_n(kept.energies, pairs, 0.0);
+    known = empty || launch_pairs(in, kept.energies, path, Threads{});
     if (known) launch_logsumexp(of_rows, terms, path, Threads{});
-  } else {
+  } else if (!empty) {
     known = launch_online(in, kept.rows, path, Threads{});
     if (known) terms_of(of_rows, terms);
   }

@@ -29,6 +29,35 @@ inline bool join_splits(const OnlineForward& call, int64_t row, double* state) {
   return true;
 }
 
+// All pairs of `in`, in tiles of all features. Depends on sizes alone, see PairsCut.
+inline PairsForward online_pairs(const MomentsInputs& in, Position* positions, int64_t columns) {
+  PairsForward pairs;
+  pairs.in = in;
+  pairs.positions = positions;
+  PairsCut& c = pairs.cut;
+  c = PairsCut(
+      in.mixtures[0].samples.count(), in.mixtures[0].components.count(), in.S, in.E, in.wide);
+  c.tile_components = columns;
+  c.tiles_m = ceil_div(c.components, columns);
+  c.units_per_split = c.units, c.splits = 1;
+  return pairs;
+}
+
+// Finds the logs of all rows, once for all tiles, in `memory` of `share` bytes. False where variances
+// are not regular.
+template <class Parallel>
+bool find_logs(PairsForward& pairs, char* memory, Path path, Parallel&& parallel) {
+  const MomentsInputs& in = pairs.in;
+  const PairsCut& cut = pairs.cut;
+  share(pairs, memory);
+  parallel(0, in.count * in.S, grain(cut.components), [&](int64_t begin, int64_t end) {
+    pairs_kernels(path).mark(pairs, begin, end);
+  });
+  return all_of(
+      parallel, in.count * (cut.tiles_m + cut.tiles_n), grain(cut.tile_samples * in.S * in.E),
+      [&](int64_t begin, int64_t end) { return online_kernels(path).logs(pairs, begin, end); });
+}
+
 // In the type of `in`; false where its range is not enough, or every density of a sample is 0.
 template <class Parallel>
 bool try_online(MomentsInputs in, double* state, Path path, Parallel&& parallel) {
@@ -36,27 +65,21 @@ bool try_online(MomentsInputs in, double* state, Path path, Parallel&& parallel)
   const auto positions = found_positions(in, path, parallel);
   OnlineForward call;
   PairsForward& pairs = call.pairs;
-  pairs.in = in;
-  pairs.cut = PairsCut(
-      in.mixtures[0].samples.count(), in.mixtures[0].components.count(), in.S, in.E, in.wide);
-  call.cut();
-  pairs.positions = positions.get();
+  pairs = online_pairs(in, positions.get(), OnlineForward::kComponents);
   const PairsCut& cut = pairs.cut;
+  const int64_t wanted = ceil_div(OnlineForward::kItems, in.count * cut.tiles_n);
+  call.tiles_per_split = ceil_div(cut.tiles_m, wanted);
+  call.splits = ceil_div(cut.tiles_m, call.tiles_per_split);
   const int64_t rows = in.count * cut.samples, shared = share(pairs, nullptr);
   Scratch<Use::call> memory(shared + call.splits * rows * OnlineForward::kNumbers * 8);
-  share(pairs, memory.get());
   call.parts = reinterpret_cast<double*>(memory.get() + shared);
+  if (!find_logs(pairs, memory.get(), path, parallel)) return false;
 
-  parallel(0, in.count * in.S, grain(cut.components), [&](int64_t begin, int64_t end) {
-    pairs_kernels(path).mark(pairs, begin, end);
-  });
   const OnlineKernels& kernels = online_kernels(path);
-  const int64_t bytes = kernels.bytes(call), elements = cut.tile_samples * in.S * in.E;
+  const int64_t bytes = kernels.bytes(pairs);
+  const int64_t pairs_of_item = cut.tile_samples * cut.tile_components;
   return all_of(
-             parallel, in.count * (cut.tiles_m + cut.tiles_n), grain(elements),
-             [&](int64_t begin, int64_t end) { return kernels.logs(call, begin, end); }) &&
-      all_of(
-             parallel, in.count * cut.tiles_n * call.splits, grain(elements * cut.tile_components),
+             parallel, in.count * cut.tiles_n * call.splits, grain(pairs_of_item * in.S * in.E),
              [&](int64_t begin, int64_t end) {
                return kernels.reduce(call, Scratch<Use::items>(bytes).get(), begin, end);
              }) &&
@@ -75,35 +98,21 @@ bool launch_online(MomentsInputs in, double* state, Path path, Parallel&& parall
   return try_online(in, state, path, parallel);
 }
 
-// The gradients of a mixture of one position where every row contributes: what its pairs weigh is found
-// without their energies in memory. `call` has the meeting; `state` and `upstream` are those of the first
-// sample, of `samples` in the mixture.
+// The gradients of a block of pairs, of a mixture of one position where every row contributes: what they
+// weigh is found without their energies in memory.
 template <class Parallel>
-bool weigh_online(
-    PairsBackward call, const double* state, const double* upstream, int64_t samples,
-    int64_t partners, Path path, Parallel&& parallel) {
-  OnlineWeigh of;
-  PairsForward& pairs = of.pairs;
-  pairs.in = call.in, pairs.meeting = call.meeting, pairs.positions = call.positions;
-  call.N = call.of(0).samples.count(), call.M = call.of(0).components.count();
-  pairs.cut = PairsCut(call.N, call.M, call.in.S, call.in.E, call.in.wide);
-  pairs.cut.tile_components = PairsBackward::kWeighed;
-  pairs.cut.tiles_m = ceil_div(call.M, pairs.cut.tile_components);
-  pairs.cut.units_per_split = pairs.cut.units, pairs.cut.splits = 1;
-  of.state = state, of.upstream = upstream, of.samples = samples, of.partners = partners;
+bool weigh_block(OnlineWeigh of, PairsBackward call, Path path, Parallel&& parallel) {
+  call.N = of.block.samples.count(), call.M = of.block.components.count();
   const PairsBackwardKernels& gradients = pairs_backward_kernels(path);
-  const int64_t weights = gradients.prepare(call, nullptr), shared = share(pairs, nullptr);
-  Scratch<Use::call> memory(weights + shared + pairs.cut.tiles_m * call.N * 8);
+  const int64_t weights = gradients.prepare(call, nullptr);
+  Scratch<Use::call> memory(weights + of.tiles() * call.N * 8);
   call.weights = of.weights = memory.get();
   gradients.prepare(call, of.weights);
-  share(pairs, memory.get() + weights);
-  of.of_k = reinterpret_cast<double*>(memory.get() + weights + shared);
-  pairs_kernels(path).mark(pairs, 0, 1);
+  of.of_k = reinterpret_cast<double*>(memory.get() + weights);
   const OnlineKernels& kernels = online_kernels(path);
-  const int64_t bytes = kernels.weigh_bytes(of);
-  if (!kernels.sample_logs(of)) return false;
+  const int64_t bytes = kernels.bytes(of.pairs);
   const bool done = all_of(
-      parallel, pairs.cut.tiles_m, grain(call.N * call.in.E), [&](int64_t begin, int64_t end) {
+      parallel, of.tiles(), grain(call.N * call.in.E), [&](int64_t begin, int64_t end) {
         return kernels.weigh(of, Scratch<Use::items>(bytes).get(), begin, end);
       });
   if (!done) return false;
@@ -131,6 +140,12 @@ bool try_online_gradients(
   const int64_t rows = std::min(N, kRows);
   const int64_t columns = std::min({M, kRows, (int64_t{1} << (full ? 19 : 17)) / rows});
   const std::unique_ptr<double[]> energies(full ? nullptr : new double[3 * rows * columns]);
+  OnlineWeigh of;
+  of.pairs = online_pairs(in, positions.get(), PairsBackward::kWeighed);
+  of.partners = M - in.exclude_diagonal;
+  const std::unique_ptr<double[]> logs(full ? new double[share(of.pairs, nullptr) / 8] : nullptr);
+  char* memory = reinterpret_cast<char*>(logs.get());
+  if (full && !find_logs(of.pairs, memory, path, parallel)) return false;
   call.add = true;
   for (int64_t i = 0; i < 5 * in.count; ++i) call.finite_upstream &= std::isfinite(upstream[i]);
   for (int64_t block = 0; block < in.count * ceil_div(M, columns) * ceil_div(N, rows); ++block) {
@@ -150,10 +165,10 @@ bool try_online_gradients(
         {meeting.samples, 0, -1, call.d_y.data != nullptr, false, false, of_stds && in.own_stds},
         {meeting.components, -1, 0, false, call.d_x.data != nullptr, call.d_mu.data != nullptr, of_stds}};
     call.passes = passes, call.pass_count = 2;
-    const double *of_first = state + d * 4 * N + first, *u = upstream + d * 5;
     if (full) {
-      const int64_t partners = M - in.exclude_diagonal;
-      if (!weigh_online(call, of_first, u, N, partners, path, parallel)) return false;
+      of.d = d, of.block = meeting;
+      of.state = state + d * 4 * N, of.upstream = upstream + d * 5;
+      if (!weigh_block(of, call, path, parallel)) return false;
       continue;
     }
 
@@ -167,7 +182,7 @@ bool try_online_gradients(
     of_rows.in.energies = of_rows.gradient = energies.get();
     of_rows.in.count = 1, of_rows.in.N = n, of_rows.in.M = count, of_rows.in.samples = N;
     if (in.exclude_diagonal) of_rows.in.own = first - start;
-    of_rows.state = of_first, of_rows.upstream = u;
+    of_rows.state = state + d * 4 * N + first, of_rows.upstream = upstream + d * 5;
     launch_logsumexp_gradient(of_rows, path, parallel);
     call.upstream = energies.get();
     if (!find_gradients(call, path, parallel)) return false;

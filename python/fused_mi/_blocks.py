@@ -35,21 +35,21 @@ def blocks(mixtures: Sequence[Mixture], pairs_at_once: int) -> Iterator[tuple[in
         step = max(1, pairs_at_once // mixture.components)
         for row in range(start, stop, step):
             rows = (row, min(row + step, stop))
-            one_batch = mixture.sample_eps is not None  # else samples are rows of other tensors
             parts = [
                 (
                     (columns[0] - components[0], columns[1] - components[0]),
                     mixture._replace(sample_rows=rows, component_rows=columns),
                 )
-                for columns in (_columns(rows, components) if one_batch else [components])
+                for columns in _columns(rows, mixture)
             ]
             yield d, Block((row - start, rows[1] - start), row if exclude else None, parts)
 
 
-def _columns(rows: Rows, components: Rows) -> list[Rows]:
+def _columns(rows: Rows, mixture: Mixture) -> list[Rows]:
     """Components in parts that are `rows` or share none with them, as the kernels want it."""
-    start, stop = components
-    if rows[1] <= start or stop <= rows[0]:
-        return [components]
+    start, stop = mixture.component_rows
+    one_batch = mixture.sample_eps is not None  # else samples are rows of other tensors
+    if not one_batch or rows[1] <= start or stop <= rows[0]:
+        return [mixture.component_rows]
     parts = (start, rows[0]), rows, (rows[1], stop)
     return [part for part in parts if part[0] < part[1]]
