@@ -158,22 +158,6 @@ bool logs(const PairsForward& call, int64_t begin, int64_t end) {
   return call.in.wide ? logs_of<double>(call, begin, end) : logs_of<float>(call, begin, end);
 }
 
-// Appends sample n to the groups of components that it weighs in.
-template <class A>
-FUSED_MI_INLINE void append(
-    const Weights<A>& w, int64_t N, int64_t n, int64_t first, int width, const A* of_q) {
-  for (int m = 0; m < width; m += kM) {
-    int zeros = 0;
-    for (int j = 0; j < kM; ++j) zeros += of_q[m + j] == 0;
-    if (zeros == kM) continue;
-    const int64_t group = (first + m) / kM;
-    Partners& partners = w.partners[group];
-    const int64_t place = group * N + (zeros == 0 ? partners.all++ : N - ++partners.some);
-    w.rows[place] = static_cast<int32_t>(n);
-    std::memcpy(w.of_q + place * kM, of_q + m, kM * sizeof(A));
-  }
-}
-
 // All samples of the block and one tile of its components.
 template <class A, class In>
 bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
@@ -187,7 +171,7 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
   const int64_t first = components.start - block.components.start;
   const int64_t mixture = pairs.of(call.d).samples.start;
   alignas(64) double of_g[kBlock] = {};
-  alignas(64) A of_q[kBlock];
+  alignas(64) A of_q[kBlock] = {};
   for (int m = 0; m < width; m += kM) w.partners[(first + m) / kM] = Partners();
   for (int64_t start = block.samples.start; start < block.samples.stop; start += cut.tile_samples) {
     const Rows samples{start, smaller(start + cut.tile_samples, block.samples.stop)};
@@ -208,8 +192,7 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
         store(of_g + f, load<double>(of_g + f, lanes) + found[1], lanes);
         of_k += inside<double>(found[2], Doubles{}, lanes);
       });
-      for (int j = width; j % kM != 0; ++j) of_q[j] = 0;
-      const int64_t n = row - block.samples.start;
+      const int n = static_cast<int>(row - block.samples.start);
       append(w, N, n, first, width, of_q);
       call.of_k[tile_m * N + n] = sum_of_lanes(of_k);
     }

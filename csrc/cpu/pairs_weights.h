@@ -57,6 +57,24 @@ struct Weights {
   }
 };
 
+// Sample n weighs `of_q` with components `first` to `first + width`, kBlock numbers, 0 behind the last:
+// it is appended to the groups in which it weighs anything.
+template <class A>
+FUSED_MI_INLINE void append(
+    const Weights<A>& w, int64_t N, int n, int64_t first, int width, const A* of_q) {
+  for (int m = 0; m < width; m += kM) {
+    const int columns = width - m < kM ? width - m : kM;
+    int zeros = 0;
+    for (int j = 0; j < columns; ++j) zeros += of_q[m + j] == 0;
+    if (zeros == columns) continue;
+    const int64_t group = (first + m) / kM;
+    Partners& partners = w.partners[group];
+    const int64_t place = group * N + (zeros == 0 ? partners.all++ : N - ++partners.some);
+    w.rows[place] = n;
+    std::memcpy(w.of_q + place * kM, of_q + m, kM * sizeof(A));
+  }
+}
+
 // Components `first` to `first` + kBlock of the list.
 template <class A>
 void weigh_components(const PairsBackward& call, int64_t d, Weights<A>& w, int64_t first) {
@@ -67,24 +85,12 @@ void weigh_components(const PairsBackward& call, int64_t d, Weights<A>& w, int64
   const int width = static_cast<int>(left < kBlock ? left : kBlock);
   const int32_t* components = lists.components + first;
   double sums[kBlock] = {};
+  A weights[kBlock] = {};
   for (int m = 0; m < width; m += kM) w.partners[(first + m) / kM] = Partners();
   for (int n = 0; n < lists.sample_count; ++n) {
     const double *from = of_q + lists.samples[n] * M, *from_g = of_g + lists.samples[n] * M;
-    for (int m = 0; m < width; m += kM) {
-      const int columns = width - m < kM ? width - m : kM;
-      A weights[kM] = {};
-      int zeros = 0;
-      for (int j = 0; j < columns; ++j) {
-        weights[j] = static_cast<A>(from[components[m + j]]);
-        zeros += weights[j] == 0;
-      }
-      if (zeros == columns) continue;
-      const int64_t group = (first + m) / kM;
-      Partners& partners = w.partners[group];
-      const int64_t place = group * N + (zeros == 0 ? partners.all++ : N - ++partners.some);
-      w.rows[place] = n;
-      std::memcpy(w.of_q + place * kM, weights, sizeof weights);
-    }
+    for (int l = 0; l < width; ++l) weights[l] = static_cast<A>(from[components[l]]);
+    append(w, N, n, first, width, weights);
     for (int l = 0; l < width; ++l) sums[l] += from_g[components[l]];
   }
   for (int l = 0; l < width; ++l) w.of_g[first + l] = static_cast<A>(sums[l]);
