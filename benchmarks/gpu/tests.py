@@ -13,7 +13,7 @@ FILES = (
     "gpu large sizes mutual_information leave_one_out masks extremes strides modes entropy terms "
     "blocks_of_pairs mahalanobis std_losses laws"
 )
-_PROCESSES = 8
+_PROCESSES = 14  # compiling kernels takes most of the time
 
 
 def files() -> list[str]:
@@ -21,11 +21,13 @@ def files() -> list[str]:
 
 
 def _command() -> list[str]:
-    """Of pytest; with several processes where xdist is installed."""
+    """Of pytest; with several processes where xdist is installed, and no other plugin of the
+    machine: one that warns would fail every test."""
     options = ["-p", "benchmarks.gpu.log", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
     if importlib.util.find_spec("xdist"):
         # A worker that dies takes one test along: the others go to a new one.
-        options += ["-n", str(min(_PROCESSES, max(2, (os.cpu_count() or 2) // 2)))]
+        processes = min(_PROCESSES, max(2, (os.cpu_count() or 2) - 2))
+        options += ["-p", "xdist.plugin", "-n", str(processes)]
     return [sys.executable, "-m", "pytest", *options, *files()]
 
 
@@ -33,7 +35,8 @@ def rows(seconds: float, command: Sequence[str] | None = None) -> Iterator[Row]:
     """A row for each test, and one for those of each file that never ran."""
     waiting: list[str] = []
     commands = {"pytest": command or _command()}
-    for event in run(commands, seconds, OMP_NUM_THREADS="2", PYTHONUNBUFFERED="1"):
+    settings = {"OMP_NUM_THREADS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for event in run(commands, seconds, PYTHONUNBUFFERED="1", **settings):
         if not isinstance(event, Ended):
             if "collected" in event:
                 waiting = event["collected"]
