@@ -40,8 +40,6 @@ OTHERS = {
 }
 INPUTS = (MEANS, STDS, CLEAN, NOISY)
 every_function = pytest.mark.parametrize("name", [*LOSSES, *OTHERS])
-# Forward mode and tracing import what torch itself has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-11)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -23,6 +24,7 @@ from fused_mi.reference.rows import first_active_row
 from fused_mi.triton_kernels import _configs, _launch, _tune, moments
 from marks import dtypes, pairing
 from rules import assert_rule10
+from triton.runtime.interpreter import ReduceOps
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
@@ -154,6 +156,27 @@ def test_second_derivatives_take_the_plain_formula(pairing):
             second.append(gradients(sum(g.square().sum() for g in first), inputs))
     for ours, plain in zip(*second, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+@pairing
+@pytest.mark.parametrize("rows", [6, 40])
+def test_reductions_do_not_depend_on_their_order(monkeypatch, pairing, rows):
+    """Lanes of a GPU that share what is reduced each do it in an order of their own, and one of them
+    is taken at its word."""
+    reduce, seen = ReduceOps.generic_reduce, []
+
+    def both_ways(self, arguments):
+        there = reduce(self, arguments)
+        back = [self.to_tensor(np.flip(a.handle.data, self.axis), a.dtype) for a in arguments]
+        for a, b in zip(there, reduce(self, tuple(back)), strict=True):
+            np.testing.assert_allclose(a.handle.data, b.handle.data, rtol=1e-4, atol=1e-4)
+        seen.append(self)
+        return there
+
+    monkeypatch.setattr(ReduceOps, "generic_reduce", both_ways)
+    inputs = leaves(mi_inputs(rows, 2, 3, torch.float32, density=0.7))
+    mi(inputs, pairing=pairing).backward()
+    assert seen
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -103,8 +103,9 @@ def _gradient(
         of_samples = upstream_of(upstreams[0], loss)
     if PULL_C or PULL_STDS:
         of_components = upstream_of(upstreams[1], loss)
-    upstream_g = None
-    m2_y = None
+    # Not None: Triton 3.6 takes no variable that is None into a tuple.
+    upstream_g = tl.zeros((), ACC)
+    m2_y = tl.zeros((1, FEATURES), ACC)
     partner_row = tl.zeros((1, 1), tl.int32) + partner_start
     if SAMPLES:
         components = tl.load(sample_counts + S + s)

@@ -14,6 +14,7 @@ from ._instructions import reciprocal
 from ._moments_finish import pairs_of, sum_of_pairs
 from ._moments_forward import load_eps
 from ._moments_rows import (
+    GROUP,
     centres,
     components_of,
     load_rows,
@@ -27,16 +28,11 @@ from ._tiles import load_mask, multiple, position
 
 
 @triton.jit
-def _first(a, here_a, b, here_b):
-    return tl.where(here_a != 0, a, b), here_a | here_b
-
-
-@triton.jit
-def _shift(rows, here):
-    """Of a group the first row that is `here`, (FEATURES,); else the last, 0."""
-    here = tl.broadcast_to(here.to(tl.int32), rows.shape)
-    shift, _ = tl.reduce(tl.reduce((rows, here), 0, _first), 0, _first)
-    return shift
+def _shift(rows, here, local):
+    """Of a group the first row that is `here`, (FEATURES,); else 0. Lanes may share a group, and
+    each reduces in an order of its own: what it reduces with must not depend on that."""
+    first = tl.min(tl.min(tl.where(here, local, GROUP), 0), 0)[None, None, :]
+    return tl.sum(tl.sum(tl.where(local == first, rows, 0.0), 0), 0)
 
 
 @triton.jit
@@ -84,15 +80,10 @@ def _rows_of(
     sample = load_rows(y, i_start, s, local, e, use_i, ACC)
     x_rows = load_rows(x, l_start, s, local, e, use_l, ACC)
     mu_rows = load_rows(mu, l_start, s, local, e, use_l, ACC)
-    y_shift, x_shift, mu_shift = (
-        _shift(sample, here_i),
-        _shift(x_rows, here_l),
-        _shift(mu_rows, here_l),
-    )
+    y_shift = _shift(sample, here_i, local)
+    x_shift, mu_shift = _shift(x_rows, here_l, local), _shift(mu_rows, here_l, local)
     centre = centres(x_rows, mu_rows, x_shift, mu_shift, here_l)
     here_own = here_l
-    sigma_own = None
-    v_own = None
     if OWN_STDS and not APART and not SHARED:
         here_own = load_mask(masks[0], l_start + local, s, local < M) & (counts[2] > 0)
         both = load_rows(stds, l_start, s, local, e, (here_own | here_l) & inside, ACC)
@@ -100,13 +91,13 @@ def _rows_of(
         sigma_own = tl.where(here_own, both, 0.0)
     else:
         sigma = load_rows(stds, l_start, s, local, e, use_l, ACC)
+        sigma_own = sigma
     v = variance(sigma, eps[0], here_l)
+    v_own = v
     if OWN_STDS and APART:
         here_own = here_i
         sigma_own = load_rows(stds, i_start, s, local, e, use_i, ACC)
-    if OWN_STDS and SHARED:
-        sigma_own, v_own = sigma, v
-    elif OWN_STDS:
+    if OWN_STDS and not SHARED:
         v_own = variance(sigma_own, eps[1], here_own)
     samples = here_i, sample, y_shift
     components = here_l, centre, (x_shift, mu_shift), sigma, v, where(here_l, reciprocal(v))
@@ -139,7 +130,7 @@ def mixture_of(
     n, m = tl.load(counts + 4 * mixture * S + s), tl.load(counts + (4 * mixture + 1) * S + s)
     met = tl.load(counts + (4 * own + 1) * S + s)
     eps_l = _either(component_eps, other_component_eps, swap, ACC)
-    eps_own = None
+    eps_own = eps_l  # not None: Triton 3.6 takes no variable that is None into a tuple
     if OWN_STDS:
         eps_own = _either(sample_eps, other_sample_eps, own == 1, ACC)
     numbers, ranges = (n, m, met), (of_samples, of_components)

@@ -75,13 +75,14 @@ class Binary(NamedTuple):
         return found or Counter()
 
 
-def _driver(target: GPUTarget) -> Any:
-    """Answers what the compiler asks of a driver."""
-    return SimpleNamespace(
+def aimed_at(target: GPUTarget) -> None:
+    """From now on a driver that says what the compiler asks of it."""
+    answers = SimpleNamespace(
         get_current_target=lambda: target,
         get_current_device=lambda: str(target),  # the key of compiled kernels
         get_current_stream=lambda device: 0,
     )
+    driver.set_active(answers)
 
 
 def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Specialisation]:
@@ -92,7 +93,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
         found.append(Specialisation(target, fn.module, fn.name, compile["specialization_data"]))
         return True  # skip the compilation
 
-    driver.set_active(_driver(target))
+    aimed_at(target)
     knobs.runtime.jit_cache_hook = note
     try:
         for kernel, programs, arguments, meta in launches:
@@ -106,18 +107,21 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
 def compiled(specialisation: Specialisation) -> Binary | str:
     """Compile, and read the machine code; the error where it does not compile."""
     target, module, name, data = specialisation
-    driver.set_active(_driver(target))
+    aimed_at(target)
     try:
         kernel = getattr(importlib.import_module(module), name).preload(data)
     except Exception as error:  # whatever the compiler raises
-        return "\n".join(f"{type(e).__name__}: {e}" for e in _with_causes(error))
+        return with_causes(error)
     return _read_cuda(kernel) if target.backend == "cuda" else _read_hip(kernel)
 
 
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+def with_causes(error: BaseException | None) -> str:
+    """What an error says, and what led to it."""
+    said = []
     while error is not None:
-        yield error
+        said.append(f"{type(error).__name__}: {error}")
         error = error.__cause__
+    return "\n".join(said)
 
 
 def _read_hip(kernel: Any) -> Binary:

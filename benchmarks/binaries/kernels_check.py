@@ -4,7 +4,8 @@
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
-and those of the pairs, see `_pairs_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
+and those of the pairs, see `_pairs_check`; every other form of them as far as Triton's front end,
+see `_forms`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
 os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measurement
 
+import _forms
 import _pairs_check
 import _whole
 import torch
@@ -188,7 +190,8 @@ def show(table: Table, legend: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parts = [*PARTS, "forms"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     start = time.perf_counter()
@@ -198,7 +201,7 @@ def main() -> None:
         os.environ["TRITON_CACHE_DIR"] = cache
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.processes, mp_context=spawn) as pool:
-            for part in map(PARTS.__getitem__, arguments.only):
+            for part in (PARTS[name] for name in arguments.only if name in PARTS):
                 everything, table = part.rows(arguments.target), part.table()
                 count += len(everything)
                 binaries = pool.map(compiled, [row.specialisation for row in everything])
@@ -210,6 +213,11 @@ def main() -> None:
                 show(table, f"{LEGEND_OF_ALL}\n{part.legend}")
             if "moments" in arguments.only:
                 passed &= _whole_launches(pool, arguments.target)
+            if "forms" in arguments.only:
+                forms = _forms.forms()
+                errors |= set(filter(None, pool.map(_forms.refusal, forms, chunksize=8)))
+                print(f"{len(forms)} forms through the front end")
+    passed &= not errors
     for error in errors:
         print(f"\n{error}")
     seconds = time.perf_counter() - start
