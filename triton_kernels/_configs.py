@@ -53,6 +53,15 @@ def features_tile(features: int, *tensors: Tensor, heavy: bool = False) -> Tile:
     return Tile(elements // width, width, warps)
 
 
+def rows_tile(positions: int, features: int, *tensors: Tensor) -> Tile:
+    """For a column at a time: one warp with all rows of its features, where there are programs
+    enough; else rows are shared by warps."""
+    tile = features_tile(features, *tensors)
+    alone = Tile(1, tile.FEATURES, 1)
+    programs = ceil_div(features, tile.FEATURES) * positions
+    return alone if programs >= 4 * _programs(tensors[0].device) else tile
+
+
 def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Tile]:
     """Tiles worth measuring; the first is the one that is used without a measurement."""
     first = features_tile(features, *tensors, heavy=heavy)
@@ -249,27 +258,42 @@ CHUNK = 1024
 
 
 class PairsTile(NamedTuple):
-    """SAMPLES x COMPONENTS pairs of a program, FEATURES at a time."""
+    """SAMPLES x COMPONENTS pairs of a program, FEATURES at a time; VECTOR times as many are loaded,
+    and where AHEAD, one loop before they are used."""
 
     SAMPLES: int
     COMPONENTS: int
     FEATURES: int
+    VECTOR: int
+    AHEAD: bool
     num_warps: int
     maxnreg: int
 
 
-def pairs_tile(samples: int, components: int, dtype: torch.dtype) -> PairsTile:
+def pairs_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int = 4) -> PairsTile:
     """Up to 64 x 32 pairs, eight of a thread that share one component: preparing a component takes
-    most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers."""
+    most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers.
+
+    In 32 bits a row is read by lines of 128 bytes. Where the pairs are few, which the memory
+    limits, 12 warps have registers for the next lines too; where they are many there are none left.
+
+    Args:
+        dtype: of the arithmetic.
+        itemsize: the least of the inputs.
+    """
     if dtype == torch.float64:
         n, m = _between(samples, 16, 32), _between(components, 16, 32)
-        return PairsTile(n, m, 4, 4, ALL_REGISTERS)
+        return PairsTile(n, m, 4, 1, True, 4, ALL_REGISTERS)
     n, m = _between(samples, 16, 64), _between(components, 16, 32)
     warps = n * m // 256
-    return PairsTile(n, m, 8, max(warps, 2), 128 if warps >= 4 else ALL_REGISTERS)
+    if itemsize == 4:
+        most = {4: 168, 8: 128}.get(warps, ALL_REGISTERS)
+        return PairsTile(n, m, 8, 4, warps < 8, max(warps, 2), most)
+    return PairsTile(n, m, 8, 1, True, max(warps, 2), 128 if warps >= 4 else ALL_REGISTERS)
 
 
 ALL_REGISTERS = 255  # of a thread
+REGISTERS_OF_24_WARPS = 80
 REGISTERS_OF_48_WARPS = 40  # of a thread: what reads one tensor alone waits for less at once
 
 
@@ -290,15 +314,20 @@ class PairsGradientTile(NamedTuple):
     SUMMED: int
     FEATURES: int
     num_warps: int
+    maxnreg: int
 
 
-def pairs_gradient_tile(rows: int, features: int, dtype: torch.dtype) -> PairsGradientTile:
-    """Features across the lanes, rows across the warps, the sum in registers: 64 pairs and features
-    of a thread in flight, and what is prepared of the other role serves 32 rows."""
+def pairs_gradient_tile(
+    rows: int, features: int, dtype: torch.dtype, sums: int
+) -> PairsGradientTile:
+    """Features across the lanes, rows across the warps, the sums in registers: 64 pairs and features
+    of a thread in flight, and what is prepared of the other role serves 32 rows. Of one sum, 24
+    warps of an SM have registers, of two 16."""
     n = _between(rows, 8, 32)
     exact = dtype == torch.float64
     width = _between(features, 4, 32 if exact else 64)
-    return PairsGradientTile(n, 8, width, n // 4)
+    most = ALL_REGISTERS if exact or sums > 1 else REGISTERS_OF_24_WARPS
+    return PairsGradientTile(n, 8, width, n // 4, most)
 
 
 PAIRS_PADDING = 32

@@ -3,6 +3,9 @@
 The axis of the features comes first in a tile, so that each thread has a pair of rows to itself and
 adds up over features in registers; the operands reach it through shared memory in vectors. Two
 fused multiply-adds for each pair and feature: `z = y r - c r` with `r = 1 / sqrt(v)`, and `z * z`.
+
+Features are loaded in vectors, so that the memory sees long pieces of each row, and computed in as
+many parts: a part has one element of each vector, which takes no more than to name registers.
 """
 
 import triton
@@ -63,14 +66,28 @@ def _fetch(
 
 
 @triton.jit
+def _parts(tile, FEATURES: tl.constexpr):
+    """(VECTOR FEATURES, ROWS) as VECTOR tiles (FEATURES, ROWS), for VECTOR = 1 or 4."""
+    ROWS: tl.constexpr = tile.shape[1]
+    if tile.shape[0] == FEATURES:
+        return (tile,)
+    else:
+        vectors = tl.permute(tl.reshape(tile, (FEATURES, 2, 2, ROWS)), (0, 3, 1, 2))
+        even, odd = tl.split(vectors)
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        return first, second, third, fourth
+
+
+@triton.jit
 def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
-    """`(sample - centre) root` of SHAPE (FEATURES, SAMPLES, COMPONENTS).
+    """`sample root - centre` of SHAPE (FEATURES, SAMPLES, COMPONENTS), where centres are products;
+    where CAREFUL, `(sample - centre) / root`.
 
     Root and product cross the shared memory as one number of 64 bits: fewer barriers and registers.
     """
     if CAREFUL:
         return (sample[:, :, None] - centre[:, None, :]) / root[:, None, :]
-    centre = centre * root
     if root.dtype == tl.float32:
         low = root.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
         both = low | (centre.to(tl.int32, bitcast=True).to(tl.int64) << 32)
@@ -111,12 +128,14 @@ def distances_kernel(
     chunks_per_position,
     chunks_per_split,
     UNIT: tl.constexpr,  # divides E
-    EVEN: tl.constexpr,  # FEATURES divides E
+    EVEN: tl.constexpr,  # VECTOR * FEATURES divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
     SAMPLES: tl.constexpr,
     COMPONENTS: tl.constexpr,
     FEATURES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    AHEAD: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     E = multiple(E, UNIT)
@@ -129,7 +148,8 @@ def distances_kernel(
     split = program // tiles_n // tiles_m
     local_n, local_m = tl.arange(0, SAMPLES), tl.arange(0, COMPONENTS)
     n, m = tile_n * SAMPLES + local_n, tile_m * COMPONENTS + local_m
-    f = tl.arange(0, FEATURES)[:, None]
+    LOADED: tl.constexpr = VECTOR * FEATURES
+    f = tl.arange(0, LOADED)[:, None]
     eps = tl.load(component_eps).to(ACC)
     total = tl.zeros((SAMPLES, COMPONENTS), ACC)
     for i in range(0, chunks_per_split):
@@ -156,30 +176,41 @@ def distances_kernel(
             at_stds = corner(stds, row_m, s, e)
             at_shift = shift + s.to(tl.int64) * E + e
             within = tl.zeros((SAMPLES, COMPONENTS), ACC)
-            left = min(CHUNK, E - begin)
-            of_y, of_x, of_mu, of_stds, of_shift = _fetch(
-                at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
-            )
-            for _ in range(0, left, FEATURES):
+            left = multiple(min(CHUNK, E - begin), UNIT)
+            if AHEAD:
+                of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                    at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+                )
+            for _ in range(0, left, LOADED):
+                if not AHEAD:
+                    of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                        at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+                    )
                 origin = cast(of_shift, ACC)
                 sample = cast(of_y, ACC) - origin
                 centre = cast(of_x, ACC) - origin
                 if HAS_MU:
                     centre += cast(of_mu, ACC)
                 root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
-                # The next tile is on its way while this one is computed.
-                left -= FEATURES
-                at_y += FEATURES * y[3]
-                at_x += FEATURES * x[3]
+                if not CAREFUL:
+                    centre *= root
+                left -= LOADED
+                at_y += LOADED * y[3]
+                at_x += LOADED * x[3]
                 if HAS_MU:
-                    at_mu += FEATURES * mu[3]
-                at_stds += FEATURES * stds[3]
-                at_shift += FEATURES
-                of_y, of_x, of_mu, of_stds, of_shift = _fetch(
-                    at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
-                )
-                z = _against(sample, root, centre, (FEATURES, SAMPLES, COMPONENTS), CAREFUL)
-                within += tl.sum(z * z, 0)
+                    at_mu += LOADED * mu[3]
+                at_stds += LOADED * stds[3]
+                at_shift += LOADED
+                if AHEAD:  # the next tile is on its way while this one is computed
+                    of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                        at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+                    )
+                samples, roots = _parts(sample, FEATURES), _parts(root, FEATURES)
+                centres = _parts(centre, FEATURES)
+                SHAPE: tl.constexpr = (FEATURES, SAMPLES, COMPONENTS)
+                for part in tl.static_range(VECTOR):
+                    z = _against(samples[part], roots[part], centres[part], SHAPE, CAREFUL)
+                    within += tl.sum(z * z, 0)
             # Select here: an infinite sample must not reach a pair that lacks the position.
             total += tl.where(here_n[:, None] & here_m[None, :], within, 0.0)
     inside = (n < N)[:, None] & (m < M)[None, :]

@@ -12,7 +12,7 @@ import triton.language as tl
 from fused_mi._mixture import Mixture
 from torch import Tensor
 
-from ._configs import ceil_div, features_tile
+from ._configs import ceil_div, rows_tile
 from ._launch import accumulator, launch, strided, unit
 from ._tiles import contributing, load, multiple, position
 
@@ -62,7 +62,7 @@ def shift_of(x: Tensor, stds: Tensor, mixture: Mixture, component_active: Tensor
     of least stds, 0 where there is none or it is infinite."""
     _, S, E = x.shape
     shift = x.new_empty((S, E))
-    tile = features_tile(E, x, stds)
+    tile = rows_tile(S, E, x, stds)
     tiles = ceil_div(E, tile.FEATURES)
     start, stop = mixture.component_rows
     launch(

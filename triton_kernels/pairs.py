@@ -68,13 +68,14 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     shift = shift_of(x, stds, mixture, where.component_active)
     dtype = _dtype(inputs)
     chunks_per_position = ceil_div(E, CHUNK)
+    itemsize = min(t.element_size() for t in inputs if t is not None)
     tile = pairs_tile(N, M, dtype)
     tiles = ceil_div(N, tile.SAMPLES) * ceil_div(M, tile.COMPONENTS)
     splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles, y.device)
     parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
     common = _of_mixture(inputs, mixture, where, shift)
     for careful, acc in _launches(inputs):
-        tile = pairs_tile(N, M, acc)
+        tile = pairs_tile(N, M, acc, itemsize)
         tiles_n, tiles_m = ceil_div(N, tile.SAMPLES), ceil_div(M, tile.COMPONENTS)
         launch(
             distances_kernel,
@@ -86,7 +87,7 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
             chunks_per_position,
             chunks_per_split,
             UNIT=unit(E),
-            EVEN=E % tile.FEATURES == 0,
+            EVEN=E % (tile.FEATURES * tile.VECTOR) == 0,
             CAREFUL=careful,
             ACC=accumulator(acc),
             CHUNK=CHUNK,
@@ -198,7 +199,7 @@ def _gradient(
     _, S, E = inputs[0].shape
     count = rows[1] - rows[0]
     for careful, dtype in _launches(inputs):
-        tile = pairs_gradient_tile(count, E, dtype)
+        tile = pairs_gradient_tile(count, E, dtype, 1 if kernel is samples_gradient_kernel else 2)
         tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
         launch(
             kernel,
