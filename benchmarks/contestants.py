@@ -51,10 +51,11 @@ def inputs_of(case: Case, device: str, seed: int = 0) -> list[Tensor]:
 
 
 def of(case: Case, device: str, most_work: float, without_peers: bool = False) -> list[Contestant]:
-    """All of them, those that cannot run included. The first usable backend is ours."""
+    """All of them, those that cannot run included. The first usable backend is ours; without peers
+    it is alone on a GPU, where plain torch takes most of the time."""
     found = [_backend(case, name, most_work) for name in backends(device)]
     if without_peers:
-        return found
+        return found[:1] if device == "cuda" else found
     if case.wanted:
         found.append(Contestant("bound: reads, fresh gradients", "bound", partial(bound, case)))
     peers = (peer for peer in PEERS if case.compiled or not peer.compiled)

@@ -293,6 +293,7 @@ def pairs_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int 
 
 
 ALL_REGISTERS = 255  # of a thread
+REGISTERS_OF_16_WARPS = 128
 REGISTERS_OF_24_WARPS = 80
 REGISTERS_OF_48_WARPS = 40  # of a thread: what reads one tensor alone waits for less at once
 
@@ -326,8 +327,8 @@ def pairs_gradient_tile(
     n = _between(rows, 8, 32)
     exact = dtype == torch.float64
     width = _between(features, 4, 32 if exact else 64)
-    most = ALL_REGISTERS if exact or sums > 1 else REGISTERS_OF_24_WARPS
-    return PairsGradientTile(n, 8, width, n // 4, most)
+    most = REGISTERS_OF_24_WARPS if sums == 1 else REGISTERS_OF_16_WARPS
+    return PairsGradientTile(n, 8, width, n // 4, ALL_REGISTERS if exact else most)
 
 
 PAIRS_PADDING = 32
