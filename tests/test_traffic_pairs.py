@@ -67,8 +67,7 @@ def test_model_of_the_pairs_in_chunks_and_without_mu(monkeypatch):
 
 
 def test_pairs_of_one_tile_read_each_element_once_and_shifts():
-    """Distances read y, x, mu and stds once, and so do the gradients; the rest of each pass reads
-    some of them again."""
+    """Distances read y, x, mu and stds once; the rest of each pass reads some of them again."""
     n, m, s, e = 32, 32, 2, 64
     forward, backward, _ = record_pairs(*without_data(*case(n, m, s, e)))
     half = n * s * e * 4
@@ -81,8 +80,8 @@ def test_pairs_of_one_tile_read_each_element_once_and_shifts():
     flops = found["distances_kernel"].flops / (n * m * s * e)
     assert 4 < flops < 4.5
     found = total(backward, expected)
-    read = {k: v / half for k, v in found["few_gradient_kernel"].read.items() if k in NAMES}
-    assert read == {"y": 1, "x": 1, "mu": 1, "stds": 2}  # again for the slope, from a cache
+    read = {k: v / half for k, v in found["samples_gradient_kernel"].read.items() if k in NAMES}
+    assert read == {"y": 1, "x": 1, "mu": 1, "stds": 1}
     names = ("d_y", "d_x", "d_mu", "d_stds")
     written = [kernel.written.get(name, 0) for kernel in found.values() for name in names]
     assert sum(written) == 7 * half  # and half of the gradient of y is filled with zeros

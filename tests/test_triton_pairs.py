@@ -16,22 +16,8 @@ pytestmark = pytest.mark.skipif(
 )
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # (N, M, S, E): less than a tile; several of samples, of components and of features.
-SHAPES = [
-    (1, 1, 1, 1),
-    (5, 3, 2, 7),
-    (3, 5, 1, 66),
-    (66, 34, 2, 3),
-    (9, 40, 1, 16),
-    (64, 32, 1, 33),
-]
+SHAPES = [(1, 1, 1, 1), (5, 3, 2, 7), (3, 5, 1, 66), (66, 34, 2, 3), (9, 40, 1, 16)]
 shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-@pytest.fixture(autouse=True, params=[True, False], ids=["few", "many"])
-def _few(request, monkeypatch):
-    """Few pairs take the kernel of few, or those of many."""
-    if not request.param:
-        monkeypatch.setattr(pairs, "few_pairs", lambda *_: False)
 
 
 def evaluate(module, inputs, mixture, upstream):

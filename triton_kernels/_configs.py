@@ -341,29 +341,6 @@ def log_tile(features: int) -> dict[str, int]:
     return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
 
 
-class FewPairsTile(NamedTuple):
-    """All ROWS components and FEATURES of a warp: VECTOR features and all rows of each thread."""
-
-    ROWS: int
-    FEATURES: int
-    VECTOR: int
-    num_warps: int
-    maxnreg: int
-
-
-def few_pairs(samples: int, components: int, dtype: torch.dtype) -> bool:
-    """Whether one warp holds all components in its registers, and few samples pass by."""
-    return dtype != torch.float64 and components <= 32 and samples <= 64
-
-
-def few_pairs_tile(components: int, features: int) -> FewPairsTile:
-    """32 elements of a thread, of four tensors."""
-    rows = _between(components, 8, 32)
-    vector = 32 // rows
-    width = _between(features, 1, 32 * vector)
-    return FewPairsTile(rows, width, vector, lanes() // _WARP, ALL_REGISTERS)
-
-
 class LogsumexpTile(NamedTuple):
     """ROWS x COLUMNS pairs of a program at a time."""
 

@@ -14,9 +14,7 @@ from ._tiles import cast, contributing, load, multiple, store_rows, stride
 
 
 @triton.jit
-def component_of(
-    x, mu, stds, row, s, e, use, origin, eps, CAREFUL: tl.constexpr, ACC: tl.constexpr
-):
+def _component(x, mu, stds, row, s, e, use, origin, eps, CAREFUL: tl.constexpr, ACC: tl.constexpr):
     """r = 1 / sqrt(v), and c r of components, 0 where not `use`; where CAREFUL sqrt(v), infinite
     where not `use`, and c."""
     centre = load(x, row, s, e, use, ACC) - origin
@@ -63,54 +61,9 @@ def _beyond(value, inside):
 
 
 @triton.jit
-def roots_beyond(least, largest):
+def _roots_beyond(least, largest):
     """Whether inverse roots are out of the range of a regular call."""
     return tl.max(tl.max(((least < 2.0**-31) | (largest > 2.0**31)).to(tl.int32), 1), 0)
-
-
-@triton.jit
-def stds_gradient(
-    stds,  # (rows, S, E) strided
-    of_component,  # eps and its value, which rows are here, upstream of the logs, sums of pull z^2
-    of_sample,  # of the same rows in their other role: eps or None, (M, S) active, of the logs
-    irregular,
-    rows,  # m, M, row
-    s,
-    S,
-    e,
-    E,
-    CAREFUL: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """The gradient of the stds of a tile of rows in both roles."""
-    component_eps, eps, here_m, of_logs, of_squares = of_component
-    own_eps, own_active, of_own = of_sample
-    m, M, row = rows
-    at_m = m.to(tl.int64) * S + s
-    here = here_m
-    if own_eps is not None:
-        here_own = contributing(own_active, m, s, S, M)
-        here = here | here_own
-    # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
-    use = here[:, None] & (e < E)
-    sigma = load(stds, row, s, e, use, ACC)
-    sigma = tl.where(use, sigma, 1.0)
-    gradient = tl.zeros_like(sigma)
-    if component_eps is not None:
-        logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-        pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
-        gradient = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
-    if own_eps is not None:
-        eps_own = tl.load(own_eps).to(ACC)
-        own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-        use_own = here_own[:, None] & (e < E)
-        pull_own = _slope_times(sigma, own, eps_own, CAREFUL)
-        gradient += tl.where(use_own, pull_own, 0.0)
-        if not CAREFUL:
-            root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
-            odd = roots_beyond(root_own, root_own)
-            tl.store(irregular, 1, mask=odd > 0)
-    return gradient
 
 
 @triton.jit(
@@ -169,7 +122,7 @@ def samples_gradient_kernel(
             m = begin + tl.arange(0, SUMMED)
             here_m = contributing(component_active, m, s, S, M)
             use_m, row_m = here_m[:, None] & (e < E), component_start + m[:, None]
-            root, centre, found = component_of(
+            root, centre, found = _component(
                 x, mu, stds, row_m, s, e, use_m, origin, eps, CAREFUL, ACC
             )
             least, largest = tl.minimum(least, found), tl.maximum(largest, found)
@@ -180,7 +133,7 @@ def samples_gradient_kernel(
             at += SUMMED * stride(pull, 0)
         total = tl.where(use, total, 0.0)
         if not CAREFUL:
-            odd = tl.maximum(roots_beyond(least, largest), _beyond(total, use))
+            odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
             tl.store(irregular, 1, mask=odd > 0)
     row = sample_start + n[:, None]
     store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
@@ -234,11 +187,11 @@ def components_gradient_kernel(
     e = ((program // tiles_m) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
     m = tile_m * ROWS + tl.arange(0, ROWS)
     inside = (m < M)[:, None] & (e < E)
+    at_m = m.to(tl.int64) * S + s
     row = component_start + m[:, None]
     gradient_c = tl.zeros((ROWS, FEATURES), ACC)
     of_squares = tl.zeros((ROWS, FEATURES), ACC)
     here = tl.zeros((ROWS,), tl.int1)
-    eps = tl.full((), 1.0, ACC)
     if component_eps is not None:
         here_m = contributing(component_active, m, s, S, M)
         here = here_m
@@ -246,11 +199,9 @@ def components_gradient_kernel(
         if tl.max(here_m.to(tl.int32), 0) > 0:
             origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
             use = here_m[:, None] & (e < E)
-            root, centre, found = component_of(
-                x, mu, stds, row, s, e, use, origin, eps, CAREFUL, ACC
-            )
+            root, centre, found = _component(x, mu, stds, row, s, e, use, origin, eps, CAREFUL, ACC)
             if not CAREFUL:
-                tl.store(irregular, 1, mask=roots_beyond(found, found) > 0)
+                tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
             of_centre = tl.zeros((ROWS, FEATURES), ACC)
             at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + m[None, :]
             for begin in range(0, N, SUMMED):
@@ -274,11 +225,28 @@ def components_gradient_kernel(
     store_rows(d_x, row, s, e, S, E, gradient_c, inside)
     store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
     if d_stds is not None:
-        of_component = component_eps, eps, here, of_logs, of_squares
-        of_sample = own_eps, own_active, of_own
-        gradient_stds = stds_gradient(
-            stds, of_component, of_sample, irregular, (m, M, row), s, S, e, E, CAREFUL, ACC
-        )
+        gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+        if own_eps is not None:
+            here_own = contributing(own_active, m, s, S, M)
+            here = here | here_own
+        # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
+        use = here[:, None] & (e < E)
+        sigma = load(stds, row, s, e, use, ACC)
+        sigma = tl.where(use, sigma, 1.0)
+        if component_eps is not None:
+            logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+            pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
+            gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
+        if own_eps is not None:
+            eps_own = tl.load(own_eps).to(ACC)
+            own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+            use_own = here_own[:, None] & (e < E)
+            pull_own = _slope_times(sigma, own, eps_own, CAREFUL)
+            gradient_stds += tl.where(use_own, pull_own, 0.0)
+            if not CAREFUL:
+                root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
+                odd = _roots_beyond(root_own, root_own)
+                tl.store(irregular, 1, mask=odd > 0)
         store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
         gradient_c = gradient_stds
     if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule

@@ -64,7 +64,7 @@ def counted(a: Arguments) -> ActivePairs:
             _tiled(a["component_active"], a["COMPONENTS"]),
         )
         works = (n[:, None] > 0) & (m > 0)
-    elif "d_y" in a and "SUMMED" in a:
+    elif "d_y" in a:
         n, m = _tiled(a["sample_active"], a["ROWS"]), _tiled(a["component_active"], a["M"])
         works = n[:, None] > 0
     else:
@@ -175,16 +175,6 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
     return read, {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}, flops * E
 
 
-def _few_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
-    """Every input once; stds again, for the slope, from a cache."""
-    E, rows = a["E"], a["N"] * a["S"]
-    found = _components_gradient(programs, a | {"CAREFUL": False, "SUMMED": 1}, active)
-    read, written, flops = found
-    read["sample_active"] = a["tiles_e"] * rows
-    read["pull"] = active.samples * a["tiles_e"] * a["ROWS"]
-    return read, written | {"d_y": rows * E}, flops + 2 * active.pairs * E
-
-
 def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     """Where no row is hopeless: of such rows the energies are read once more."""
     directions = programs // a["tiles"]
@@ -212,7 +202,6 @@ KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
     "log_determinants_kernel": _log_determinants,
     "samples_gradient_kernel": _samples_gradient,
     "components_gradient_kernel": _components_gradient,
-    "few_gradient_kernel": _few_gradient,
     "logsumexp_state_kernel": _logsumexp_state,
     "logsumexp_means_kernel": _logsumexp_means,
     "logsumexp_gradient_kernel": _logsumexp_gradient,

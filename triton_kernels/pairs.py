@@ -16,8 +16,6 @@ from ._configs import (
     PAIRS_PADDING,
     REDUCE,
     ceil_div,
-    few_pairs,
-    few_pairs_tile,
     log_tile,
     pairs_gradient_tile,
     pairs_splits,
@@ -25,16 +23,12 @@ from ._configs import (
 )
 from ._launch import accumulator, launch, strided, unit
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
-from ._pairs_few import few_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
 from ._shift import shift_of
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 """y, x, mu, stds: (rows, S, E) each; mu None is 0."""
-
-Launches = Sequence[tuple[bool, torch.dtype]]
-"""Of one kernel: whether CAREFUL, and the type of its arithmetic."""
 
 
 def pairs(
@@ -155,41 +149,18 @@ def pairs_backward(
     shifts = [
         shift_of(x, stds, m, w.component_active) for m, w in zip(mixtures, where, strict=False)
     ]
-    few = wanted[0] and any(wanted[1:]) and _few(inputs, mixtures)
     for this, write in plan.passes:
         d_y, *rest = (t if here else None for t, here in zip(plan.tensors, write, strict=True))
-        i, j = this.as_samples, this.as_components
+        i = this.as_samples
         if d_y is not None and i is None:
             d_y[slice(*this.rows)].zero_()
-        elif d_y is not None and i is not None and not few:
-            of_i = mixtures[i], where[i], shifts[i], upstream[i]
-            _samples_gradient(inputs, *of_i, d_y, _launches(inputs))
-        if few and j is not None:
-            _components_gradient(
-                inputs, mixtures, where, shifts, this, upstream, rest, plan.tensors[0]
-            )
-        elif any(write[1:]):
-            _components_gradient(inputs, mixtures, where, shifts, this, upstream, rest, None)
+        elif d_y is not None and i is not None:
+            common = _of_mixture(inputs, mixtures[i], where[i], shifts[i])
+            pull = _padded(upstream[i, 0].T, _dtype(inputs))
+            _gradient(samples_gradient_kernel, inputs, this.rows, common, pull, d_y)
+        if any(write[1:]):
+            _components_gradient(inputs, mixtures, where, shifts, this, upstream, rest)
     return plan.tensors
-
-
-def _few(inputs: Inputs, mixtures: Sequence[Mixture]) -> bool:
-    return few_pairs(mixtures[0].samples, mixtures[0].components, _dtype(inputs))
-
-
-def _samples_gradient(
-    inputs: Inputs,
-    mixture: Mixture,
-    where: Positions,
-    shift: Tensor,
-    upstream: Tensor,
-    d_y: Tensor,
-    launches: Launches,
-) -> None:
-    common = _of_mixture(inputs, mixture, where, shift)
-    pull = _padded(upstream[0].T, _dtype(inputs))
-    kernel = samples_gradient_kernel
-    _gradient(kernel, launches, inputs, mixture.sample_rows, common, pull, d_y)
 
 
 def _components_gradient(
@@ -200,10 +171,7 @@ def _components_gradient(
     this: Pass,
     upstream: Tensor,
     tensors: Sequence[Tensor | None],
-    d_y: Tensor | None,
 ) -> None:
-    """Gradients of rows as components, of their stds in both roles; with `d_y`, of the samples that
-    meet them too, which are few."""
     i, j = this.as_samples, this.as_components
     start, stop = this.rows
     pull = of_logs = own_eps = own_active = of_own = None
@@ -219,48 +187,18 @@ def _components_gradient(
     if tensors[2] is not None and i is not None and mixtures[i].sample_eps is not None:
         own_eps, own_active = mixtures[i].sample_eps, where[i].sample_active
         of_own = upstream[i, 2] @ where[i].component_active.double()
-    rest = pull, of_logs, own_eps, own_active, of_own, *tensors
-    launches = _launches(inputs)
-    if d_y is not None and j is not None:
-        _few_gradient(inputs, mixtures[j], common, *rest, d_y)
-        of_j = mixtures[j], where[j], shifts[j], upstream[j]
-        launches = launches[1:]
-        _samples_gradient(inputs, *of_j, d_y, launches)
-    _gradient(components_gradient_kernel, launches, inputs, this.rows, common, *rest)
-
-
-def _few_gradient(
-    inputs: Inputs, mixture: Mixture, common: Sequence[Any], pull: Tensor | None, *rest: Any
-) -> None:
-    _, S, E = inputs[0].shape
-    tile = few_pairs_tile(mixture.components, E)
-    tiles_e = ceil_div(E, tile.FEATURES)
-    launch(
-        few_gradient_kernel,
-        tiles_e * S,
-        *common,
-        tiles_e,
-        strided(pull),
-        *rest,
-        UNIT=unit(E),
-        ACC=accumulator(_dtype(inputs)),
-        **tile._asdict(),
-    )
+    own = own_eps, own_active, of_own
+    kernel = components_gradient_kernel
+    _gradient(kernel, inputs, this.rows, common, pull, of_logs, *own, *tensors)
 
 
 def _gradient(
-    kernel: Any,
-    launches: Launches,
-    inputs: Inputs,
-    rows: Rows,
-    common: Sequence[Any],
-    pull: Tensor | None,
-    *rest: Any,
+    kernel: Any, inputs: Inputs, rows: Rows, common: Sequence[Any], pull: Tensor | None, *rest: Any
 ) -> None:
     """Launches of a kernel that writes gradients of these rows."""
     _, S, E = inputs[0].shape
     count = rows[1] - rows[0]
-    for careful, dtype in launches:
+    for careful, dtype in _launches(inputs):
         tile = pairs_gradient_tile(count, E, dtype, 1 if kernel is samples_gradient_kernel else 2)
         tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
         launch(
@@ -298,7 +236,7 @@ def _of_mixture(
     )
 
 
-def _launches(inputs: Inputs) -> Launches:
+def _launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:
     """Of one kernel, with the type of their arithmetic: the usual one, and the careful one, which
     returns at once where the former has found nothing out of range."""
     return (False, _dtype(inputs)), (True, torch.float64)
