@@ -147,7 +147,9 @@ def test_the_tests_of_a_tree_that_nobody_installed(tree):
     (tree / "foreign.py").write_text("raise RuntimeError('a plugin of the machine was loaded')\n")
     (tree / "foreign-1.dist-info").mkdir()
     (tree / "foreign-1.dist-info" / "METADATA").write_text("Name: foreign\nVersion: 1\n")
-    (tree / "foreign-1.dist-info" / "entry_points.txt").write_text("[pytest11]\nforeign = foreign\n")
+    (tree / "foreign-1.dist-info" / "entry_points.txt").write_text(
+        "[pytest11]\nforeign = foreign\n"
+    )
     code = f"""
 import os, sys
 os.chdir({str(tree)!r})

@@ -253,6 +253,11 @@ def _programs(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def careful_programs(programs: int, device: torch.device) -> int:
+    """Of a launch that as a rule only looks at a flag: programs that end at once take time too."""
+    return min(programs, _programs(device))
+
+
 CHUNK = 1024
 """Features of one position that are added up in float32 before anything else joins them."""
 
@@ -321,9 +326,9 @@ class PairsGradientTile(NamedTuple):
 def pairs_gradient_tile(
     rows: int, features: int, dtype: torch.dtype, sums: int
 ) -> PairsGradientTile:
-    """Features across the lanes, rows across the warps, the sums in registers: 64 pairs and features
-    of a thread in flight, and what is prepared of the other role serves 32 rows. Of one sum, 24
-    warps of an SM have registers, of two 16."""
+    """Features across the lanes, rows across the warps, the sums in registers: 64 pairs and
+    features of a thread in flight, and what is prepared of the other role serves 32 rows. Of one
+    sum, 24 warps of an SM have registers, of two 16."""
     n = _between(rows, 8, 32)
     exact = dtype == torch.float64
     width = _between(features, 4, 32 if exact else 64)

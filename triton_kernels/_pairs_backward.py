@@ -99,44 +99,47 @@ def samples_gradient_kernel(
 ):
     """`d_y_i = sum_l u_il (y_i - c_l) / v_l` of the samples' rows."""
     E = multiple(E, UNIT)
-    if CAREFUL:  # noqa: SIM102 (decided at compile time)
+    first, stop, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    if CAREFUL:
+        # Mostly nothing to do: few programs, which otherwise do the work of all.
+        stop, step = tiles_n * tiles_e * S, tl.num_programs(0)
         if tl.load(irregular) == 0:
             return
-    program = tl.program_id(0)
-    tile_n, s = program % tiles_n, program // tiles_n // tiles_e
-    e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
-    n = tile_n * ROWS + tl.arange(0, ROWS)
-    here_n = contributing(sample_active, n, s, S, N)
-    total = tl.zeros((ROWS, FEATURES), ACC)
-    eps = tl.load(component_eps).to(ACC)
-    if tl.max(here_n.to(tl.int32), 0) > 0:
-        origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
-        use = here_n[:, None] & (e < E)
+    for program in range(first, stop, step):
+        tile_n, s = program % tiles_n, program // tiles_n // tiles_e
+        e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
+        n = tile_n * ROWS + tl.arange(0, ROWS)
+        here_n = contributing(sample_active, n, s, S, N)
+        total = tl.zeros((ROWS, FEATURES), ACC)
+        eps = tl.load(component_eps).to(ACC)
+        if tl.max(here_n.to(tl.int32), 0) > 0:
+            origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
+            use = here_n[:, None] & (e < E)
+            row = sample_start + n[:, None]
+            sample = load(y, row, s, e, use, ACC)
+            sample = tl.where(use, sample - origin, 0.0)
+            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + n[None, :]
+            least = tl.full((SUMMED, FEATURES), 1.0, ACC)
+            largest = least
+            for begin in range(0, M, SUMMED):
+                m = begin + tl.arange(0, SUMMED)
+                here_m = contributing(component_active, m, s, S, M)
+                use_m, row_m = here_m[:, None] & (e < E), component_start + m[:, None]
+                root, centre, found = _component(
+                    x, mu, stds, row_m, s, e, use_m, origin, eps, CAREFUL, ACC
+                )
+                least, largest = tl.minimum(least, found), tl.maximum(largest, found)
+                # Where a component lacks the position, its inverse root is 0 and so is the term.
+                z = _standardised(sample[None, :, :], root[:, None, :], centre[:, None, :], CAREFUL)
+                z = _pulled(tl.load(at)[:, :, None], z, CAREFUL)
+                total += tl.sum(times(z, root[:, None, :], CAREFUL), 0)
+                at += SUMMED * stride(pull, 0)
+            total = tl.where(use, total, 0.0)
+            if not CAREFUL:
+                odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
+                tl.store(irregular, 1, mask=odd > 0)
         row = sample_start + n[:, None]
-        sample = load(y, row, s, e, use, ACC)
-        sample = tl.where(use, sample - origin, 0.0)
-        at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + n[None, :]
-        least = tl.full((SUMMED, FEATURES), 1.0, ACC)
-        largest = least
-        for begin in range(0, M, SUMMED):
-            m = begin + tl.arange(0, SUMMED)
-            here_m = contributing(component_active, m, s, S, M)
-            use_m, row_m = here_m[:, None] & (e < E), component_start + m[:, None]
-            root, centre, found = _component(
-                x, mu, stds, row_m, s, e, use_m, origin, eps, CAREFUL, ACC
-            )
-            least, largest = tl.minimum(least, found), tl.maximum(largest, found)
-            # Where a component lacks the position, its inverse root is 0 and so is the term.
-            z = _standardised(sample[None, :, :], root[:, None, :], centre[:, None, :], CAREFUL)
-            z = _pulled(tl.load(at)[:, :, None], z, CAREFUL)
-            total += tl.sum(times(z, root[:, None, :], CAREFUL), 0)
-            at += SUMMED * stride(pull, 0)
-        total = tl.where(use, total, 0.0)
-        if not CAREFUL:
-            odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
-            tl.store(irregular, 1, mask=odd > 0)
-    row = sample_start + n[:, None]
-    store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
+        store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
 
 
 @triton.jit(
@@ -179,76 +182,87 @@ def components_gradient_kernel(
     """`d_c_l = sum_i u_il (c_l - y_i) / v_l`, and the gradient of the stds of M rows in both roles;
     zeros where they lack a role."""
     E = multiple(E, UNIT)
-    if CAREFUL:  # noqa: SIM102 (decided at compile time)
+    first, stop, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    if CAREFUL:
+        # Mostly nothing to do: few programs, which otherwise do the work of all.
+        stop, step = tiles_m * tiles_e * S, tl.num_programs(0)
         if tl.load(irregular) == 0:
             return
-    program = tl.program_id(0)
-    tile_m, s = program % tiles_m, program // tiles_m // tiles_e
-    e = ((program // tiles_m) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
-    m = tile_m * ROWS + tl.arange(0, ROWS)
-    inside = (m < M)[:, None] & (e < E)
-    at_m = m.to(tl.int64) * S + s
-    row = component_start + m[:, None]
-    gradient_c = tl.zeros((ROWS, FEATURES), ACC)
-    of_squares = tl.zeros((ROWS, FEATURES), ACC)
-    here = tl.zeros((ROWS,), tl.int1)
-    if component_eps is not None:
-        here_m = contributing(component_active, m, s, S, M)
-        here = here_m
-        eps = tl.load(component_eps).to(ACC)
-        if tl.max(here_m.to(tl.int32), 0) > 0:
-            origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
-            use = here_m[:, None] & (e < E)
-            root, centre, found = _component(x, mu, stds, row, s, e, use, origin, eps, CAREFUL, ACC)
-            if not CAREFUL:
-                tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
-            of_centre = tl.zeros((ROWS, FEATURES), ACC)
-            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + m[None, :]
-            for begin in range(0, N, SUMMED):
-                n = begin + tl.arange(0, SUMMED)
-                here_n = contributing(sample_active, n, s, S, N)
-                use_n = here_n[:, None] & (e < E)
-                at_n = sample_start + n[:, None]
-                sample = load(y, at_n, s, e, use_n, ACC)
-                sample = tl.where(use_n, sample - origin, 0.0)
-                of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
-                z = _standardised(sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL)
-                terms = _pulled(of_pairs[:, :, None], z, CAREFUL)
-                of_centre += tl.sum(terms, 0)
-                if CAREFUL:
-                    terms = tl.where(terms == 0, 0.0, terms * z)
-                    of_squares += tl.sum(terms, 0)
-                else:
-                    of_squares += tl.sum(terms * z, 0)
-                at += SUMMED * stride(pull, 0)
-            gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
-    store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-    store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
-    if d_stds is not None:
-        gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
-        if own_eps is not None:
-            here_own = contributing(own_active, m, s, S, M)
-            here = here | here_own
-        # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
-        use = here[:, None] & (e < E)
-        sigma = load(stds, row, s, e, use, ACC)
-        sigma = tl.where(use, sigma, 1.0)
+    for program in range(first, stop, step):
+        tile_m, s = program % tiles_m, program // tiles_m // tiles_e
+        e = ((program // tiles_m) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
+        m = tile_m * ROWS + tl.arange(0, ROWS)
+        inside = (m < M)[:, None] & (e < E)
+        at_m = m.to(tl.int64) * S + s
+        row = component_start + m[:, None]
+        gradient_c = tl.zeros((ROWS, FEATURES), ACC)
+        of_squares = tl.zeros((ROWS, FEATURES), ACC)
+        here = tl.zeros((ROWS,), tl.int1)
         if component_eps is not None:
-            logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-            pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
-            gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
-        if own_eps is not None:
-            eps_own = tl.load(own_eps).to(ACC)
-            own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
-            use_own = here_own[:, None] & (e < E)
-            pull_own = _slope_times(sigma, own, eps_own, CAREFUL)
-            gradient_stds += tl.where(use_own, pull_own, 0.0)
-            if not CAREFUL:
-                root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
-                odd = _roots_beyond(root_own, root_own)
-                tl.store(irregular, 1, mask=odd > 0)
-        store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
-        gradient_c = gradient_stds
-    if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule
-        odd = tl.sum(tl.sum(gradient_c, 1), 0)
-        tl.store(irregular, 1, mask=~(tl.abs(odd) < float("inf")))
+            here_m = contributing(component_active, m, s, S, M)
+            here = here_m
+            eps = tl.load(component_eps).to(ACC)
+            if tl.max(here_m.to(tl.int32), 0) > 0:
+                origin = cast(tl.load(shift + s.to(tl.int64) * E + e, mask=e < E, other=0.0), ACC)
+                use = here_m[:, None] & (e < E)
+                root, centre, found = _component(
+                    x, mu, stds, row, s, e, use, origin, eps, CAREFUL, ACC
+                )
+                if not CAREFUL:
+                    tl.store(irregular, 1, mask=_roots_beyond(found, found) > 0)
+                of_centre = tl.zeros((ROWS, FEATURES), ACC)
+                at = (
+                    pull[0]
+                    + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0)
+                    + m[None, :]
+                )
+                for begin in range(0, N, SUMMED):
+                    n = begin + tl.arange(0, SUMMED)
+                    here_n = contributing(sample_active, n, s, S, N)
+                    use_n = here_n[:, None] & (e < E)
+                    at_n = sample_start + n[:, None]
+                    sample = load(y, at_n, s, e, use_n, ACC)
+                    sample = tl.where(use_n, sample - origin, 0.0)
+                    of_pairs = tl.where(here_n[:, None], tl.load(at), 0.0)
+                    z = _standardised(
+                        sample[:, None, :], root[None, :, :], centre[None, :, :], CAREFUL
+                    )
+                    terms = _pulled(of_pairs[:, :, None], z, CAREFUL)
+                    of_centre += tl.sum(terms, 0)
+                    if CAREFUL:
+                        terms = tl.where(terms == 0, 0.0, terms * z)
+                        of_squares += tl.sum(terms, 0)
+                    else:
+                        of_squares += tl.sum(terms * z, 0)
+                    at += SUMMED * stride(pull, 0)
+                gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
+        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
+        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+        if d_stds is not None:
+            gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
+            if own_eps is not None:
+                here_own = contributing(own_active, m, s, S, M)
+                here = here | here_own
+            # Once more, from a cache: in registers it would cost the loop a quarter of its warps.
+            use = here[:, None] & (e < E)
+            sigma = load(stds, row, s, e, use, ACC)
+            sigma = tl.where(use, sigma, 1.0)
+            if component_eps is not None:
+                logs = tl.load(of_logs + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+                pull_l = _slope_times(sigma, logs - of_squares, eps, CAREFUL)
+                gradient_stds = tl.where(here_m[:, None] & (e < E), pull_l, 0.0)
+            if own_eps is not None:
+                eps_own = tl.load(own_eps).to(ACC)
+                own = tl.load(of_own + at_m, mask=m < M, other=0.0).to(ACC)[:, None]
+                use_own = here_own[:, None] & (e < E)
+                pull_own = _slope_times(sigma, own, eps_own, CAREFUL)
+                gradient_stds += tl.where(use_own, pull_own, 0.0)
+                if not CAREFUL:
+                    root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
+                    odd = _roots_beyond(root_own, root_own)
+                    tl.store(irregular, 1, mask=odd > 0)
+            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+            gradient_c = gradient_stds
+        if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule
+            odd = tl.sum(tl.sum(gradient_c, 1), 0)
+            tl.store(irregular, 1, mask=~(tl.abs(odd) < float("inf")))

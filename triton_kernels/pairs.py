@@ -15,6 +15,7 @@ from ._configs import (
     CHUNK,
     PAIRS_PADDING,
     REDUCE,
+    careful_programs,
     ceil_div,
     log_tile,
     pairs_gradient_tile,
@@ -196,14 +197,16 @@ def _gradient(
     kernel: Any, inputs: Inputs, rows: Rows, common: Sequence[Any], pull: Tensor | None, *rest: Any
 ) -> None:
     """Launches of a kernel that writes gradients of these rows."""
-    _, S, E = inputs[0].shape
+    y = inputs[0]
+    _, S, E = y.shape
     count = rows[1] - rows[0]
     for careful, dtype in _launches(inputs):
         tile = pairs_gradient_tile(count, E, dtype, 1 if kernel is samples_gradient_kernel else 2)
         tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
+        programs = tiles * tiles_e * S
         launch(
             kernel,
-            tiles * tiles_e * S,
+            careful_programs(programs, y.device) if careful else programs,
             *common,
             tiles,
             tiles_e,
