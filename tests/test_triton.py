@@ -161,8 +161,8 @@ def test_second_derivatives_take_the_plain_formula(pairing):
 @pairing
 @pytest.mark.parametrize("rows", [6, 40])
 def test_reductions_do_not_depend_on_their_order(monkeypatch, pairing, rows):
-    """Lanes of a GPU that share what is reduced each do it in an order of their own, and one of them
-    is taken at its word."""
+    """Lanes of a GPU that share what is reduced each do it in an order of their own, and one of
+    them is taken at its word."""
     reduce, seen = ReduceOps.generic_reduce, []
 
     def both_ways(self, arguments):
