@@ -12,14 +12,14 @@ from cases import mi, mi_inputs
 from marks import estimator
 
 
-@pytest.mark.parametrize("name", ["estimator", "reduction", "pairing"])
+@pytest.mark.parametrize("name", ["estimator", "reduction", "pairing", "constant"])
 @pytest.mark.parametrize("value", ["none", "", None, 3, "JENSEN", ["sum"]], ids=str)
 def test_unknown_options(name, value):
     calls = [
         lambda: mi(mi_inputs(), **{name: value}),
         lambda: fused_mi.MutualInformationLoss(**{name: value}),
     ]
-    if name != "pairing":
+    if name in ("estimator", "reduction"):
         calls += [
             lambda: fused_mi.gaussian_mixture_entropy(*entropy_inputs()[0], **{name: value}),
             lambda: fused_mi.GaussianMixtureEntropy(**{name: value}),

@@ -50,6 +50,21 @@ def all_well(tensors: Sequence[Any], mask: Any) -> bool:
     )
 
 
+def with_positions(embeddings: Sequence[Any], *masks: Any) -> list[Any]:
+    """Embeddings (rows, E), by the first of them, and masks (rows,) as those of one position; what
+    has another number of dimensions as it is."""
+    first = embeddings[0]
+    if not isinstance(first, Tensor) or first.dim() != 2:
+        return [*embeddings, *masks]
+    ranked = [(t, 2) for t in embeddings] + [(t, 1) for t in masks]
+    return [
+        t.unsqueeze(1)
+        if isinstance(t, Tensor) and t.dim() == rank and t.layout is _STRIDED and not t.is_nested
+        else t
+        for t, rank in ranked
+    ]
+
+
 def floating(**tensors: Any) -> torch.dtype:
     """Each argument is a dense tensor of a supported floating dtype, all on one device; returns the
     accumulation type T."""

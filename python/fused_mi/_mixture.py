@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._precision import accumulation_dtype
+from ._precision import accumulation_dtype, working_dtype
 from ._types import Pairing
 
 Rows = tuple[int, int]
@@ -109,6 +109,25 @@ class Scoring(NamedTuple):
         if self.component_mask is not None:
             return self.component_mask
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
+
+
+def features_of_pairs(scoring: Scoring, inputs: Inputs) -> Tensor:
+    """d, how many features weigh in a pair, 0-dim: the mean over the scored pairs."""
+    y, x = inputs[:2]
+    rows, active = scoring.rows(y.shape[0], x.shape[0]), scoring.sample_mask
+    dtype = working_dtype(y.device)
+    total = torch.zeros((), dtype=dtype, device=y.device)
+    for (first, last), (start, stop) in rows:
+        of_samples = active[first:last].sum(0, dtype=dtype)
+        n, m = last - first, stop - start
+        if scoring.component_mask is None:
+            total = total + of_samples.sum() / n
+        elif scoring.pairing == "leave_one_out":
+            total = total + (of_samples * (of_samples - 1)).sum() / (n * (n - 1))
+        else:
+            of_components = scoring.component_mask[start:stop].sum(0, dtype=dtype)
+            total = total + (of_samples * of_components).sum() / (n * m)
+    return total * (y.shape[2] / len(rows))
 
 
 def mixtures_of(scoring: Scoring, inputs: Inputs, variance: Callable[..., Any]) -> list[Mixture]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 Estimator = Literal["jensen", "logsumexp"]
 Reduction = Literal["mean", "sum"]
+Constant = Literal["keep", "subtract"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
 
 

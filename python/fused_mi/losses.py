@@ -11,8 +11,8 @@ from torch import Tensor
 from . import _checks
 from ._broadcast import outer_pattern, used_by
 from ._estimators import TERMS
-from ._mixture import Scoring
-from ._types import Estimator, Pairing, Reduction
+from ._mixture import Inputs, Scoring, features_of_pairs
+from ._types import Constant, Estimator, Pairing, Reduction
 from .ops.distances import distances
 from .ops.estimators import Estimate, jensen, logsumexp
 from .ops.variance import stabiliser
@@ -98,9 +98,9 @@ def pairwise_square_mahalanobis_distance(
     """Half the squared Mahalanobis distance of every sample to every component.
 
     Args:
-        y: (N, S, E) samples.
+        y: (N, S, E) samples; or (N, E), with the others (M, E), for S = 1.
         centers, stds: (M, S, E) centres and standard deviations of the components.
-        mask: (N, S), non-zero = active.
+        mask: (N, S), non-zero = active; or (N,).
         component_mask: (M, S); if given, a position weighs 1 in the pairs where both are active.
         safety_factor: as in `square_mahalanobis_distance`; the minimum runs over the active
             positions of the components, or over all of them without `component_mask`.
@@ -112,6 +112,9 @@ def pairwise_square_mahalanobis_distance(
         TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, or devices differ.
     """
+    y, centers, stds, mask, component_mask = _checks.with_positions(
+        (y, centers, stds), mask, component_mask
+    )
     dtype = _checks.floating(y=y, centers=centers, stds=stds)
     safety_factor = _checks.factor(safety_factor)
     _checks.dimensions("y", y, "(N, S, E)")
@@ -147,8 +150,8 @@ def gaussian_mixture_entropy(
 
     Args:
         clean_embeddings, means, stds: (M, S, E); component l is centred at clean + means.
-        transformed_embeddings: (N, S, E) samples.
-        mask: (N, S) of the samples, non-zero = active.
+        transformed_embeddings: (N, S, E) samples; or (N, E), with the others (M, E), for S = 1.
+        mask: (N, S) of the samples, non-zero = active; or (N,).
         losses: receives the terms named in `ComponentLossesDict`, in the same reduction; they add
             up to the result.
         safety_factor: as in `pairwise_square_mahalanobis_distance`.
@@ -164,7 +167,9 @@ def gaussian_mixture_entropy(
         TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, a batch is empty, devices differ, or an option is unknown.
     """
-    x, y = clean_embeddings, transformed_embeddings
+    x, y, means, stds, mask, component_mask = _checks.with_positions(
+        (clean_embeddings, transformed_embeddings, means, stds), mask, component_mask
+    )
     _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
     _checks.mapping("losses", losses)
     safety_factor = _checks.factor(safety_factor)
@@ -196,6 +201,7 @@ def mutual_information_sub_batch(
     estimator: Estimator = "jensen",
     reduction: Reduction = "sum",
     pairing: Pairing = "sub_batch",
+    constant: Constant = "keep",
 ) -> Tensor:
     """Mutual information, plus d/2, of embeddings x and y = x + mu + sigma * N(0, I).
 
@@ -206,8 +212,8 @@ def mutual_information_sub_batch(
     report of information in nats subtracts it.
 
     Args:
-        means_tensor, stds_tensor: (B, S, E) mu and sigma.
-        noise_mask: (B, S), non-zero = the position carries noise.
+        means_tensor, stds_tensor: (B, S, E) mu and sigma; or (B, E), here and below, for S = 1.
+        noise_mask: (B, S), non-zero = the position carries noise; or (B,).
         clean_input_embeddings, noisy_input_embeddings: (B, S, E) x and y.
         combine_noise_masks_for_mutual_information_sub_batches: a position counts where it is active
             in sample and component; otherwise where it is active in the sample.
@@ -220,6 +226,9 @@ def mutual_information_sub_batch(
         pairing: "sub_batch", the first half scored against the second (N = B/2); "symmetric", the
             mean of both directions; "leave_one_out", every row against all others (N = B; odd B
             allowed).
+        constant: "subtract" takes off d/2, N d/2 for "sum", with the mean d of the scored pairs; of
+            the entries "std_log_loss" takes it, and then is -h(Y|X). The difference is rounded as
+            the result that keeps it.
 
     Returns:
         0-dim in T, in nats.
@@ -229,7 +238,9 @@ def mutual_information_sub_batch(
         ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or
             an option is unknown.
     """
-    mu, stds, x, y = means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings
+    mu, stds, x, y, noise_mask = _checks.with_positions(
+        (means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings), noise_mask
+    )
     active = noise_mask
     if not _checks.all_well((mu, stds, x, y), noise_mask):
         _checks.floating(
@@ -250,6 +261,7 @@ def mutual_information_sub_batch(
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.option("pairing", pairing, Pairing)
+    _checks.option("constant", constant, Constant)
     batch = mu.shape[0]
     if batch < 2:
         raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
@@ -259,7 +271,24 @@ def mutual_information_sub_batch(
         )
     component_mask = active if combine else None
     scoring = Scoring(active, component_mask, pairing, True, reduction == "sum", safety_factor)
-    return _evaluate(estimator, (y, x, mu, stds), scoring, losses, _ENTRIES_OF_INFORMATION)
+    inputs = y, x, mu, stds
+    total = _evaluate(estimator, inputs, scoring, losses, _ENTRIES_OF_INFORMATION)
+    return total if constant == "keep" else _less_constant(total, inputs, scoring, losses)
+
+
+def _less_constant(
+    total: Tensor, inputs: Inputs, scoring: Scoring, losses: Losses | None
+) -> Tensor:
+    """Without d/2, in the loss and in the entries that have it."""
+    half = features_of_pairs(scoring, inputs) / 2
+    if scoring.sum:
+        (first, last), _ = scoring.rows(inputs[0].shape[0], inputs[1].shape[0])[0]
+        half = half * (last - first)
+    if losses is not None:
+        for term in ("std_log", "total"):
+            name = _ENTRIES_OF_INFORMATION[term]
+            losses[name] = (losses[name] - half).to(total.dtype)
+    return (total - half).to(total.dtype)
 
 
 def _sample_mask(mask: Tensor, y: Tensor) -> Tensor:

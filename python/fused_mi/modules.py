@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _checks
-from ._types import Estimator, Pairing, Reduction
+from ._types import Constant, Estimator, Pairing, Reduction
 from .losses import Losses, gaussian_mixture_entropy, mutual_information_sub_batch
 
 _TRUE: Any = object()  # the default of an option with two names: tells whether both were given
@@ -30,6 +30,7 @@ class MutualInformationLoss(nn.Module):
         estimator: Estimator = "jensen",
         reduction: Reduction = "sum",
         pairing: Pairing = "sub_batch",
+        constant: Constant = "keep",
         combine_noise_masks: bool = _TRUE,
     ) -> None:
         super().__init__()
@@ -47,11 +48,13 @@ class MutualInformationLoss(nn.Module):
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         _checks.option("pairing", pairing, Pairing)
+        _checks.option("constant", constant, Constant)
         self.combine_noise_masks = combine
         self.safety_factor = safety_factor
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
         self.pairing: Pairing = pairing
+        self.constant: Constant = constant
 
     def forward(
         self,
@@ -74,12 +77,14 @@ class MutualInformationLoss(nn.Module):
             estimator=self.estimator,
             reduction=self.reduction,
             pairing=self.pairing,
+            constant=self.constant,
         )
 
     def extra_repr(self) -> str:
         return (
             f"combine_noise_masks={self.combine_noise_masks}, safety_factor={self.safety_factor}, "
-            f"estimator={self.estimator!r}, reduction={self.reduction!r}, pairing={self.pairing!r}"
+            f"estimator={self.estimator!r}, reduction={self.reduction!r}, "
+            f"pairing={self.pairing!r}, constant={self.constant!r}"
         )
 
 
