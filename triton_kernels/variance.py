@@ -66,7 +66,7 @@ def stabiliser_of(
     BLOCK: tl.constexpr,
 ):
     """eps = FACTOR * min(least) within [SMALLEST, LARGEST], the minimum 1 where nothing counted; no
-    least number where FACTOR is 0. In float64."""
+    least number where FACTOR is 0. A FACTOR below 0 is minus eps. In float64."""
     found = tl.full((BLOCK,), float("inf"), least.dtype.element_ty)
     for begin in range(first, end, BLOCK):
         i = begin + tl.arange(0, BLOCK)
@@ -77,7 +77,7 @@ def stabiliser_of(
     factor = bits.to(tl.float64, bitcast=True)
     # In float64: these constants may be beyond the range of float32, and are then of that type.
     smallest = tl.where(factor > 0, tl.full((), SMALLEST, tl.float64), 0.0)
-    scaled = tl.maximum(minimum * factor, smallest)
+    scaled = tl.where(factor < 0, -factor, tl.maximum(minimum * factor, smallest))
     # An infinite variance has no difference to another one.
     return tl.minimum(scaled, tl.full((), LARGEST, tl.float64))
 
@@ -135,7 +135,9 @@ def _stabiliser_kernel(
 
 def factor_and_bounds(dtype: torch.dtype, safety_factor: float) -> tuple[int, int, float, float]:
     """Arguments `low` to `LARGEST` of `stabiliser_of`."""
-    factor, _ = stabiliser_factor(dtype, safety_factor)
+    factor, fixed = stabiliser_factor(dtype, safety_factor)
+    if safety_factor < 0:
+        factor = -fixed
     _, smallest = stabiliser_factor(dtype, 1.0)
     low, high = struct.unpack("<2i", struct.pack("<d", factor))
     return low, high, smallest, torch.finfo(dtype).max

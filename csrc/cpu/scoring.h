@@ -163,9 +163,10 @@ struct Scoring {
     if (least == std::numeric_limits<double>::infinity()) least = 1;
     return wide ? of_least<double>(least, safety_factor) : of_least<float>(least, safety_factor);
   }
-  // In T, like every backend.
+  // In T, like every backend. A factor below 0 is minus the stabiliser.
   template <class T>
   static double of_least(double least, double safety_factor) {
+    if (safety_factor < 0) return product_of<T>(least, 0, -safety_factor);
     const double epsilon = std::numeric_limits<T>::epsilon();
     const double smallest = static_cast<double>(std::numeric_limits<T>::min()) * epsilon;
     return product_of<T>(least, safety_factor * epsilon, safety_factor > 0 ? smallest : 0);

@@ -111,19 +111,25 @@ def option(name: str, value: Any, literal: Any) -> None:
         )
 
 
-def factor(safety_factor: Any) -> float:
-    """`safety_factor`, a finite real number >= 0 of Python or NumPy, as a float."""
-    if type(safety_factor) is float and 0 <= safety_factor < math.inf:
-        return safety_factor
-    if isinstance(safety_factor, bool) or not isinstance(safety_factor, numbers.Real):
-        raise TypeError(f"safety_factor: expected a number, got {type(safety_factor).__name__}")
+def factor(value: Any, name: str = "safety_factor") -> float:
+    """A finite real number >= 0 of Python or NumPy, as a float."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
-        number = float(safety_factor)
+        number = float(value)
     except OverflowError:  # of an integer or a fraction
-        number = -math.inf if safety_factor < 0 else math.inf
+        number = -math.inf if value < 0 else math.inf
     if not 0 <= number < math.inf:
-        raise ValueError(f"safety_factor: expected a finite number >= 0, got {number}")
+        raise ValueError(f"{name}: expected a finite number >= 0, got {number}")
     return number
+
+
+def factor_or_fixed(safety_factor: Any, eps: Any) -> float:
+    """What a `Scoring` has: the factor, or minus the stabiliser where that is fixed."""
+    factor_of_least = factor(safety_factor)
+    return factor_of_least if eps is None else -factor(eps, "eps")
 
 
 def flag(name: str, value: Any) -> bool:

@@ -95,7 +95,7 @@ class Scoring(NamedTuple):
     pairing: str  # a `Pairing` of one batch, or "all": rows of y against rows of x
     own_stds: bool  # samples have variances of their own: k
     sum: bool  # over the samples; False: their mean
-    safety_factor: float
+    safety_factor: float  # of the least variance; negative: minus the stabiliser itself
 
     def rows(self, samples: int, components: int) -> list[tuple[Rows, Rows]]:
         """Samples and components of each mixture."""

@@ -141,6 +141,7 @@ def gaussian_mixture_entropy(
     component_mask: Tensor | None = None,
     estimator: Estimator = "jensen",
     reduction: Reduction = "mean",
+    eps: float | None = None,
 ) -> Tensor:
     """Monte Carlo entropy of a mixture of diagonal Gaussians at samples from another batch.
 
@@ -159,6 +160,8 @@ def gaussian_mixture_entropy(
             "logsumexp", densities over different numbers of features then meet in one sum.
         estimator: "jensen", O(N S E) work, or "logsumexp", O(N M S E) work.
         reduction: "mean" over the samples or "sum", N times that.
+        eps: the stabiliser itself, for a value that does not depend on the other rows; then
+            `safety_factor` plays no part.
 
     Returns:
         0-dim in T, in nats.
@@ -172,7 +175,7 @@ def gaussian_mixture_entropy(
     )
     _checks.floating(clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds)
     _checks.mapping("losses", losses)
-    safety_factor = _checks.factor(safety_factor)
+    safety_factor = _checks.factor_or_fixed(safety_factor, eps)
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.dimensions("clean_embeddings", x, "(M, S, E)")
@@ -202,6 +205,7 @@ def mutual_information_sub_batch(
     reduction: Reduction = "sum",
     pairing: Pairing = "sub_batch",
     constant: Constant = "keep",
+    eps: float | None = None,
 ) -> Tensor:
     """Mutual information, plus d/2, of embeddings x and y = x + mu + sigma * N(0, I).
 
@@ -229,6 +233,8 @@ def mutual_information_sub_batch(
         constant: "subtract" takes off d/2, N d/2 for "sum", with the mean d of the scored pairs; of
             the entries "std_log_loss" takes it, and then is -h(Y|X). The difference is rounded as
             the result that keeps it.
+        eps: the stabiliser of both roles itself, for a value that does not depend on the other
+            rows; then `safety_factor` plays no part.
 
     Returns:
         0-dim in T, in nats.
@@ -257,7 +263,7 @@ def mutual_information_sub_batch(
         combine_noise_masks_for_mutual_information_sub_batches,
     )
     _checks.mapping("losses", losses)
-    safety_factor = _checks.factor(safety_factor)
+    safety_factor = _checks.factor_or_fixed(safety_factor, eps)
     _checks.option("estimator", estimator, Estimator)
     _checks.option("reduction", reduction, Reduction)
     _checks.option("pairing", pairing, Pairing)

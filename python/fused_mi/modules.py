@@ -31,6 +31,7 @@ class MutualInformationLoss(nn.Module):
         reduction: Reduction = "sum",
         pairing: Pairing = "sub_batch",
         constant: Constant = "keep",
+        eps: float | None = None,
         combine_noise_masks: bool = _TRUE,
     ) -> None:
         super().__init__()
@@ -45,12 +46,14 @@ class MutualInformationLoss(nn.Module):
             raise TypeError(f"combine_noise_masks: expected one of {' and '.join(names)}, got both")
         combine = _checks.flag(*given[0]) if given else True
         safety_factor = _checks.factor(safety_factor)
+        eps = None if eps is None else _checks.factor(eps, "eps")
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         _checks.option("pairing", pairing, Pairing)
         _checks.option("constant", constant, Constant)
         self.combine_noise_masks = combine
         self.safety_factor = safety_factor
+        self.eps = eps
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
         self.pairing: Pairing = pairing
@@ -78,13 +81,14 @@ class MutualInformationLoss(nn.Module):
             reduction=self.reduction,
             pairing=self.pairing,
             constant=self.constant,
+            eps=self.eps,
         )
 
     def extra_repr(self) -> str:
         return (
             f"combine_noise_masks={self.combine_noise_masks}, safety_factor={self.safety_factor}, "
             f"estimator={self.estimator!r}, reduction={self.reduction!r}, "
-            f"pairing={self.pairing!r}, constant={self.constant!r}"
+            f"pairing={self.pairing!r}, constant={self.constant!r}, eps={self.eps}"
         )
 
 
@@ -98,12 +102,15 @@ class GaussianMixtureEntropy(nn.Module):
         *,
         estimator: Estimator = "jensen",
         reduction: Reduction = "mean",
+        eps: float | None = None,
     ) -> None:
         super().__init__()
         safety_factor = _checks.factor(safety_factor)
+        eps = None if eps is None else _checks.factor(eps, "eps")
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         self.safety_factor = safety_factor
+        self.eps = eps
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
 
@@ -129,10 +136,11 @@ class GaussianMixtureEntropy(nn.Module):
             component_mask=component_mask,
             estimator=self.estimator,
             reduction=self.reduction,
+            eps=self.eps,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"safety_factor={self.safety_factor}, "
-            f"estimator={self.estimator!r}, reduction={self.reduction!r}"
+            f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, "
+            f"reduction={self.reduction!r}, eps={self.eps}"
         )

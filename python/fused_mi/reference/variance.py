@@ -35,8 +35,10 @@ def min_positive_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype)
 
 def stabiliser_factor(dtype: torch.dtype, safety_factor: float) -> tuple[float, float]:
     """eps is the first number times the minimum, but no less than the second: a minimum that is
-    denormal must not vanish."""
+    denormal must not vanish. A factor below 0 is minus eps, see `Scoring`."""
     info = torch.finfo(dtype)
+    if safety_factor < 0:
+        return 0.0, min(-safety_factor, info.max)
     return safety_factor * info.eps, info.tiny * info.eps if safety_factor > 0 else 0.0
 
 
