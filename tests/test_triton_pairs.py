@@ -164,9 +164,12 @@ def test_addresses_beyond_32_bits():
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
-def test_memory_is_written_before_it_is_read(shape):
+@pytest.mark.parametrize("own", [True, False], ids=["own stds", "entropy"])
+def test_memory_is_written_before_it_is_read(shape, own):
     """Fresh memory full of NaN changes nothing."""
     inputs, mixture = pair_case(shape)
+    if not own:
+        mixture = mixture._replace(sample_eps=None)
     upstream = torch.randn(1, 3, *shape[:2], dtype=F64)
     plain = evaluate(pairs, inputs, mixture, upstream)
     with fresh_memory_full_of_nan():

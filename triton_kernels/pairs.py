@@ -45,9 +45,8 @@ def pairs(
     if energies is None:
         shape = len(mixtures), 3, mixtures[0].samples, mixtures[0].components
         energies = torch.empty(shape, dtype=torch.float64, device=y.device)
-    energies.zero_()
     if nothing(y, mixtures):
-        return energies
+        return energies.zero_()
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
         where = positions(mixture)
         rows, eps = mixture.component_rows, mixture.component_eps
@@ -58,6 +57,8 @@ def pairs(
             rows, eps = mixture.sample_rows, mixture.sample_eps
             logs = _log_determinants(inputs, rows, eps, where.sample_active, where.irregular)
             torch.matmul(logs, where.component_active.double().T, out=k)
+        else:
+            k.zero_()
         _distances(inputs, mixture, where, q)
     return energies
 
