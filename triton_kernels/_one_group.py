@@ -28,11 +28,17 @@ from ._tiles import load_mask, multiple, position
 
 
 @triton.jit
+def _first(a, rank_a, b, rank_b):
+    return tl.where(rank_a < rank_b, a, b), tl.minimum(rank_a, rank_b)
+
+
+@triton.jit
 def _shift(rows, here, local):
     """Of a group the first row that is `here`, (FEATURES,); else 0. Lanes may share a group, and
-    each reduces in an order of its own: what it reduces with must not depend on that."""
-    first = tl.min(tl.min(tl.where(here, local, GROUP), 0), 0)[None, None, :]
-    return tl.sum(tl.sum(tl.where(local == first, rows, 0.0), 0), 0)
+    each reduces in an order of its own: of different ranks the result does not depend on it."""
+    rank = tl.broadcast_to(tl.where(here, local, local + GROUP), rows.shape)
+    shift, _ = tl.reduce(tl.reduce((rows, rank), 0, _first), 0, _first)
+    return shift
 
 
 @triton.jit
