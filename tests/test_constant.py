@@ -6,7 +6,7 @@ import torch
 from cases import DEVICE, MASK, assert_same_bits, directions, gradients, leaves, mi, mi_inputs
 from marks import combine, estimator, every_option, options, pairing
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_device  # the same code for every backend
 TOTAL, STD_LOG = "mutual_information_loss", "std_log_loss"
 
 

@@ -7,7 +7,7 @@ from arguments import entropy_inputs
 from cases import MASK, assert_same_bits, gradients, mi, mi_inputs
 from marks import every_mode
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_device  # the same code for every backend
 
 
 def both(tensors):
