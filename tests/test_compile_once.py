@@ -33,8 +33,8 @@ dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture(autouse=True)
 def _as_on_an_h100(monkeypatch):
-    monkeypatch.setattr(_configs, "_programs", lambda device: 4 * 132)
-    monkeypatch.setattr(_configs, "_warps", lambda device: 4)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 4 * 132)
+    monkeypatch.setattr(_configs, "warps_of", lambda device: 4)
     with use_backend("triton"):
         yield
 

@@ -74,7 +74,7 @@ def test_positions_of_one_active_row(rows, combine):
 
 @pytest.mark.parametrize("rows", [40, 41])
 def test_splits(monkeypatch, rows):
-    monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 10**6)
     monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     tile = _configs.MomentsTile(1, 4, 4, 1, 255)
     monkeypatch.setattr(moments, "moments_tiles", lambda *_, **__: [tile])

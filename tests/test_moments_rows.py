@@ -32,7 +32,7 @@ def one_stream(monkeypatch):
     """Tiles of 4 rows x 4 features, so that few rows are many groups; no splits."""
     tile = _configs.MomentsTile(1, 4, 4, 1, 255)
     monkeypatch.setattr(moments, "moments_tiles", lambda *_, **__: [tile])
-    monkeypatch.setattr(_configs, "_programs", lambda device: 1)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 1)
 
 
 def assert_loss(inputs, **options):

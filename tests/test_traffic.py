@@ -55,7 +55,7 @@ def features(request, monkeypatch):
     programs look for the least variance in several parts."""
     count, programs = request.param
     monkeypatch.setattr(_configs, "_MAX_LEAST", 3 if count > 128 else 1024)
-    monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: programs)
     monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     return count
 

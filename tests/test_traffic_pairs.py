@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fused_mi._mixture import Mixture
-from fused_mi.triton_kernels import _configs, logsumexp, pairs
+from fused_mi.triton_kernels import _configs, _pairs_configs, logsumexp, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, total
 from pair_rules import pair_case
@@ -57,7 +57,7 @@ def test_model_of_one_gradient_of_the_pairs(wanted):
 
 def test_model_of_the_pairs_in_chunks_and_without_mu(monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 8)
-    monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 10**6)
     (y, x, _, stds), mixture = case(5, 4, 3, 20)
     forward, backward, _ = record_pairs((y, x, None, stds), mixture)
     distances = next(la for la in forward if la.kernel.__name__ == "distances_kernel")
@@ -122,7 +122,7 @@ def test_large_batches_of_pairs_read_again_for_each_tile():
     n, m, s, e = 256, 256, 2, 64
     forward, _, _ = record_pairs(*without_data(*case(n, m, s, e)))
     found = total(forward, expected)["distances_kernel"]
-    tile = _configs.pairs_tile(n, m, torch.float32)
+    tile = _pairs_configs.pairs_tile(n, m, torch.float32)
     half = n * s * e * 4
     assert found.read["y"] == half * m / tile.COMPONENTS
     assert found.read["mu"] == half * n / tile.SAMPLES

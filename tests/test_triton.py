@@ -91,7 +91,7 @@ def test_each_sum_has_a_gradient_of_its_own(pairing, upstream):
 @pairing
 @pytest.mark.parametrize("e", [1, 5, 40])
 def test_batches_that_are_split_over_programs(monkeypatch, pairing, e):
-    monkeypatch.setattr(_configs, "_programs", lambda device: 10**6)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 10**6)
     monkeypatch.setattr(_configs, "_MIN_ITERATIONS", 1)
     monkeypatch.setattr(_configs, "_MIN_GROUPS", 1)
     inputs = mi_inputs(b=1200 if e == 1 else 150, s=1, e=e, dtype=torch.float32, seed=3)
@@ -120,7 +120,7 @@ def test_memory_is_written_before_it_is_read(pairing, dtype):
 @dtypes(torch.float32, torch.bfloat16)
 def test_warps_of_64_lanes_have_as_much_for_each_thread(monkeypatch, features, dtype):
     x = torch.empty((1, 1, features), dtype=dtype)
-    monkeypatch.setattr(_configs, "_warps", lambda device: 4)
+    monkeypatch.setattr(_configs, "warps_of", lambda device: 4)
 
     def shares(lanes):
         monkeypatch.setattr(_configs, "lanes", lambda: lanes)

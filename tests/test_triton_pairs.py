@@ -5,7 +5,7 @@ import torch
 from cases import assert_same_bits, far_apart, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
 from fused_mi import use_backend
 from fused_mi.reference import pairs as reference
-from fused_mi.triton_kernels import _configs, pairs
+from fused_mi.triton_kernels import _configs, _pairs_configs, pairs
 from fused_mi.triton_kernels._launch import recorded
 from marks import dtypes, pairing
 from pair_rules import NAMES, pair_case, scales
@@ -69,7 +69,7 @@ def test_dtypes(dtypes):
 def test_chunks_and_splits(monkeypatch, e, programs, dtype):
     """Chunks that end within a position; few or many of a program."""
     monkeypatch.setattr(pairs, "CHUNK", 16)
-    monkeypatch.setattr(_configs, "_programs", lambda device: programs)
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: programs)
     inputs, mixture = pair_case((4, 3, 5, e), dtype)
     with recorded() as launches:
         pairs.pairs(*inputs, [mixture])
@@ -80,7 +80,7 @@ def test_chunks_and_splits(monkeypatch, e, programs, dtype):
 
 
 def test_a_long_row_is_more_than_one_chunk():
-    assert_close(*pair_case((2, 2, 1, _configs.CHUNK + 9)))
+    assert_close(*pair_case((2, 2, 1, _pairs_configs.CHUNK + 9)))
 
 
 @shape

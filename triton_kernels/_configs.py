@@ -44,7 +44,7 @@ def features_tile(features: int, *tensors: Tensor, heavy: bool = False) -> Tile:
     Args:
         heavy: both roles or float64 in a sum: registers allow no more than 4 elements of a thread.
     """
-    warps = _warps(tensors[0].device)
+    warps = warps_of(tensors[0].device)
     vector = _VECTOR_BYTES // min(t.element_size() for t in tensors)
     vector = min(vector, 4) if heavy else vector
     elements = warps * _WARP * vector
@@ -59,7 +59,7 @@ def rows_tile(positions: int, features: int, *tensors: Tensor) -> Tile:
     tile = features_tile(features, *tensors)
     alone = Tile(1, tile.FEATURES, 1)
     programs = ceil_div(features, tile.FEATURES) * positions
-    return alone if programs >= 4 * _programs(tensors[0].device) else tile
+    return alone if programs >= 4 * enough_programs(tensors[0].device) else tile
 
 
 def candidates(features: int, *tensors: Tensor, heavy: bool = False) -> list[Tile]:
@@ -130,7 +130,7 @@ def few_tile(features: int, *tensors: Tensor, most: int = 4) -> FewTile:
 def few_splits(rows: int, programs: int, device: torch.device) -> tuple[int, int]:
     """How many programs share the rows of one tile, and rows for each, in groups of four: one has
     all of them where programs fill the machine, as partners come from the cache then."""
-    wanted = min(ceil_div(4 * _programs(device), programs), ceil_div(rows, 4))
+    wanted = min(ceil_div(4 * enough_programs(device), programs), ceil_div(rows, 4))
     per_split = ceil_div(ceil_div(rows, wanted), 4) * 4
     return ceil_div(rows, per_split), per_split
 
@@ -148,7 +148,7 @@ def moments_splits(
 ) -> MomentsSplits:
     """Programs of one warp: four times as many as of others fill the machine."""
     block, rows = 4 * tile_rows, max(samples, components)
-    fill = ceil_div(4 * _programs(device), programs)
+    fill = ceil_div(4 * enough_programs(device), programs)
     accuracy = ceil_div(rows, _MAX_ROWS_PER_STREAM * tile_rows)
     wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, block * _MIN_GROUPS))
     per_split = ceil_div(ceil_div(rows, wanted), block) * block
@@ -174,15 +174,15 @@ def lost_tile(features: int) -> LostTile:
     """For lost columns: few features, for they may be few of a long batch, and not too few, for
     they may be all of a short one. The look is long: an ordinary call pays for every program.
     Nothing depends on the batch, for which `warmup` does not ask, and little on the features."""
-    width = _between(features, 1, 16)
-    look = 2048 if features > 128 else _between(features, 1, 128)
+    width = between(features, 1, 16)
+    look = 2048 if features > 128 else between(features, 1, 128)
     return LostTile(4, 64 // width, width, look, 4, ALL_REGISTERS)
 
 
 def finish_tile(features: int, dtype: torch.dtype) -> Tile:
     """For the merge of the parts: 16 splits at a time, each a stream of its own, and a cache line
     of each. Nothing depends on the batch."""
-    return Tile(16, _between(features, 1, 128 // dtype.itemsize), 4)
+    return Tile(16, between(features, 1, 128 // dtype.itemsize), 4)
 
 
 class PositionsTile(NamedTuple):
@@ -195,7 +195,7 @@ class PositionsTile(NamedTuple):
 
 def positions_tile(positions: int) -> PositionsTile:
     """For the masks. Nothing depends on the batch."""
-    width = _between(positions, 1, 32)
+    width = between(positions, 1, 32)
     return PositionsTile(512 // width, width, 4)
 
 
@@ -215,7 +215,7 @@ def splits(rows: int, programs: int, tile_rows: int, device: torch.device) -> tu
     """How many programs share the rows of one tile of features, and rows for each of them."""
     if rows == 0 or programs == 0:
         return 0, 0
-    fill = ceil_div(_programs(device), programs)
+    fill = ceil_div(enough_programs(device), programs)
     accuracy = ceil_div(rows, _MAX_ROWS_PER_SPLIT * tile_rows)
     wanted = min(max(fill, accuracy), _MAX_SPLITS, ceil_div(rows, tile_rows * _MIN_ITERATIONS))
     per_split = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
@@ -239,12 +239,12 @@ def lanes() -> int:
 
 
 @functools.cache
-def _warps(device: torch.device) -> int:
+def warps_of(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
 @functools.cache
-def _programs(device: torch.device) -> int:
+def enough_programs(device: torch.device) -> int:
     """Enough to fill the machine several times over."""
     if device.type == "cpu":  # the interpreter
         return 1
@@ -253,116 +253,13 @@ def _programs(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def careful_programs(programs: int, device: torch.device) -> int:
-    """Of a launch that as a rule only looks at a flag: programs that end at once take time too."""
-    return min(programs, _programs(device))
-
-
-CHUNK = 1024
-"""Features of one position that are added up in float32 before anything else joins them."""
-
-
-class PairsTile(NamedTuple):
-    """SAMPLES x COMPONENTS pairs of a program, FEATURES at a time; VECTOR times as many are loaded,
-    and where AHEAD, one loop before they are used."""
-
-    SAMPLES: int
-    COMPONENTS: int
-    FEATURES: int
-    VECTOR: int
-    AHEAD: bool
-    num_warps: int
-    maxnreg: int
-
-
-def pairs_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int = 4) -> PairsTile:
-    """Up to 64 x 32 pairs, eight of a thread that share one component: preparing a component takes
-    most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers.
-
-    In 32 bits a row is read by lines of 128 bytes. Where the pairs are few, which the memory
-    limits, 12 warps have registers for the next lines too; where they are many there are none left.
-
-    Args:
-        dtype: of the arithmetic.
-        itemsize: the least of the inputs.
-    """
-    if dtype == torch.float64:
-        n, m = _between(samples, 16, 32), _between(components, 16, 32)
-        return PairsTile(n, m, 4, 1, True, 4, ALL_REGISTERS)
-    n, m = _between(samples, 16, 64), _between(components, 16, 32)
-    warps = n * m // 256
-    if itemsize == 4:
-        most = {4: 168, 8: 128}.get(warps, ALL_REGISTERS)
-        return PairsTile(n, m, 8, 4, warps < 8, max(warps, 2), most)
-    return PairsTile(n, m, 8, 1, True, max(warps, 2), 128 if warps >= 4 else ALL_REGISTERS)
+def between(size: int, least: int, largest: int) -> int:
+    """The power of two that holds `size`, within bounds."""
+    power: int = triton.next_power_of_2(max(size, 1))
+    return min(max(power, least), largest)
 
 
 ALL_REGISTERS = 255  # of a thread
 REGISTERS_OF_16_WARPS = 128
 REGISTERS_OF_24_WARPS = 80
 REGISTERS_OF_48_WARPS = 40  # of a thread: what reads one tensor alone waits for less at once
-
-
-def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:
-    """How many programs share the features of one tile of pairs, and chunks for each of them."""
-    wanted = max(ceil_div(_programs(device), 4 * tiles), ceil_div(chunks, _MAX_CHUNKS))
-    per_split = ceil_div(chunks, min(wanted, chunks))
-    return ceil_div(chunks, per_split), per_split
-
-
-_MAX_CHUNKS = 16  # of a program: the rest is added up in float64
-
-
-class PairsGradientTile(NamedTuple):
-    """ROWS x FEATURES elements of a gradient, SUMMED rows of the other role at a time."""
-
-    ROWS: int
-    SUMMED: int
-    FEATURES: int
-    num_warps: int
-    maxnreg: int
-
-
-def pairs_gradient_tile(
-    rows: int, features: int, dtype: torch.dtype, sums: int
-) -> PairsGradientTile:
-    """Features across the lanes, rows across the warps, the sums in registers: 64 pairs and
-    features of a thread in flight, and what is prepared of the other role serves 32 rows. Of one
-    sum, 24 warps of an SM have registers, of two 16."""
-    n = _between(rows, 8, 32)
-    exact = dtype == torch.float64
-    width = _between(features, 4, 32 if exact else 64)
-    most = REGISTERS_OF_24_WARPS if sums == 1 else REGISTERS_OF_16_WARPS
-    return PairsGradientTile(n, 8, width, n // 4, ALL_REGISTERS if exact else most)
-
-
-PAIRS_PADDING = 32
-"""Both sizes of a matrix of upstream gradients are multiples of it, and so of ROWS and SUMMED."""
-
-
-def log_tile(features: int) -> dict[str, int]:
-    """For sums over the features of one row and position."""
-    width = _between(features, 1, 1024)
-    return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
-
-
-class LogsumexpTile(NamedTuple):
-    """ROWS x COLUMNS pairs of a program at a time."""
-
-    ROWS: int
-    COLUMNS: int
-    num_warps: int
-
-
-def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
-    """Four pairs of a thread: its 96 bytes of energies are on their way together, and beside them
-    the sums over the components fit into registers."""
-    width = _between(components, 1, 512)
-    warps = _warps(device)
-    return LogsumexpTile(max(128 * warps // width, 1), width, warps)
-
-
-def _between(size: int, least: int, largest: int) -> int:
-    """The power of two that holds `size`, within bounds."""
-    power: int = triton.next_power_of_2(max(size, 1))
-    return min(max(power, least), largest)

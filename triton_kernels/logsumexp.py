@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._configs import REDUCE, ceil_div, logsumexp_tile
+from ._configs import REDUCE, ceil_div
 from ._launch import launch
 from ._logsumexp_kernels import (
     logsumexp_gradient_kernel,
     logsumexp_means_kernel,
     logsumexp_state_kernel,
 )
+from ._pairs_configs import logsumexp_tile
 
 
 def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:

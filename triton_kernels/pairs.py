@@ -11,19 +11,18 @@ from fused_mi._passes import Pass, gradients, nothing
 from fused_mi._precision import moments_dtype
 from torch import Tensor
 
-from ._configs import (
+from ._configs import REDUCE, ceil_div
+from ._launch import accumulator, launch, strided, unit
+from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
+from ._pairs_configs import (
     CHUNK,
     PAIRS_PADDING,
-    REDUCE,
     careful_programs,
-    ceil_div,
     log_tile,
     pairs_gradient_tile,
     pairs_splits,
     pairs_tile,
 )
-from ._launch import accumulator, launch, strided, unit
-from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
 from ._positions import Positions, positions
 from ._shift import shift_of

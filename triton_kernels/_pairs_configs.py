@@ -1,0 +1,121 @@
+"""Tiles and splits of the kernels of the pairs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import _configs
+from ._configs import (
+    ALL_REGISTERS,
+    REGISTERS_OF_16_WARPS,
+    REGISTERS_OF_24_WARPS,
+    between,
+    ceil_div,
+)
+
+
+def careful_programs(programs: int, device: torch.device) -> int:
+    """Of a launch that as a rule only looks at a flag: programs that end at once take time too."""
+    return min(programs, _configs.enough_programs(device))
+
+
+CHUNK = 1024
+"""Features of one position that are added up in float32 before anything else joins them."""
+
+
+class PairsTile(NamedTuple):
+    """SAMPLES x COMPONENTS pairs of a program, FEATURES at a time; VECTOR times as many are loaded,
+    and where AHEAD, one loop before they are used."""
+
+    SAMPLES: int
+    COMPONENTS: int
+    FEATURES: int
+    VECTOR: int
+    AHEAD: bool
+    num_warps: int
+    maxnreg: int
+
+
+def pairs_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int = 4) -> PairsTile:
+    """Up to 64 x 32 pairs, eight of a thread that share one component: preparing a component takes
+    most of the work beside the pairs, and serves 64 of them. 16 warps of an SM have registers.
+
+    In 32 bits a row is read by lines of 128 bytes. Where the pairs are few, which the memory
+    limits, 12 warps have registers for the next lines too; where they are many there are none left.
+
+    Args:
+        dtype: of the arithmetic.
+        itemsize: the least of the inputs.
+    """
+    if dtype == torch.float64:
+        n, m = between(samples, 16, 32), between(components, 16, 32)
+        return PairsTile(n, m, 4, 1, True, 4, ALL_REGISTERS)
+    n, m = between(samples, 16, 64), between(components, 16, 32)
+    warps = n * m // 256
+    if itemsize == 4:
+        most = {4: 168, 8: 128}.get(warps, ALL_REGISTERS)
+        return PairsTile(n, m, 8, 4, warps < 8, max(warps, 2), most)
+    return PairsTile(n, m, 8, 1, True, max(warps, 2), 128 if warps >= 4 else ALL_REGISTERS)
+
+
+def pairs_splits(chunks: int, tiles: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the features of one tile of pairs, and chunks for each of them."""
+    wanted = max(
+        ceil_div(_configs.enough_programs(device), 4 * tiles), ceil_div(chunks, _MAX_CHUNKS)
+    )
+    per_split = ceil_div(chunks, min(wanted, chunks))
+    return ceil_div(chunks, per_split), per_split
+
+
+_MAX_CHUNKS = 16  # of a program: the rest is added up in float64
+
+
+class PairsGradientTile(NamedTuple):
+    """ROWS x FEATURES elements of a gradient, SUMMED rows of the other role at a time."""
+
+    ROWS: int
+    SUMMED: int
+    FEATURES: int
+    num_warps: int
+    maxnreg: int
+
+
+def pairs_gradient_tile(
+    rows: int, features: int, dtype: torch.dtype, sums: int
+) -> PairsGradientTile:
+    """Features across the lanes, rows across the warps, the sums in registers: 64 pairs and
+    features of a thread in flight, and what is prepared of the other role serves 32 rows. Of one
+    sum, 24 warps of an SM have registers, of two 16."""
+    n = between(rows, 8, 32)
+    exact = dtype == torch.float64
+    width = between(features, 4, 32 if exact else 64)
+    most = REGISTERS_OF_24_WARPS if sums == 1 else REGISTERS_OF_16_WARPS
+    return PairsGradientTile(n, 8, width, n // 4, ALL_REGISTERS if exact else most)
+
+
+PAIRS_PADDING = 32
+"""Both sizes of a matrix of upstream gradients are multiples of it, and so of ROWS and SUMMED."""
+
+
+def log_tile(features: int) -> dict[str, int]:
+    """For sums over the features of one row and position."""
+    width = between(features, 1, 1024)
+    return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
+
+
+class LogsumexpTile(NamedTuple):
+    """ROWS x COLUMNS pairs of a program at a time."""
+
+    ROWS: int
+    COLUMNS: int
+    num_warps: int
+
+
+def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
+    """Four pairs of a thread: its 96 bytes of energies are on their way together, and beside them
+    the sums over the components fit into registers."""
+    width = between(components, 1, 512)
+    warps = _configs.warps_of(device)
+    return LogsumexpTile(max(128 * warps // width, 1), width, warps)
