@@ -75,7 +75,7 @@ class Binary(NamedTuple):
         return found or Counter()
 
 
-def aimed_at(target: GPUTarget) -> None:
+def _aim_at(target: GPUTarget) -> None:
     """From now on a driver that says what the compiler asks of it."""
     answers = SimpleNamespace(
         get_current_target=lambda: target,
@@ -93,7 +93,7 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
         found.append(Specialisation(target, fn.module, fn.name, compile["specialization_data"]))
         return True  # skip the compilation
 
-    aimed_at(target)
+    _aim_at(target)
     knobs.runtime.jit_cache_hook = note
     try:
         for kernel, programs, arguments, meta in launches:
@@ -106,16 +106,23 @@ def specialisations(launches: Iterable[Launch], target: GPUTarget) -> list[Speci
 
 def compiled(specialisation: Specialisation) -> Binary | str:
     """Compile, and read the machine code; the error where it does not compile."""
+    kernel = loaded(specialisation)
+    if isinstance(kernel, str):
+        return kernel
+    return _read_cuda(kernel) if specialisation.target.backend == "cuda" else _read_hip(kernel)
+
+
+def loaded(specialisation: Specialisation) -> Any:
+    """The kernel, compiled; the error where it does not compile."""
     target, module, name, data = specialisation
-    aimed_at(target)
+    _aim_at(target)
     try:
-        kernel = getattr(importlib.import_module(module), name).preload(data)
+        return getattr(importlib.import_module(module), name).preload(data)
     except Exception as error:  # whatever the compiler raises
-        return with_causes(error)
-    return _read_cuda(kernel) if target.backend == "cuda" else _read_hip(kernel)
+        return _with_causes(error)
 
 
-def with_causes(error: BaseException | None) -> str:
+def _with_causes(error: BaseException | None) -> str:
     """What an error says, and what led to it."""
     said = []
     while error is not None:

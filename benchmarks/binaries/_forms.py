@@ -3,19 +3,18 @@ not take, it does not take on any. No machine code: that takes ten times as long
 
 from __future__ import annotations
 
-import importlib
 from itertools import product
 from unittest import mock
 
 import torch
-from _ahead_of_time import Specialisation, aimed_at, specialisations, with_causes
+from _ahead_of_time import Specialisation, loaded, specialisations
+from _targets import TARGETS
 from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels import estimators
 from fused_mi.triton_kernels._launch import Launch, recorded
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
-TARGET = GPUTarget("cuda", 90, 32)
+TARGET, _ = TARGETS["sm_90"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # the first one with every wanted gradient
 ROWS = (6, 40)  # one group of each role, and more
 PAIRINGS = ("all", "sub_batch", "symmetric", "leave_one_out")
@@ -50,8 +49,8 @@ def _launches(
     return launches
 
 
-class _Taken(Exception):
-    """The front end has done its part."""
+class _Taken(BaseException):
+    """The front end has done its part: no error, which somebody might handle."""
 
 
 def _stop(*_: object) -> None:
@@ -64,12 +63,9 @@ def _front_end(backend: object, stages: dict[str, object], *_: object) -> None:
 
 def refusal(form: Specialisation) -> str | None:
     """What the front end says against a form."""
-    aimed_at(form.target)
     with mock.patch.object(CUDABackend, "add_stages", _front_end):
         try:
-            getattr(importlib.import_module(form.module), form.kernel).preload(form.data)
+            found = loaded(form)
         except _Taken:
             return None
-        except Exception as error:  # whatever it raises
-            return f"{form.kernel}: {with_causes(error)}"
-    return None  # it was compiled before, whole
+    return f"{form.kernel}: {found}" if isinstance(found, str) else None  # compiled before, whole
