@@ -168,8 +168,8 @@ def test_the_signatures_existing_callers_rely_on():
     for function in (fused_mi.gaussian_entropy_log_loss, fused_mi.masked_negative_log_mean):
         assert names(function) == ["stds", "noise_mask"]
     parameters = inspect.signature(fused_mi.mutual_information_sub_batch).parameters
-    defaults = {"estimator": "jensen", "reduction": "sum", "pairing": "sub_batch"}
-    defaults["constant"] = "keep"
+    defaults: dict[str, object] = {"estimator": "jensen", "reduction": "sum"}
+    defaults |= {"pairing": "sub_batch", "constant": "keep", "eps": None}
     for name, default in defaults.items():
         assert parameters[name].default == default
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY

@@ -126,10 +126,15 @@ def factor(value: Any, name: str = "safety_factor") -> float:
     return number
 
 
+def fixed(eps: Any) -> float | None:
+    """None, or a stabiliser as `factor` wants numbers."""
+    return None if eps is None else factor(eps, "eps")
+
+
 def factor_or_fixed(safety_factor: Any, eps: Any) -> float:
     """What a `Scoring` has: the factor, or minus the stabiliser where that is fixed."""
-    factor_of_least = factor(safety_factor)
-    return factor_of_least if eps is None else -factor(eps, "eps")
+    of_least, itself = factor(safety_factor), fixed(eps)
+    return of_least if itself is None else -itself
 
 
 def flag(name: str, value: Any) -> bool:

@@ -111,12 +111,11 @@ class Scoring(NamedTuple):
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
 
 
-def features_of_pairs(scoring: Scoring, inputs: Inputs) -> Tensor:
-    """d, how many features weigh in a pair, 0-dim: the mean over the scored pairs."""
-    y, x = inputs[:2]
-    rows, active = scoring.rows(y.shape[0], x.shape[0]), scoring.sample_mask
-    dtype = working_dtype(y.device)
-    total = torch.zeros((), dtype=dtype, device=y.device)
+def positions_of_pairs(scoring: Scoring, samples: int, components: int) -> Tensor:
+    """How many positions weigh in a pair, 0-dim: the mean over the scored pairs."""
+    rows, active = scoring.rows(samples, components), scoring.sample_mask
+    dtype = working_dtype(active.device)
+    total = torch.zeros((), dtype=dtype, device=active.device)
     for (first, last), (start, stop) in rows:
         of_samples = active[first:last].sum(0, dtype=dtype)
         n, m = last - first, stop - start
@@ -127,7 +126,7 @@ def features_of_pairs(scoring: Scoring, inputs: Inputs) -> Tensor:
         else:
             of_components = scoring.component_mask[start:stop].sum(0, dtype=dtype)
             total = total + (of_samples * of_components).sum() / (n * m)
-    return total * (y.shape[2] / len(rows))
+    return total / len(rows)
 
 
 def mixtures_of(scoring: Scoring, inputs: Inputs, variance: Callable[..., Any]) -> list[Mixture]:

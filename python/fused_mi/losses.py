@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _checks
 from ._broadcast import outer_pattern, used_by
 from ._estimators import TERMS
-from ._mixture import Inputs, Scoring, features_of_pairs
+from ._mixture import Inputs, Scoring, positions_of_pairs
 from ._types import Constant, Estimator, Pairing, Reduction
 from .ops.distances import distances
 from .ops.estimators import Estimate, jensen, logsumexp
@@ -286,9 +286,10 @@ def _less_constant(
     total: Tensor, inputs: Inputs, scoring: Scoring, losses: Losses | None
 ) -> Tensor:
     """Without d/2, in the loss and in the entries that have it."""
-    half = features_of_pairs(scoring, inputs) / 2
+    (N, _, E), M = inputs[0].shape, inputs[1].shape[0]
+    half = positions_of_pairs(scoring, N, M) * E / 2
     if scoring.sum:
-        (first, last), _ = scoring.rows(inputs[0].shape[0], inputs[1].shape[0])[0]
+        (first, last), _ = scoring.rows(N, M)[0]
         half = half * (last - first)
     if losses is not None:
         for term in ("std_log", "total"):

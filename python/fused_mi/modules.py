@@ -46,14 +46,13 @@ class MutualInformationLoss(nn.Module):
             raise TypeError(f"combine_noise_masks: expected one of {' and '.join(names)}, got both")
         combine = _checks.flag(*given[0]) if given else True
         safety_factor = _checks.factor(safety_factor)
-        eps = None if eps is None else _checks.factor(eps, "eps")
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         _checks.option("pairing", pairing, Pairing)
         _checks.option("constant", constant, Constant)
         self.combine_noise_masks = combine
         self.safety_factor = safety_factor
-        self.eps = eps
+        self.eps = _checks.fixed(eps)
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
         self.pairing: Pairing = pairing
@@ -106,11 +105,10 @@ class GaussianMixtureEntropy(nn.Module):
     ) -> None:
         super().__init__()
         safety_factor = _checks.factor(safety_factor)
-        eps = None if eps is None else _checks.factor(eps, "eps")
         _checks.option("estimator", estimator, Estimator)
         _checks.option("reduction", reduction, Reduction)
         self.safety_factor = safety_factor
-        self.eps = eps
+        self.eps = _checks.fixed(eps)
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_mi import mutual_information_sub_batch
+from fused_mi._mixture import Scoring, positions_of_pairs
 
 from .config import Estimator, Pairing
 from .encoder import Encoder
@@ -30,15 +31,9 @@ def shared_features(noise_mask: Tensor, features: int, pairing: Pairing) -> floa
 
     This is the d of the constant d/2 = h(Y|X) - k: the combined masks make both a mean over pairs.
     """
-    mask = noise_mask.double()
-    batch = mask.shape[0]
-    if pairing == "leave_one_out":
-        column = mask.sum(0)
-        pairs = (column * column - column).sum() / (batch * (batch - 1))
-    else:
-        half = batch // 2
-        pairs = (mask[:half].mean(0) * mask[half:].mean(0)).sum()
-    return float(pairs) * features
+    scoring = Scoring(noise_mask, noise_mask, pairing, True, False, 0.0)
+    batch = noise_mask.shape[0]
+    return float(positions_of_pairs(scoring, batch, batch)) * features
 
 
 def mutual_information(
@@ -51,14 +46,11 @@ def mutual_information(
     pairing: Pairing,
 ) -> tuple[Tensor, Tensor]:
     """Bound of I(x; y), nats per sample and per feature; embeddings (B, S, E), mask (B, S)."""
-    nats = mutual_information_sub_batch(
-        *(mu, sigma, noise_mask, x, y),
-        estimator=estimator,
-        pairing=pairing,
-        reduction="mean",
-        constant="subtract",
+    total = mutual_information_sub_batch(
+        mu, sigma, noise_mask, x, y, estimator=estimator, pairing=pairing, reduction="mean"
     )
     features = shared_features(noise_mask, x.shape[-1], pairing)
+    nats = total - features / 2  # as constant="subtract" has it, of a d that is needed anyway
     return nats, nats / max(features, 1.0)
 
 
