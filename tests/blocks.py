@@ -5,6 +5,8 @@ import importlib
 
 import torch
 from cases import DEVICE
+from fused_mi._building_blocks import Own
+from fused_mi._estimators import terms_of_rows
 from fused_mi.ops import _backends
 
 
@@ -34,18 +36,24 @@ class _OfMixtures(torch.autograd.Function):
 
 
 class _Logsumexp(torch.autograd.Function):
+    """Of each sample, or the means."""
+
     @staticmethod
-    def forward(ctx, energies, own):
-        terms, state = module("logsumexp").logsumexp(energies, own)
-        ctx.own = own
-        ctx.save_for_backward(energies, state)
-        return terms
+    def forward(ctx, energies, own, each):
+        rows = module("logsumexp").logsumexp(energies, own)
+        ctx.own, ctx.each = own, each
+        ctx.save_for_backward(energies, rows)
+        partners = Own.partners(own, energies.shape[-1])
+        return terms_of_rows(rows, partners) if each else module("logsumexp").means(rows, partners)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
+        energies, rows = ctx.saved_tensors
+        if not ctx.each:
+            upstream = upstream[..., None] / energies.shape[2]
         pull = module("logsumexp").logsumexp_backward
-        return pull(upstream, *ctx.saved_tensors, ctx.own), None
+        return pull(upstream, energies, rows, ctx.own), None, None
 
 
 def moments(y, x, mu, stds, *mixtures):
@@ -60,6 +68,8 @@ def pairs(y, x, mu, stds, *mixtures):
     return _OfMixtures.apply("pairs", mixtures, y, x, mu, stds)
 
 
-def logsumexp(energies, own):
-    """Terms (D, 5)."""
-    return _Logsumexp.apply(energies, own)
+def logsumexp(energies, own, each=False):
+    """Terms (D, 5), the means over the samples, or (D, 5, N) those of each. `own`: an `Own`, None,
+    or the component that sample 0 does not meet."""
+    own = Own(own) if isinstance(own, int) else own
+    return _Logsumexp.apply(energies, own, each)

@@ -105,28 +105,32 @@ def broadcast_energies(samples, components, skip_diagonal=False):
     return Energies(q, g, k)
 
 
-def entries(energies, estimator, reduction):
-    """Every entry of ``losses`` of the mutual information, those of the entropy among them."""
+def entries(energies, estimator, reduction, log_weights=None):
+    """Every entry of ``losses`` of the mutual information, those of the entropy among them; of
+    components with ``log_weights`` (M,), equal ones by default."""
     q, g, k = energies
-    n, m = q.shape
-    factor = n if reduction == "sum" else 1
+    m = q.shape[1]
     out = {}
     if estimator == "jensen":
         weight = torch.full_like(q, 1 / m)
     else:
-        log_weight = torch.log_softmax(-(q + g - k), 1)
+        prior = q.new_full((m,), -math.log(m)) if log_weights is None else log_weights
+        log_weight = torch.log_softmax(prior - (q + g - k), 1)
         weight = log_weight.exp()
-        information = -torch.where(weight > 0, weight * log_weight, 0.0).sum(1)
-        out[ASSIGNMENT] = factor * (math.log(m) - information.mean())
-    out[MAHALANOBIS] = factor * (weight * q).sum(1).mean()
-    out[LOG_DETERMINANT] = factor * (weight * g).sum(1).mean()
-    out[ENTROPY] = sum(out.values())
-    out[STD_LOG] = -factor * (weight * k).sum(1).mean()
+        # of responsibilities from weights; those of weight 0 have no part
+        divergence = torch.where(weight > 0, log_weight - prior, 0.0)
+        out[ASSIGNMENT] = (weight * divergence).sum(1)
+    out[MAHALANOBIS] = (weight * q).sum(1)
+    out[LOG_DETERMINANT] = (weight * g).sum(1)
+    out[ENTROPY] = sum(out.values(), torch.zeros_like(q[:, 0]))
+    out[STD_LOG] = -(weight * k).sum(1)
     if estimator == "jensen":
-        out[TOTAL] = factor * (q + g - k).mean()
+        out[TOTAL] = (q + g - k).mean(1)
     else:
-        out[TOTAL] = factor * -(torch.logsumexp(-(q + g - k), 1) - math.log(m)).mean()
-    return out
+        out[TOTAL] = -torch.logsumexp(prior - (q + g - k), 1)
+    if reduction == "none":
+        return out
+    return {name: t.sum() if reduction == "sum" else t.mean() for name, t in out.items()}
 
 
 def roles(inputs, pairing, combine, safety_factor, eps_dtype):
@@ -161,6 +165,8 @@ def mutual_information(
         entries(energies(samples, components, pairing == "leave_one_out"), estimator, reduction)
         for samples, components in roles(inputs, pairing, combine, safety_factor, eps_dtype)
     ]
+    if reduction == "none":
+        return {name: torch.cat([d[name] for d in directions]) for name in directions[0]}
     return {name: sum(d[name] for d in directions) / len(directions) for name in directions[0]}
 
 
@@ -169,6 +175,7 @@ def mixture_entropy(
     estimator="jensen",
     reduction="mean",
     component_mask=None,
+    component_log_weights=None,
     safety_factor=100.0,
     eps_dtype=torch.float64,
     energies=loop_energies,
@@ -179,7 +186,7 @@ def mixture_entropy(
     eps = eps_of(stds, component_mask, safety_factor, eps_dtype)
     samples = Role((transformed,), None, mask != 0, 0.0)
     components = Role((clean, means), stds, component_mask, eps)
-    out = entries(energies(samples, components), estimator, reduction)
+    out = entries(energies(samples, components), estimator, reduction, component_log_weights)
     return {
         name: out[name]
         for name in (MAHALANOBIS, LOG_DETERMINANT, ASSIGNMENT, ENTROPY)

@@ -13,7 +13,7 @@ from marks import estimator
 
 
 @pytest.mark.parametrize("name", ["estimator", "reduction", "pairing", "constant"])
-@pytest.mark.parametrize("value", ["none", "", None, 3, "JENSEN", ["sum"]], ids=str)
+@pytest.mark.parametrize("value", ["nothing", "", None, 3, "JENSEN", ["sum"]], ids=str)
 def test_unknown_options(name, value):
     calls = [
         lambda: mi(mi_inputs(), **{name: value}),

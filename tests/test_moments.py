@@ -216,7 +216,14 @@ def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change
     exact = change(exact)
     inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in exact]
     embeddings = [inputs[i].detach() for i in (4, 3, 0, 1)]
-    scoring = Scoring(exact[2], exact[2], pairing, True, True, 100.0)
+    scoring = Scoring(
+        exact[2],
+        exact[2],
+        pairing=pairing,
+        own_stds=True,
+        reduction="sum",
+        safety_factor=100.0,
+    )
     with use_backend("reference"):
         _, _, state = estimators.jensen(embeddings, scoring)
         found = mi(inputs, pairing=pairing)

@@ -72,7 +72,14 @@ def launches(pairing, rows, features=5, own=True, wanted=(True,) * 4, same_mask=
     """Of the loss and of its gradients, which are not executed; inputs and gradients."""
     mu, stds, mask, x, y = mi_inputs(rows, 3, features, torch.float32, seed=1)
     mask[1], mask[:, 2] = False, False
-    scoring = Scoring(mask, mask if same_mask else None, pairing, own, True, 100.0)
+    scoring = Scoring(
+        mask,
+        mask if same_mask else None,
+        pairing=pairing,
+        own_stds=own,
+        reduction="sum",
+        safety_factor=100.0,
+    )
     inputs = y, x, mu, stds
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)

@@ -93,6 +93,59 @@ def test_bits_do_not_depend_on_threads(pairing, full):
         assert_same_bits(again, found[0])
 
 
+def token_case(n=300, m=260, e=17, dtype=F32):
+    """Of token_information; some tokens have no probability, one of which has samples."""
+    gen = torch.Generator().manual_seed(8)
+    centers, noise = (torch.randn(rows, e, generator=gen) for rows in (m, n))
+    stds = 0.7 + torch.rand(m, e, generator=gen)
+    tokens = torch.randint(m, (n,), generator=gen)
+    weights = torch.randn(m, generator=gen)
+    weights[[3, 7]], tokens[:2] = -torch.inf, 3
+    noisy = centers[tokens] + stds[tokens] * noise
+    floats = [t.to(dtype) for t in (noisy, centers, stds, weights.log_softmax(0))]
+    return floats, tokens
+
+
+def information(floats, tokens, **options):
+    noisy, centers, stds, weights = floats
+    return fused_mi.token_information(noisy, tokens, centers, stds, weights, **options)
+
+
+@pytest.mark.parametrize("all_likely", [True, False])
+@pytest.mark.parametrize("leave_own_out", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@dtypes(F32, F64, BF16)
+def test_token_information(dtype, reduction, leave_own_out, all_likely):
+    """Value and gradients against plain torch in float64, whatever the number of threads."""
+    floats, tokens = token_case(dtype=dtype)
+    if all_likely:
+        floats[-1] = floats[-1].clamp(min=-9)
+    options = {"leave_own_out": leave_own_out, "reduction": reduction, "eps": 1e-3}
+    found = []
+    for threads, backend in ((1, "cpu"), (2, "cpu"), (5, "cpu"), (2, "reference")):
+        torch.set_num_threads(threads)
+        wide = torch.float64 if backend == "reference" else dtype
+        leaves = [t.to(wide, copy=True).requires_grad_() for t in floats]
+        with fused_mi.use_backend(backend):
+            value = information(leaves, tokens, **options)
+            upstream = torch.linspace(-1, 2, value.numel()).view(value.shape).to(value)
+            grads = torch.autograd.grad(value, leaves, upstream)
+        found.append([value.detach(), *grads])
+    assert_same_bits(found[0], found[1])
+    assert_same_bits(found[0], found[2])
+    for ours, true in zip(found[0], found[3], strict=True):
+        eps = max(torch.finfo(ours.dtype).eps, torch.finfo(F32).eps if dtype != F64 else 0)
+        assert (ours - true).abs().max().item() <= 64 * eps * true.abs().max().item()
+
+
+def test_token_information_keeps_nothing_of_all_pairs():
+    floats, tokens = token_case()
+    inputs = tuple(t.unsqueeze(1) for t in (*floats[:2], floats[1], floats[2]))
+    scoring = Scoring(torch.ones(300, 1, dtype=torch.bool), origins=tokens, reduction="none")
+    *_, state = estimators.logsumexp((*inputs, floats[3]), scoring)
+    assert state.numel() == HEADER + 5 * 300
+
+
 def scored(samples=900, components=700, features=8, dtype=F32):
     """Every sample against every component, of different tensors."""
     generator = torch.Generator().manual_seed(6)
@@ -101,13 +154,13 @@ def scored(samples=900, components=700, features=8, dtype=F32):
         for rows in (samples, components, components, components)
     )
     mask = torch.ones(samples, 1, dtype=torch.bool)
-    return (y, x, mu, stds.abs() + 0.5), Scoring(mask, None, "all", False, False, 100.0)
+    return (y, x, mu, stds.abs() + 0.5), Scoring(mask, safety_factor=100.0)
 
 
 def test_nothing_of_all_pairs_is_kept():
     inputs, scoring = scored()
     *_, state = estimators.logsumexp(inputs, scoring)
-    assert state.numel() == HEADER + 4 * 900
+    assert state.numel() == HEADER + 5 * 900
     assert state.shape == _estimators.logsumexp_state(inputs, scoring).shape
 
 

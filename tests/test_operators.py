@@ -14,11 +14,17 @@ TRACED = "test_schema", "test_autograd_registration", "test_faketensor", "test_a
 estimators = pytest.mark.parametrize("name", ESTIMATORS)
 
 
-def arguments(pairing, own, combine, total=True):
+def arguments(pairing, own, combine, reduction="sum", weighted=False):
     """Of an estimator: its tensors, and the constants."""
     means, stds, mask, clean, noisy = mi_inputs(dtype=torch.float32)
-    tensors = [t.requires_grad_() for t in (noisy, clean, means, stds)]
-    return (*tensors, mask, mask if combine else None, pairing, own, total, 100.0)
+    tensors = [noisy, clean, means, stds]
+    origins = None
+    if weighted:
+        tensors.append(torch.randn(len(means)).log_softmax(0))
+        origins = torch.arange(len(means)).flip(0)
+    tensors = [t.requires_grad_() for t in tensors]
+    masks = mask, mask if combine else None
+    return (*tensors, *masks, origins, pairing, own, reduction, 100.0, weighted)
 
 
 @estimators
@@ -38,6 +44,20 @@ def test_opcheck(name, pairing):
         combinations += [((of_total, None), some, checks), ((None, of_terms), everything, TRACED)]
     for upstream, wanted, checks in combinations:
         torch.library.opcheck(backward, (*upstream, *given, state, wanted), test_utils=checks)
+
+
+@pytest.mark.parametrize("name", [*ESTIMATORS, "logsumexp_of_weighted"])
+def test_opcheck_of_samples_and_weights(name):
+    weighted = name not in ESTIMATORS
+    pairing = "all" if weighted else "symmetric"
+    given = arguments(pairing, not weighted, True, "none", weighted)
+    torch.library.opcheck(getattr(torch.ops.fused_mi, name), given)
+    total, terms, state = getattr(torch.ops.fused_mi, name)(*given)
+    assert total.shape == terms.shape[1:] == (6,)
+    backward = getattr(torch.ops.fused_mi, f"{name}_backward")
+    upstream = torch.randn_like(total), torch.randn_like(terms).requires_grad_()
+    wanted = [True] * (5 if weighted else 4)
+    torch.library.opcheck(backward, (*upstream, *given, state, wanted), test_utils=TRACED)
 
 
 def test_opcheck_of_the_distances():

@@ -293,7 +293,14 @@ def test_a_call_has_few_launches_and_each_is_modelled(pairing, same_mask, featur
     """Forward 5, and 6 where the batch is split; backward 2."""
     inputs, (mixture, *_) = case(pairing, features)
     mask = mixture.sample_mask
-    scoring = Scoring(mask, mask if same_mask else None, pairing, True, True, 100.0)
+    scoring = Scoring(
+        mask,
+        mask if same_mask else None,
+        pairing=pairing,
+        own_stds=True,
+        reduction="sum",
+        safety_factor=100.0,
+    )
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)
     with recorded() as backward:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fused_mi._building_blocks import Own
 from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels import _configs, _pairs_configs, logsumexp, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
@@ -87,19 +88,24 @@ def test_pairs_of_one_tile_read_each_element_once_and_shifts():
     assert sum(written) == 7 * half  # and half of the gradient of y is filled with zeros
 
 
-def record_logsumexp(d, n, m, own, device="cpu"):
+def record_logsumexp(d, n, m, own, device="cpu", each=False):
     energies = torch.randn(d, 3, n, m, dtype=torch.float64, device=device)
     with recorded() as forward:
-        terms, state = logsumexp.logsumexp(energies, own)
+        rows = logsumexp.logsumexp(energies, own)
+        terms = logsumexp.means(rows, m)
+    upstream = torch.ones_like(rows) if each else torch.ones_like(terms)[..., None]
     with recorded() as backward:
-        logsumexp.logsumexp_backward(torch.ones_like(terms), energies, state, own)
+        logsumexp.logsumexp_backward(upstream, energies, rows, own)
     return forward, backward
 
 
-@pytest.mark.parametrize("own", [None, 0], ids=["all meet", "own"])
+@pytest.mark.parametrize("each", [False, True], ids=["mean", "each"])
+@pytest.mark.parametrize("own", ["all meet", "diagonal", "origins"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 7), (1, 3, 1100), (1, 600, 2)], ids=str)
-def test_model_of_logsumexp(shape, own):
-    for launches in record_logsumexp(*shape, own):
+def test_model_of_logsumexp(shape, own, each):
+    origins = torch.zeros(shape[1], dtype=torch.int64)
+    owns = {"all meet": None, "diagonal": Own(), "origins": Own(of_samples=origins)}
+    for launches in record_logsumexp(*shape, owns[own], each=each):
         assert_modelled(launches)
 
 

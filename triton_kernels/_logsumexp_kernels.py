@@ -15,12 +15,31 @@ def _load(energies, base, size, here):
 
 
 @triton.jit
-def _met(i, m, here, own, LEAVE_OUT: tl.constexpr):
-    """Of a tile, which samples i meet which components m."""
+def _own(i, inside, own, origins):
+    """The component of samples i that is their own: their origin, or i + own."""
+    if origins is not None:
+        return tl.load(origins + i, mask=inside, other=-1)
+    else:
+        return i + own
+
+
+@triton.jit
+def _met(mine, m, here, LEAVE_OUT: tl.constexpr):
+    """Of a tile, which samples meet which components m."""
     met = here
     if LEAVE_OUT:
-        met = here & (i[:, None] + own != m[None, :])
+        met = here & (mine[:, None] != m[None, :])
     return met
+
+
+@triton.jit
+def _term(upstream, at, j: tl.constexpr, samples, inside, EACH: tl.constexpr):
+    """Gradients of a term of the samples: of each, or one of all."""
+    if EACH:
+        found = tl.load(upstream + at + j * samples, mask=inside, other=0.0)
+        return found[:, None]
+    else:
+        return tl.load(upstream + at + j)
 
 
 @triton.jit
@@ -32,18 +51,22 @@ def _finite(most):
 @triton.jit(do_not_specialize=["N", "own", "tiles"])
 def logsumexp_state_kernel(
     energies,  # (D, 3, N, M) float64
-    state,  # (D, 4, N) float64
+    state,  # (D, 5, N) float64
     N,
     M,
     own,
+    origins,  # (N,) int64, or None
     LEAVE_OUT: tl.constexpr,
     tiles,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Of each sample the log of the sum of exp(k - q - g), and the means of q, g and k."""
+    """Of each sample the log of the sum of exp(k - q - g), the means of q, g and k, and q + g of
+    its origin."""
     direction, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i = tile * ROWS + tl.arange(0, ROWS)
+    inside = i < N
+    mine = _own(i, inside, own, origins)
     columns = tl.arange(0, COLUMNS)
     size = N.to(tl.int64) * M
     row = (direction * 3 * size + i.to(tl.int64) * M)[:, None]
@@ -52,11 +75,17 @@ def logsumexp_state_kernel(
     of_q = tl.zeros((ROWS, COLUMNS), tl.float64)
     of_g = tl.zeros((ROWS, COLUMNS), tl.float64)
     of_k = tl.zeros((ROWS, COLUMNS), tl.float64)
+    of_own = tl.zeros((ROWS, COLUMNS), tl.float64)
+    found = tl.zeros((ROWS, COLUMNS), tl.int32)
     for begin in range(0, M, COLUMNS):
         m = begin + columns
-        here = (i < N)[:, None] & (m < M)[None, :]
+        here = inside[:, None] & (m < M)[None, :]
         q, g, k = _load(energies, row + m[None, :], size, here)
-        met = _met(i, m, here, own, LEAVE_OUT)
+        met = _met(mine, m, here, LEAVE_OUT)
+        if origins is not None:
+            at_own = here & (mine[:, None] == m[None, :])
+            of_own = tl.where(at_own, q + g, of_own)
+            found += at_own.to(tl.int32)
         density = tl.where(met, k - q - g, float("-inf"))
         before = most
         most = tl.maximum(most, tl.max(density, 1))
@@ -71,28 +100,32 @@ def logsumexp_state_kernel(
     total = tl.sum(weights, 1)
     log_sum = _finite(most) + tl.log(total)
     # Not by the largest density, which may not see NaN.
-    hopeless = (total == 0) & (i < N)
+    hopeless = (total == 0) & inside
     if tl.max(hopeless.to(tl.int32), 0) > 0:  # every density is 0: equal responsibilities
         for begin in range(0, M, COLUMNS):
             m = begin + columns
             here = hopeless[:, None] & (m < M)[None, :]
-            met = _met(i, m, here, own, LEAVE_OUT)
+            met = _met(mine, m, here, LEAVE_OUT)
             q, g, k = _load(energies, row + m[None, :], size, met)
             weights += met.to(tl.float64)
             of_q += q
             of_g += g
             of_k += k
         total = tl.sum(weights, 1)
-    at = state + (direction * 4 * N.to(tl.int64) + i)
-    tl.store(at, log_sum, mask=i < N)
-    tl.store(at + N, tl.sum(of_q, 1) / total, mask=i < N)
-    tl.store(at + 2 * N.to(tl.int64), tl.sum(of_g, 1) / total, mask=i < N)
-    tl.store(at + 3 * N.to(tl.int64), tl.sum(of_k, 1) / total, mask=i < N)
+    at = state + (direction * 5 * N.to(tl.int64) + i)
+    tl.store(at, log_sum, mask=inside)
+    tl.store(at + N, tl.sum(of_q, 1) / total, mask=inside)
+    tl.store(at + 2 * N.to(tl.int64), tl.sum(of_g, 1) / total, mask=inside)
+    tl.store(at + 3 * N.to(tl.int64), tl.sum(of_k, 1) / total, mask=inside)
+    energy = tl.sum(of_own, 1)
+    if origins is not None:  # NaN where there is no such component
+        energy = tl.where(tl.sum(found, 1) > 0, energy, float("nan"))
+    tl.store(at + 4 * N.to(tl.int64), energy, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "partners"])
 def logsumexp_means_kernel(
-    state,  # (D, 4, N) float64
+    state,  # (D, 5, N) float64
     terms,  # (D, 5) float64
     N,
     partners,
@@ -109,9 +142,12 @@ def logsumexp_means_kernel(
     for begin in range(0, N, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         inside = i < N
-        log_sum, q, g = _load(state, direction * 4 * N.to(tl.int64) + i, N.to(tl.int64), inside)
-        k = tl.load(state + (direction * 4 + 3) * N.to(tl.int64) + i, mask=inside, other=0.0)
-        value += tl.where(inside, log_partners - log_sum, 0.0)
+        log_sum, q, g = _load(state, direction * 5 * N.to(tl.int64) + i, N.to(tl.int64), inside)
+        k = tl.load(state + (direction * 5 + 3) * N.to(tl.int64) + i, mask=inside, other=0.0)
+        of_own = tl.load(state + (direction * 5 + 4) * N.to(tl.int64) + i, mask=inside, other=0.0)
+        # Where nothing is near, and the origin is not either, nothing is known.
+        unknown = (log_sum == float("-inf")) & (of_own == float("inf"))
+        value += tl.where(inside & ~unknown, log_partners - log_sum - of_own, 0.0)
         of_q += q
         of_g += g
         of_k += k
@@ -127,17 +163,19 @@ def logsumexp_means_kernel(
     tl.store(at + 4, -tl.sum(of_k, 0) / count)
 
 
-@triton.jit(do_not_specialize=["N", "own", "partners", "tiles_n", "tiles_m"])
+@triton.jit(do_not_specialize=["N", "own", "equal", "tiles_n", "tiles_m"])
 def logsumexp_gradient_kernel(
-    upstream,  # (D, 5) float64
+    upstream,  # (D, 5, N) float64, or (D, 5, 1)
     energies,  # (D, 3, N, M) float64
-    state,  # (D, 4, N) float64
+    state,  # (D, 5, N) float64
     gradient,  # (D, 3, N, M) float64
     N,
     M,
     own,
+    origins,  # (N,) int64, or None
     LEAVE_OUT: tl.constexpr,
-    partners,
+    EACH: tl.constexpr,
+    equal,
     tiles_n,
     tiles_m,
     ROWS: tl.constexpr,
@@ -152,24 +190,36 @@ def logsumexp_gradient_kernel(
     here = (i < N)[:, None] & (m < M)[None, :]
     base = direction * 3 * size + i.to(tl.int64)[:, None] * M + m[None, :]
     q, g, k = _load(energies, base, size, here)
-    log_sum, mean_q, mean_g = _load(state, direction * 4 * samples + i, samples, i < N)
-    mean_k = tl.load(state + (direction * 4 + 3) * samples + i, mask=i < N, other=0.0)
-    at = upstream + direction * 5
-    total, of_q, of_g = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-    assignment, of_k = tl.load(at + 3), -tl.load(at + 4)
-    met = _met(i, m, here, own, LEAVE_OUT)
+    inside = i < N
+    log_sum, mean_q, mean_g = _load(state, direction * 5 * samples + i, samples, inside)
+    mean_k = tl.load(state + (direction * 5 + 3) * samples + i, mask=inside, other=0.0)
+    at = direction * 5
+    if EACH:
+        at = direction * 5 * samples + i
+    total = _term(upstream, at, 0, samples, inside, EACH)
+    of_q = _term(upstream, at, 1, samples, inside, EACH)
+    of_g = _term(upstream, at, 2, samples, inside, EACH)
+    assignment = _term(upstream, at, 3, samples, inside, EACH)
+    of_k = -_term(upstream, at, 4, samples, inside, EACH)
+    mine = _own(i, inside, own, origins)
+    met = _met(mine, m, here, LEAVE_OUT)
     r = tl.exp(tl.where(met, k - q - g, float("-inf")) - log_sum[:, None])
-    # Of the log-density, relative to r / N: a hopeless row has none, and equal responsibilities.
+    # Of the log-density, relative to r: a hopeless row has none, and equal responsibilities.
     of_density = (of_q - assignment) * (q - mean_q[:, None]) - total
     of_density += (of_g - assignment) * (g - mean_g[:, None])
     of_density += (of_k + assignment) * (k - mean_k[:, None])
     hopeless = (log_sum == float("-inf"))[:, None]
-    r = tl.where(hopeless, met.to(tl.float64) / partners.to(tl.float64), r)
+    r = tl.where(hopeless, met.to(tl.float64) / equal.to(tl.float64), r)
     of_density = tl.where(hopeless, 0.0, of_density)
-    weight = r / samples.to(tl.float64)
     # Select: energies and upstream gradients may be infinite where nothing is chosen.
     never = r == 0
+    of_q = tl.where(never, 0.0, r * (of_q - of_density))
+    of_g = tl.where(never, 0.0, r * (of_g - of_density))
+    if origins is not None:
+        own_energies = (mine[:, None] == m[None, :]) & ~hopeless
+        of_q = tl.where(own_energies, of_q - total, of_q)
+        of_g = tl.where(own_energies, of_g - total, of_g)
     to = gradient + base
-    tl.store(to, tl.where(never, 0.0, weight * (of_q - of_density)), mask=here)
-    tl.store(to + size, tl.where(never, 0.0, weight * (of_g - of_density)), mask=here)
-    tl.store(to + 2 * size, tl.where(never, 0.0, weight * (of_k + of_density)), mask=here)
+    tl.store(to, of_q, mask=here)
+    tl.store(to + size, of_g, mask=here)
+    tl.store(to + 2 * size, tl.where(never, 0.0, r * (of_k + of_density)), mask=here)

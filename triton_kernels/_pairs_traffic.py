@@ -178,20 +178,26 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
 def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     """Where no row is hopeless: of such rows the energies are read once more."""
     directions = programs // a["tiles"]
-    pairs = directions * a["N"] * a["M"]
-    return {"energies": 3 * pairs}, {"state": 4 * directions * a["N"]}, _DENSITY * pairs
+    pairs, samples = directions * a["N"] * a["M"], directions * a["N"]
+    read = {"energies": 3 * pairs}
+    if "origins" in a:
+        read["origins"] = samples
+    return read, {"state": 5 * samples}, _DENSITY * pairs
 
 
 def _logsumexp_means(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     samples = programs * a["N"]
-    return {"state": 4 * samples}, {"terms": 5 * programs}, _MEANS * samples
+    return {"state": 5 * samples}, {"terms": 5 * programs}, _MEANS * samples
 
 
 def _logsumexp_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     directions = programs // (a["tiles_n"] * a["tiles_m"])
     pairs = directions * a["N"] * a["M"]
-    state = 4 * directions * a["N"] * a["tiles_m"]
-    read = {"upstream": 5 * programs, "energies": 3 * pairs, "state": state}
+    rows = directions * a["N"] * a["tiles_m"]
+    of_terms = rows if a["EACH"] else programs
+    read = {"upstream": 5 * of_terms, "energies": 3 * pairs, "state": 4 * rows}
+    if "origins" in a:
+        read["origins"] = rows
     return read, {"gradient": 3 * pairs}, _PULL_DENSITY * pairs
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from fused_mi._building_blocks import Own
+from fused_mi._estimators import ROWS
 from torch import Tensor
 
 from ._configs import REDUCE, ceil_div
@@ -15,33 +19,36 @@ from ._logsumexp_kernels import (
 from ._pairs_configs import logsumexp_tile
 
 
-def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+def logsumexp(energies: Tensor, own: Own | None) -> Tensor:
     """See `fused_mi.reference.logsumexp.logsumexp`."""
     energies = energies.contiguous()
     directions, _, N, M = energies.shape
-    state = torch.empty((directions, 4, N), dtype=torch.float64, device=energies.device)
-    terms = torch.empty((directions, 5), dtype=torch.float64, device=energies.device)
+    rows = torch.empty((directions, ROWS, N), dtype=torch.float64, device=energies.device)
     tile = logsumexp_tile(M, energies.device)
     tiles = ceil_div(N, tile.ROWS)
     launch(
         logsumexp_state_kernel,
         directions * tiles,
         energies,
-        state,
+        rows,
         N,
         M,
-        *_own(own),
+        *_arguments(own),
         tiles,
         **tile._asdict(),
     )
-    partners = M - (own is not None)
-    launch(logsumexp_means_kernel, directions, state, terms, N, partners, **REDUCE)
-    return terms, state
+    return rows
 
 
-def logsumexp_backward(
-    upstream: Tensor, energies: Tensor, state: Tensor, own: int | None
-) -> Tensor:
+def means(rows: Tensor, partners: int) -> Tensor:
+    """See `fused_mi.reference.logsumexp.means`."""
+    directions, _, N = rows.shape
+    terms = torch.empty((directions, 5), dtype=torch.float64, device=rows.device)
+    launch(logsumexp_means_kernel, directions, rows, terms, N, partners, **REDUCE)
+    return terms
+
+
+def logsumexp_backward(upstream: Tensor, energies: Tensor, rows: Tensor, own: Own | None) -> Tensor:
     """See `fused_mi.reference.logsumexp.logsumexp_backward`."""
     energies = energies.contiguous()
     directions, _, N, M = energies.shape
@@ -53,12 +60,13 @@ def logsumexp_backward(
         directions * tiles_n * tiles_m,
         upstream.contiguous(),
         energies,
-        state,
+        rows,
         gradient,
         N,
         M,
-        *_own(own),
-        M - (own is not None),
+        *_arguments(own),
+        upstream.shape[-1] > 1,
+        M - int(own is not None and own.left_out),
         tiles_n,
         tiles_m,
         **tile._asdict(),
@@ -66,6 +74,10 @@ def logsumexp_backward(
     return gradient
 
 
-def _own(own: int | None) -> tuple[int, bool]:
-    """As arguments of a kernel: the component, and whether there is one to leave out."""
-    return (0, False) if own is None else (own, True)
+def _arguments(own: Own | None) -> tuple[Any, ...]:
+    """Of a kernel: the own component of the first sample, those of all in place of it, and whether
+    they are left out."""
+    if own is None:
+        return 0, None, False
+    origins = None if own.of_samples is None else own.of_samples.contiguous()
+    return own.first, origins, own.left_out

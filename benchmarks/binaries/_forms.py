@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from _ahead_of_time import Specialisation, loaded, specialisations
 from _targets import TARGETS
-from fused_mi._mixture import Scoring
+from fused_mi._mixture import AnyInputs, Scoring
 from fused_mi.triton_kernels import estimators
 from fused_mi.triton_kernels._launch import Launch, recorded
 from triton.backends.nvidia.compiler import CUDABackend
@@ -22,30 +22,54 @@ WANTED = tuple(product((True, False), repeat=4))  # the first: all
 
 
 def forms() -> list[Specialisation]:
-    """Each once: entropies and losses, forward and all gradients that can be wanted."""
+    """Each once: entropies, losses and token information, forward and all gradients that can be
+    wanted."""
     found: dict[Specialisation, None] = {}
     for options in product(DTYPES, ROWS, PAIRINGS, (True, False), ("jensen", "logsumexp")):
         found |= dict.fromkeys(specialisations(_launches(*options), TARGET))
+    for dtype, rows, origins in product(DTYPES, ROWS, (True, False)):
+        for left_out in (True, False) if origins else (False,):
+            of_weighted = _launches(dtype, rows, "all", True, "logsumexp", True, origins, left_out)
+            found |= dict.fromkeys(specialisations(of_weighted, TARGET))
     return list(found)
 
 
 def _launches(
-    dtype: torch.dtype, rows: int, pairing: str, combine: bool, estimator: str
+    dtype: torch.dtype,
+    rows: int,
+    pairing: str,
+    combine: bool,
+    estimator: str,
+    weighted: bool = False,
+    origins: bool = False,
+    left_out: bool = False,
 ) -> list[Launch]:
-    """Of inputs without data."""
+    """Of inputs without data; of weighted components, the losses of each sample."""
     components = rows + (pairing == "all")
-    y, *of_components = (
+    y, x, mu, stds = (
         torch.empty((n, 2, 256), dtype=dtype, device="meta") for n in (rows, *[components] * 3)
     )
-    inputs = y, *of_components
+    inputs: AnyInputs = y, x, mu, stds
     mask, other = (torch.empty((n, 2), dtype=torch.bool, device="meta") for n in (rows, components))
-    scoring = Scoring(mask, other if combine else None, pairing, pairing != "all", True, 100.0)
+    scoring = Scoring(
+        mask,
+        other if combine else None,
+        torch.empty(rows, dtype=torch.int64, device="meta") if origins else None,
+        pairing=pairing,
+        own_stds=pairing != "all",
+        reduction="none" if weighted else "sum",
+        safety_factor=100.0,
+        leave_origins_out=left_out,
+    )
+    if weighted:
+        weights = torch.empty(components, dtype=torch.float32, device="meta")
+        inputs = y, x, mu, stds, weights
     forward = getattr(estimators, estimator)
     backward = getattr(estimators, f"{estimator}_backward")
     with recorded() as launches:
         *upstream, state = forward(inputs, scoring)
         for wanted in WANTED if dtype == DTYPES[0] else WANTED[:1]:
-            backward(tuple(upstream), inputs, scoring, state, wanted)
+            backward(tuple(upstream), inputs, scoring, state, (*wanted, True)[: len(inputs)])
     return launches
 
 

@@ -12,9 +12,10 @@ import torch
 from _ahead_of_time import FMA_PIPE, Binary
 from _part import Part
 from _targets import Row, specialised
+from fused_mi._building_blocks import Own
 from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
-from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward
+from fused_mi.triton_kernels.logsumexp import logsumexp, logsumexp_backward, means
 from fused_mi.triton_kernels.pairs import pairs, pairs_backward
 
 SIZES = (32, 256)  # N = M
@@ -68,10 +69,11 @@ def launches(size: int, pairing: str, features: int, dtype: torch.dtype) -> list
     mixture = Mixture(mask, mask, eps[0], eps[1], *ranges, pairing == "leave_one_out")
     with recorded() as found:
         energies = pairs(y, x, mu, stds, [mixture])
-        own = 0 if mixture.exclude_diagonal else None
-        terms, state = logsumexp(energies, own)
-        upstream = logsumexp_backward(torch.empty_like(terms), energies, state, own)
-        pairs_backward(upstream, y, x, mu, stds, None, [mixture], [True] * 4)
+        own = Own() if mixture.exclude_diagonal else None
+        state = logsumexp(energies, own)
+        terms = means(state, size)
+        of_energies = logsumexp_backward(terms[..., None], energies, state, own)
+        pairs_backward(of_energies, y, x, mu, stds, None, [mixture], [True] * 4)
     return [launch for launch in found if launch.kernel.__name__ in KERNELS]
 
 

@@ -61,7 +61,9 @@ def passes(
     y, x, mu, stds = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(4))
     inputs = y, x, mu, stds
     mask = torch.empty(shape[:2], dtype=torch.bool, device="meta")
-    scoring = Scoring(mask, mask, pairing, True, True, 100.0)
+    scoring = Scoring(
+        mask, mask, pairing=pairing, own_stds=True, reduction="sum", safety_factor=100.0
+    )
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)
     with recorded() as backward:

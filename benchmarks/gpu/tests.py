@@ -11,7 +11,8 @@ from ._children import Ended, Row, run
 # The most wanted first: what only a GPU shows, then values, gradients and modes.
 FILES = (
     "gpu large sizes mutual_information leave_one_out masks extremes strides modes entropy terms "
-    "blocks_of_pairs mahalanobis std_losses laws constant one_position fixed_eps"
+    "blocks_of_pairs mahalanobis std_losses laws constant one_position fixed_eps token_information "
+    "component_weights reduction_none"
 )
 _PROCESSES = 14  # compiling kernels takes most of the time
 

@@ -11,24 +11,25 @@ FUSED_MI_INLINE int64_t row_at(const Logsumexp& in, int64_t item) {
 FUSED_MI_INLINE Energies energies_of(const Logsumexp& in, int64_t item) {
   const double* q = in.energies + row_at(in, item);
   const int64_t matrix = in.N * in.M;
-  return {q, q + matrix, q + 2 * matrix, in.own + item % in.N};
+  const Own& own = in.own;
+  return {q, q + matrix, q + 2 * matrix, own.of(item % in.N), own.left_out, own.origins != nullptr};
 }
 
-// Where a number of the row stands in (count, 4, samples), the others `all_samples()` apart.
+// Where a number of the row stands in (count, 5, samples), the others `all_samples()` apart.
 FUSED_MI_INLINE int64_t state_at(const Logsumexp& in, int64_t item) {
-  return item / in.N * 4 * in.all_samples() + item % in.N;
+  return item / in.N * in.kRows * in.all_samples() + item % in.N;
 }
 
 // Equal responsibilities, where every density is 0.
 void equal_means(const Logsumexp& in, const Energies& row, double* state) {
-  double q = 0, g = 0, k = 0, partners = static_cast<double>(in.partners());
+  double q = 0, g = 0, k = 0, met = static_cast<double>(in.met());
   for (int64_t l = 0; l < in.M; ++l) {
-    if (l == row.own) continue;
+    if (row.left_out && l == row.own) continue;
     q += row.q[l], g += row.g[l], k += row.k[l];
   }
   const int64_t N = in.all_samples();
   state[0] = -INFINITY;
-  state[N] = q / partners, state[2 * N] = g / partners, state[3 * N] = k / partners;
+  state[N] = q / met, state[2 * N] = g / met, state[3 * N] = k / met;
 }
 
 void state_of_rows(const LogsumexpForward& call, int64_t begin, int64_t end) {
@@ -44,6 +45,7 @@ void state_of_rows(const LogsumexpForward& call, int64_t begin, int64_t end) {
     }
     const Sums& sums = online.sums;
     double* state = call.state + state_at(in, item);
+    state[4 * N] = online.of_own;
     const double weights = sum_of_lanes(sums.weights);
     if (weights == 0) {
       equal_means(in, row, state);
@@ -61,11 +63,12 @@ void gradient_of_rows(const LogsumexpBackward& call, int64_t begin, int64_t end)
   const Logsumexp& in = call.in;
   const int64_t matrix = in.N * in.M;
   const int width = static_cast<int>(in.M);
-  const double partners = static_cast<double>(in.partners());
+  const double met = static_cast<double>(in.met());
   for (int64_t item = begin; item < end; ++item) {
     const Energies row = energies_of(in, item);
     const Pull pull(
-        call.upstream + item / in.N * 5, call.state + state_at(in, item), in.all_samples(), partners);
+        call.upstream.of(item / in.N, item % in.N), call.state + state_at(in, item), in.all_samples(),
+        met);
     double* to = call.gradient + row_at(in, item);
     over_vectors<double>(width, [&](int l, auto lanes) __attribute__((always_inline)) {
       const Pairs pairs(row, l, lanes);

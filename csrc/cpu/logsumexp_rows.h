@@ -14,11 +14,15 @@ typedef V<double> Doubles;
 // The energies of a sample.
 struct Energies {
   const double *q, *g, *k;
-  int64_t own;  // the component that is left out, or one that is not there
+  int64_t own;             // a component, or one that is not there
+  bool left_out, matters;  // whether it is left out, and whether its energies have a part of their own
 
-  // Whether the vector from component l on has the one that is left out.
-  FUSED_MI_INLINE bool has_own(int64_t l) const {
-    return l <= own && own < l + kLanes<double>;
+  // Whether the `width` components from l on have it.
+  FUSED_MI_INLINE bool has_own(int64_t l, int64_t width = kLanes<double>) const {
+    return l <= own && own < l + width;
+  }
+  FUSED_MI_INLINE bool leaves_out(int64_t l) const {
+    return left_out && has_own(l);
   }
 
   FUSED_MI_INLINE void prefetch(int64_t l) const {
@@ -37,7 +41,7 @@ struct Pairs {
         k(load<double>(row.k + l, lanes)) {
     const Doubles none = all<double>(-INFINITY);
     density = inside<double>(k - q - g, none, lanes);
-    if (row.has_own(l)) density[row.own - l] = -INFINITY;
+    if (row.leaves_out(l)) density[row.own - l] = -INFINITY;
   }
 };
 
@@ -73,7 +77,7 @@ struct Sums {
 
 // What a row has so far, relative to exp(most).
 struct Online {
-  double most = -INFINITY;
+  double most = -INFINITY, of_own = 0;
   Sums sums;
 
   FUSED_MI_INLINE double shift() const {
@@ -82,6 +86,7 @@ struct Online {
 
   // `width` more components; `ahead`: how far behind them more of the row is fetched meanwhile.
   FUSED_MI_INLINE void include(const Energies& row, int64_t start, int width, int64_t ahead = 0) {
+    if (row.matters && row.has_own(start, width)) of_own = row.q[row.own] + row.g[row.own];
     Doubles largest = all<double>(most);
     over_vectors<double>(width, [&](int f, auto lanes) __attribute__((always_inline)) {
       Doubles density = Pairs(row, start + f, lanes).density;
@@ -106,10 +111,10 @@ struct Online {
 struct Pull {
   double total, of_q, of_g, assignment, of_k;  // of the terms
   double log_sum, q, g, k;                     // of the forward pass
-  double of_sample, equal;
+  double equal;
 
   // `state`: the first number of the row, the others `N` apart.
-  FUSED_MI_INLINE Pull(const double* u, const double* state, int64_t N, double partners)
+  FUSED_MI_INLINE Pull(const OfTerms& u, const double* state, int64_t N, double met)
       : total(u[0]),
         of_q(u[1]),
         of_g(u[2]),
@@ -119,8 +124,7 @@ struct Pull {
         q(state[N]),
         g(state[2 * N]),
         k(state[3 * N]),
-        of_sample(1 / static_cast<double>(N)),
-        equal(1 / partners) {}
+        equal(1 / met) {}
 
   // Gradients of q, g and k.
   template <class Lanes>
@@ -130,17 +134,19 @@ struct Pull {
     Doubles r = exponential(pairs.density - log_sum), of_density = zero;
     if (log_sum == -INFINITY) {  // responsibilities are equal, and constant
       r = all<double>(equal);
-      if (row.has_own(l)) r[row.own - l] = 0;
+      if (row.leaves_out(l)) r[row.own - l] = 0;
     } else {
       of_density = (of_q - assignment) * (pairs.q - q) + (of_g - assignment) * (pairs.g - g) +
           (of_k + assignment) * (pairs.k - k) - total;
     }
-    const Doubles weight = r * of_sample;
     // Select: energies and upstream gradients may be infinite where nothing is chosen.
     const Bits<double> never = r == 0;
-    to[0] = never ? zero : weight * (of_q - of_density);
-    to[1] = never ? zero : weight * (of_g - of_density);
-    to[2] = never ? zero : weight * (of_k + of_density);
+    to[0] = never ? zero : r * (of_q - of_density);
+    to[1] = never ? zero : r * (of_g - of_density);
+    to[2] = never ? zero : r * (of_k + of_density);
+    if (row.matters && row.has_own(l) && log_sum != -INFINITY) {
+      to[0][row.own - l] -= total, to[1][row.own - l] -= total;
+    }
   }
 };
 

@@ -14,6 +14,8 @@ constexpr int kColumns = OnlineForward::kComponents;
 template <class A>
 struct Room {
   const PairsForward& call;
+  const Labels labels;
+  const Own own;
   Panel<A> panel;
   double* distances;  // (tile_samples, kColumns)
   bool *here, *before;  // (S,): where a sample contributes, and where the one before it did, whose g
@@ -21,8 +23,10 @@ struct Room {
   Bits<double> known = all<double>(0) == 0.0;  // where all sums are, see `reduce`
   alignas(64) double g[kColumns], k[kColumns] = {};
 
-  Room(const PairsForward& call, Arena& arena)
+  Room(const PairsForward& call, const Labels& labels, Arena& arena)
       : call(call),
+        labels(labels),
+        own(labels.own(call.in.exclude_diagonal)),
         panel(call.cut, arena),
         distances(arena.take<double>(call.cut.tile_samples * kColumns)),
         here(arena.take<bool>(call.in.S)),
@@ -68,7 +72,8 @@ struct Room {
       known &= sum <= most;
       store(q + f, sum / 2, lanes);
     });
-    return {q, g, k, in.exclude_diagonal ? n - first : Logsumexp::kNone};
+    const double* of_k = labels.log_weights != nullptr ? labels.log_weights + first : k;
+    return {q, g, of_k, own.of(n) - first, own.left_out, own.origins != nullptr};
   }
 };
 
@@ -100,6 +105,7 @@ bool reduce_item(const OnlineForward& call, Room<A>& room, Online* online, int64
     to[0] = online[n].most;
     to[1] = sum_of_lanes(sums.weights);
     to[2] = sum_of_lanes(sums.q), to[3] = sum_of_lanes(sums.g), to[4] = sum_of_lanes(sums.k);
+    to[5] = online[n].of_own;
   }
   return !any<double>(~room.known);
 }
@@ -107,7 +113,7 @@ bool reduce_item(const OnlineForward& call, Room<A>& room, Online* online, int64
 template <class A>
 bool reduce_of(const OnlineForward& call, char* scratch, int64_t begin, int64_t end) {
   Arena arena{scratch};
-  Room<A> room(call.pairs, arena);
+  Room<A> room(call.pairs, call.labels, arena);
   Online* online = arena.take<Online>(call.pairs.cut.tile_samples);
   const MomentsInputs& in = call.pairs.in;
   const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};
@@ -127,7 +133,7 @@ bool reduce(const OnlineForward& call, char* scratch, int64_t begin, int64_t end
 
 int64_t bytes(const PairsForward& call) {
   Arena arena{nullptr};
-  call.in.wide ? void(Room<double>(call, arena)) : void(Room<float>(call, arena));
+  call.in.wide ? void(Room<double>(call, {}, arena)) : void(Room<float>(call, {}, arena));
   arena.take<Online>(call.cut.tile_samples);
   return arena.used;
 }
@@ -170,7 +176,7 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
   const int width = static_cast<int>(components.count());
   const int64_t first = components.start - block.components.start;
   const int64_t mixture = pairs.of(call.d).samples.start;
-  alignas(64) double of_g[kBlock] = {};
+  alignas(64) double of_g[kBlock] = {}, of_weights[kBlock] = {};
   alignas(64) A of_q[kBlock] = {};
   for (int m = 0; m < width; m += kM) w.partners[(first + m) / kM] = Partners();
   for (int64_t start = block.samples.start; start < block.samples.stop; start += cut.tile_samples) {
@@ -180,17 +186,20 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
     for (int64_t row = samples.start; row < samples.stop; ++row) {
       const Energies energies = room.energies(call.d, tile, row);
       const Pull pull(
-          call.upstream, call.state + row - mixture, cut.samples,
+          call.upstream.of(0, row - mixture), call.state + row - mixture, cut.samples,
           static_cast<double>(call.partners));
       Doubles of_k{};
       over_vectors<double>(width, [&](int f, auto lanes) __attribute__((always_inline)) {
         const Pairs met(energies, f, lanes);
         Doubles found[3]{};
         // Most pairs weigh nothing.
-        if (any<double>(~(met.density - pull.log_sum < kNothing))) pull(energies, f, met, found);
+        const bool some = any<double>(~(met.density - pull.log_sum < kNothing));
+        if (some || (energies.matters && energies.has_own(f))) pull(energies, f, met, found);
         for (int j = 0; j < kLanes<double>; ++j) of_q[f + j] = static_cast<A>(found[0][j]);
         store(of_g + f, load<double>(of_g + f, lanes) + found[1], lanes);
-        of_k += inside<double>(found[2], Doubles{}, lanes);
+        const Doubles more = inside<double>(found[2], Doubles{}, lanes);
+        of_k += more;
+        store(of_weights + f, load<double>(of_weights + f, lanes) + more, lanes);
       });
       const int n = static_cast<int>(row - block.samples.start);
       append(w, N, n, first, width, of_q);
@@ -198,13 +207,16 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
     }
   }
   for (int l = 0; l < width; ++l) w.of_g[first + l] = static_cast<A>(of_g[l]);
+  for (int l = 0; call.labels.of_weights != nullptr && l < width; ++l) {
+    call.labels.of_weights[components.start - pairs.of(call.d).components.start + l] += of_weights[l];
+  }
   return !any<double>(~room.known);
 }
 
 template <class A>
 bool weigh_of(const OnlineWeigh& call, char* scratch, int64_t begin, int64_t end) {
   Arena arena{scratch};
-  Room<A> room(call.pairs, arena);
+  Room<A> room(call.pairs, call.labels, arena);
   const FlushToZero flush;
   const MomentsInputs& in = call.pairs.in;
   const View* inputs[] = {&in.y, &in.x, &in.mu, &in.stds};

@@ -6,6 +6,7 @@
 #include "pairs_launch.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace fused_mi {
 
@@ -13,7 +14,7 @@ namespace fused_mi {
 inline bool join_splits(const OnlineForward& call, int64_t row, double* state) {
   constexpr int64_t kNumbers = OnlineForward::kNumbers;
   const int64_t N = call.pairs.cut.samples, rows = call.pairs.in.count * N;
-  double most = -INFINITY, sums[4] = {};
+  double most = -INFINITY, sums[4] = {}, of_own = 0;
   for (int64_t split = 0; split < call.splits; ++split) {
     most = std::max(most, call.parts[(split * rows + row) * kNumbers]);
   }
@@ -22,10 +23,12 @@ inline bool join_splits(const OnlineForward& call, int64_t row, double* state) {
     const double* part = call.parts + (split * rows + row) * kNumbers;
     const double factor = std::exp(part[0] - most);
     for (int j = 0; j < 4; ++j) sums[j] += factor == 0 ? 0 : factor * part[1 + j];
+    of_own += part[5];  // 0 but in one of them
   }
-  double* to = state + row / N * 4 * N + row % N;
+  double* to = state + row / N * Logsumexp::kRows * N + row % N;
   to[0] = most + std::log(sums[0]);
   for (int j = 1; j < 4; ++j) to[j * N] = sums[j] / sums[0];
+  to[4 * N] = of_own;
   return true;
 }
 
@@ -60,10 +63,12 @@ bool find_logs(PairsForward& pairs, char* memory, Path path, Parallel&& parallel
 
 // In the type of `in`; false where its range is not enough, or every density of a sample is 0.
 template <class Parallel>
-bool try_online(MomentsInputs in, double* state, Path path, Parallel&& parallel) {
+bool try_online(
+    MomentsInputs in, const Labels& labels, double* state, Path path, Parallel&& parallel) {
   join_positions(in);
   const auto positions = found_positions(in, path, parallel);
   OnlineForward call;
+  call.labels = labels;
   PairsForward& pairs = call.pairs;
   pairs = online_pairs(in, positions.get(), OnlineForward::kComponents);
   const PairsCut& cut = pairs.cut;
@@ -90,12 +95,13 @@ bool try_online(MomentsInputs in, double* state, Path path, Parallel&& parallel)
          });
 }
 
-// Writes the rows (count, 4, N) of a state, see LogsumexpForward.
+// Writes the rows (count, 5, N) of a state, see LogsumexpForward.
 template <class Parallel>
-bool launch_online(MomentsInputs in, double* state, Path path, Parallel&& parallel) {
-  if (!in.wide && try_online(in, state, path, parallel)) return true;
+bool launch_online(
+    MomentsInputs in, const Labels& labels, double* state, Path path, Parallel&& parallel) {
+  if (!in.wide && try_online(in, labels, state, path, parallel)) return true;
   in.wide = true;
-  return try_online(in, state, path, parallel);
+  return try_online(in, labels, state, path, parallel);
 }
 
 // The gradients of a block of pairs, of a mixture of one position where every row contributes: what they
@@ -121,12 +127,12 @@ bool weigh_block(OnlineWeigh of, PairsBackward call, Path path, Parallel&& paral
 }
 
 // Adds to the gradients that `call` names: zeros, in the type of `call.in`. Energies are found again for
-// some pairs at a time. `state`: (count, 4, N) of the forward pass; `upstream`: see LogsumexpBackward.
+// some pairs at a time. `state`: (count, 5, N) of the forward pass; `upstream`: see LogsumexpBackward.
 // False, and nothing of worth, where the range of the type is not enough.
 template <class Parallel>
 bool try_online_gradients(
-    PairsBackward call, const double* state, const double* upstream, Path path,
-    Parallel&& parallel) {
+    PairsBackward call, const Labels& labels, const double* state, const OfTerms& upstream,
+    Path path, Parallel&& parallel) {
   constexpr int64_t kRows = 2048;  // of a role, at a time
   join_positions(call.in, {&call.d_y, &call.d_x, &call.d_mu, &call.d_stds});
   const MomentsInputs in = call.in;
@@ -141,13 +147,16 @@ bool try_online_gradients(
   const int64_t columns = std::min({M, kRows, (int64_t{1} << (full ? 19 : 17)) / rows});
   const std::unique_ptr<double[]> energies(full ? nullptr : new double[3 * rows * columns]);
   OnlineWeigh of;
+  of.labels = labels;
   of.pairs = online_pairs(in, positions.get(), PairsBackward::kWeighed);
   of.partners = M - in.exclude_diagonal;
   const std::unique_ptr<double[]> logs(full ? new double[share(of.pairs, nullptr) / 8] : nullptr);
   char* memory = reinterpret_cast<char*>(logs.get());
   if (full && !find_logs(of.pairs, memory, path, parallel)) return false;
   call.add = true;
-  for (int64_t i = 0; i < 5 * in.count; ++i) call.finite_upstream &= std::isfinite(upstream[i]);
+  for (int64_t i = 0; i < Logsumexp::kTerms * upstream.samples * in.count; ++i) {
+    call.finite_upstream &= std::isfinite(upstream.data[i]);
+  }
   for (int64_t block = 0; block < in.count * ceil_div(M, columns) * ceil_div(N, rows); ++block) {
     const int64_t first = block % ceil_div(N, rows) * rows, at = block / ceil_div(N, rows);
     const int64_t start = at % ceil_div(M, columns) * columns, d = at / ceil_div(M, columns);
@@ -167,7 +176,7 @@ bool try_online_gradients(
     call.passes = passes, call.pass_count = 2;
     if (full) {
       of.d = d, of.block = meeting;
-      of.state = state + d * 4 * N, of.upstream = upstream + d * 5;
+      of.state = state + d * Logsumexp::kRows * N, of.upstream = upstream.of(d, 0);
       if (!weigh_block(of, call, path, parallel)) return false;
       continue;
     }
@@ -181,9 +190,20 @@ bool try_online_gradients(
     LogsumexpBackward of_rows;
     of_rows.in.energies = of_rows.gradient = energies.get();
     of_rows.in.count = 1, of_rows.in.N = n, of_rows.in.M = count, of_rows.in.samples = N;
-    if (in.exclude_diagonal) of_rows.in.own = first - start;
-    of_rows.state = state + d * 4 * N + first, of_rows.upstream = upstream + d * 5;
+    of_rows.in.own = labels.own(in.exclude_diagonal);
+    of_rows.state = state + d * Logsumexp::kRows * N + first, of_rows.upstream = upstream.of(d, first);
+    std::vector<int64_t> origins;
+    if (labels.origins != nullptr) {
+      for (int64_t i = first; i < first + n; ++i) origins.push_back(labels.origins[i] - start);
+      of_rows.in.own.origins = origins.data();
+    } else if (in.exclude_diagonal) {
+      of_rows.in.own.first = first - start;
+    }
+    if (labels.log_weights != nullptr) {
+      put_weights(labels.log_weights + start, of_rows.in, energies.get());
+    }
     launch_logsumexp_gradient(of_rows, path, parallel);
+    if (labels.of_weights != nullptr) add_of_weights(of_rows, labels.of_weights + start);
     call.upstream = energies.get();
     if (!find_gradients(call, path, parallel)) return false;
   }

@@ -147,7 +147,9 @@ bool pairs_backward(
 }
 
 // `energies` (count, 3, N, M).
-Logsumexp logsumexp_of(const Tensor& energies, std::optional<int64_t> own) {
+Logsumexp logsumexp_of(
+    const Tensor& energies, std::optional<int64_t> own, const std::optional<Tensor>& origins,
+    bool leave_out) {
   STD_TORCH_CHECK(energies.dim() == 4 && energies.size(1) == 3, "energies: expected (D, 3, N, M)");
   Logsumexp in;
   in.count = energies.size(0), in.N = energies.size(2), in.M = energies.size(3);
@@ -155,29 +157,37 @@ Logsumexp logsumexp_of(const Tensor& energies, std::optional<int64_t> own) {
   in.energies = reinterpret_cast<const double*>(
       output(energies, "energies", in.rows() * 3 * in.M, ScalarType::Double));
   STD_TORCH_CHECK(!own || *own >= 0, "own: expected a component");
-  in.own = own.value_or(Logsumexp::kNone);
+  in.own.first = own.value_or(Own::kNone);
+  if (origins) {
+    in.own.origins =
+        reinterpret_cast<const int64_t*>(output(*origins, "origins", in.N, ScalarType::Long));
+    in.own.left_out = leave_out;
+  }
   return in;
 }
 
 void logsumexp(
-    const Tensor& energies, std::optional<int64_t> own, int64_t path, const Tensor& terms,
-    const Tensor& state) {
-  LogsumexpForward call{logsumexp_of(energies, own)};
+    const Tensor& energies, std::optional<int64_t> own, std::optional<Tensor> origins,
+    bool leave_out, int64_t path, const Tensor& state) {
+  LogsumexpForward call{logsumexp_of(energies, own, origins, leave_out)};
   const Logsumexp& in = call.in;
-  call.state = reinterpret_cast<double*>(output(state, "state", 4 * in.rows(), ScalarType::Double));
-  char* to = output(terms, "terms", 5 * in.count, ScalarType::Double);
-  launch_logsumexp(call, reinterpret_cast<double*>(to), checked(path), Threads{});
+  call.state = reinterpret_cast<double*>(
+      output(state, "state", in.kRows * in.rows(), ScalarType::Double));
+  launch_logsumexp(call, checked(path), Threads{});
 }
 
 void logsumexp_backward(
     const Tensor& upstream, const Tensor& energies, const Tensor& state,
-    std::optional<int64_t> own, int64_t path, const Tensor& gradient) {
-  LogsumexpBackward call{logsumexp_of(energies, own)};
+    std::optional<int64_t> own, std::optional<Tensor> origins, bool leave_out, int64_t path,
+    const Tensor& gradient) {
+  LogsumexpBackward call{logsumexp_of(energies, own, origins, leave_out)};
   const Logsumexp& in = call.in;
-  call.state =
-      reinterpret_cast<const double*>(output(state, "state", 4 * in.rows(), ScalarType::Double));
-  call.upstream = reinterpret_cast<const double*>(
-      output(upstream, "upstream", 5 * in.count, ScalarType::Double));
+  call.state = reinterpret_cast<const double*>(
+      output(state, "state", in.kRows * in.rows(), ScalarType::Double));
+  call.upstream.samples = upstream.size(2);
+  call.upstream.data = reinterpret_cast<const double*>(output(
+      upstream, "upstream", in.kTerms * in.count * (upstream.size(2) == 1 ? 1 : in.N),
+      ScalarType::Double));
   char* to = output(gradient, "gradient", energies.numel(), ScalarType::Double);
   prefer_huge_pages(to, energies.numel() * size_of(Type::float64));
   call.gradient = reinterpret_cast<double*>(to);
@@ -186,7 +196,7 @@ void logsumexp_backward(
 
 // Of the schemas below; the Python side expects one.
 int64_t version() {
-  return 4;
+  return 5;
 }
 
 // A bit for each instruction path that this machine supports.
@@ -226,9 +236,11 @@ STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
       " int[] rows, bool exclude_diagonal, bool wide, int[] passes, int path, Tensor(a!)? d_y,"
       " Tensor(b!)? d_x, Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> bool");
   m.def(
-      "logsumexp(Tensor energies, int? own, int path, Tensor(a!) terms, Tensor(b!) state) -> ()");
+      "logsumexp(Tensor energies, int? own, Tensor? origins, bool leave_origins_out, int path,"
+      " Tensor(a!) state) -> ()");
   m.def(
-      "logsumexp_backward(Tensor upstream, Tensor energies, Tensor state, int? own, int path,"
+      "logsumexp_backward(Tensor upstream, Tensor energies, Tensor state, int? own, Tensor? origins,"
+      " bool leave_origins_out, int path,"
       " Tensor(a!) gradient) -> ()");
 }
 

@@ -192,7 +192,7 @@ struct Upstream {
 
 // Fresh gradients of the wanted tensors, and the passes that write them.
 struct Wanted {
-  std::optional<Tensor> tensors[4];
+  std::optional<Tensor> tensors[4], weights;
   Pass passes[2];
   int64_t count = 0;
 
@@ -219,6 +219,7 @@ struct Wanted {
     for (const std::optional<Tensor>& t : tensors) {
       if (t) result.push_back(*t);
     }
+    if (weights) result.push_back(*weights);
     return result;
   }
   Gradients gradients() const {

@@ -55,6 +55,14 @@ void run(const Case& c, Path path) {
 
   run_pairs(in, passes, {y, x, mu, stds}, mask, c.scale, path);
   run_online(in, passes, y, c.scale, path);
+  if (!c.exclude_diagonal && !c.symmetric) {
+    MomentsInputs of_mixture = in;
+    of_mixture.own_stds = false;
+    for (bool left_out : {false, true}) {
+      Given given(half, c.batch - half, left_out);
+      run_online(of_mixture, passes, y, c.scale, path, &given);
+    }
+  }
 
   // One thread, then several: the same bytes.
   const int64_t size = in.wide_state() ? 8 : 4;
@@ -201,6 +209,9 @@ int main() {
   const LogsumexpCase of_energies[] = {
       {1, 1, 2, 0, 1},      {2, 3, 5, -1, 3},        {1, 7, 9, 1, 1e4},
       {2, 4, 1100, -1, 5},  {1, 1408, 1024, -1, 9},
+      {2, 3, 5, -1, 3, true}, {1, 7, 9, 1, 1e4, true},
+      {1, 6, 9, -1, 3, false, LogsumexpCase::met}, {1, 9, 6, -1, 1e4, true, LogsumexpCase::met},
+      {1, 6, 1100, -1, 3, true, LogsumexpCase::left_out}, {1, 9, 6, -1, 3, false, LogsumexpCase::left_out},
   };
   const char* names[] = {"plain", "avx2", "avx512"};
   for (Path path : {Path::plain, Path::avx2, Path::avx512}) {

@@ -3,15 +3,12 @@
 from ._types import ComponentLossesDict
 from ._version import __version__
 from ._warmup import warmup
-from .losses import (
-    gaussian_mixture_entropy,
-    mutual_information_sub_batch,
-    pairwise_square_mahalanobis_distance,
-    square_mahalanobis_distance,
-)
+from .distances import pairwise_square_mahalanobis_distance, square_mahalanobis_distance
+from .losses import gaussian_mixture_entropy, mutual_information_sub_batch
 from .modules import GaussianMixtureEntropy, MutualInformationLoss
 from .ops._backends import Backend, Choice, backends, explain, use_backend
 from .std_losses import gaussian_entropy_log_loss, masked_negative_log_mean
+from .tokens import token_information
 
 __all__ = [
     "Backend",
@@ -28,6 +25,7 @@ __all__ = [
     "mutual_information_sub_batch",
     "pairwise_square_mahalanobis_distance",
     "square_mahalanobis_distance",
+    "token_information",
     "use_backend",
     "warmup",
 ]

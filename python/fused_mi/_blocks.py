@@ -12,7 +12,6 @@ class Block(NamedTuple):
     """Some samples of a mixture and all of its components."""
 
     of_rows: Rows  # of its samples
-    own: int | None  # see `logsumexp`
     mixtures: list[tuple[Rows, Mixture]]  # of some components each, and which
 
     @property
@@ -42,7 +41,7 @@ def blocks(mixtures: Sequence[Mixture], pairs_at_once: int) -> Iterator[tuple[in
                 )
                 for columns in _columns(rows, mixture)
             ]
-            yield d, Block((row - start, rows[1] - start), row if exclude else None, parts)
+            yield d, Block((row - start, rows[1] - start), parts)
 
 
 def _columns(rows: Rows, mixture: Mixture) -> list[Rows]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture, Role
+from ._mixture import Mixture, Role, Rows
 
 Gradients = list[Tensor | None]
 """Of the inputs; None where none is wanted."""
@@ -72,9 +72,29 @@ class Pairs(Protocol):
     ) -> Gradients: ...
 
 
+class Own(NamedTuple):
+    """The component of each sample that is its own."""
+
+    first: int = 0  # of sample 0; the next one of sample 1
+    of_samples: Tensor | None = None  # (N,) int64, in place of that; then their energies matter
+    left_out: bool = True  # of those that a sample meets
+
+    def of_rows(self, rows: Rows) -> Own:
+        """That of some of the samples."""
+        of_samples = None if self.of_samples is None else self.of_samples[slice(*rows)]
+        return self._replace(first=self.first + rows[0], of_samples=of_samples)
+
+    @staticmethod
+    def partners(own: Own | None, components: int) -> int:
+        """How many components take part in a mean over them."""
+        return components - int(own is not None and own.of_samples is None)
+
+
 class Logsumexp(Protocol):
-    def logsumexp(self, energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]: ...
+    def logsumexp(self, energies: Tensor, own: Own | None) -> Tensor: ...
+
+    def means(self, rows: Tensor, partners: int) -> Tensor: ...
 
     def logsumexp_backward(
-        self, upstream: Tensor, energies: Tensor, state: Tensor, own: int | None
+        self, upstream: Tensor, energies: Tensor, rows: Tensor, own: Own | None
     ) -> Tensor: ...

@@ -19,6 +19,7 @@ _COUNTING = (
     *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
     torch.float8_e8m0fnu,
 )
+_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _STRIDED, _BOOL = torch.strided, torch.bool
 _DENSE = frozenset((Tensor, torch.nn.Parameter))
 
@@ -83,12 +84,55 @@ def activity(name: str, mask: Any, like: Tensor) -> Tensor:
     return active
 
 
+def rows_of(name: str, indices: Any, like: Tensor, rows: int) -> Tensor:
+    """Indices (N,) of any integer dtype, one for each row of `like` and each in [0, rows), as
+    int64; they are looked at where that costs nothing, on a CPU."""
+    _dense(name, indices, _INDICES, "integer tensor")
+    one_device({"the embeddings": like, name: indices})
+    shape(name, indices, like.shape[:1], "(N,)")
+    found: Tensor = indices.detach().long()
+    if type(found) is Tensor and found.device.type == "cpu" and not _transformed():
+        least, most = (t.item() for t in torch.aminmax(found))
+        if least < 0 or most >= rows:
+            wrong = least if least < 0 else most
+            raise ValueError(
+                f"{name}: expected rows 0 to {rows - 1} of the components, got {wrong}"
+            )
+    return found
+
+
+def _transformed() -> bool:
+    """Whether values cannot be looked at: in a graph, a transform or a mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+    )
+
+
 def shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
     """`tensor` has exactly the shape `expected`; `meaning` names its dimensions."""
     if tensor.shape != torch.Size(expected):
         raise ValueError(
             f"{name}: expected shape {meaning} = {tuple(expected)}, got {tuple(tensor.shape)}"
         )
+
+
+def sample_mask(mask: Any, y: Tensor) -> Tensor:
+    """The mask of samples y (N, S, E), as bool."""
+    active = activity("mask", mask, y)
+    shape("mask", active, y.shape[:2], "(N, S)")
+    return active
+
+
+def component_mask(mask: Any, stds: Tensor) -> Tensor | None:
+    """That of components (M, S, E), if there is any."""
+    if mask is None:
+        return None
+    active = activity("component_mask", mask, stds)
+    shape("component_mask", active, stds.shape[:2], "(M, S)")
+    return active
 
 
 def dimensions(name: str, tensor: Tensor, meaning: str) -> None:

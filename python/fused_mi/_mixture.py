@@ -86,16 +86,21 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """y: (rows, S, E) samples. x, mu, stds: (rows, S, E); component l is centred at x + mu with the
 standard deviations stds. With `own_stds`, stds holds those of the samples too, in their rows."""
 
+AnyInputs = Inputs | tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""With the log weights (M,) of the components, where they have any."""
+
 
 class Scoring(NamedTuple):
     """What an operator takes beside its tensors: who is scored against whom, and how."""
 
     sample_mask: Tensor  # (N, S) bool
-    component_mask: Tensor | None  # (M, S) bool; None: active everywhere
-    pairing: str  # a `Pairing` of one batch, or "all": rows of y against rows of x
-    own_stds: bool  # samples have variances of their own: k
-    sum: bool  # over the samples; False: their mean
-    safety_factor: float  # of the least variance; negative: minus the stabiliser itself
+    component_mask: Tensor | None = None  # (M, S) bool; None: active everywhere
+    origins: Tensor | None = None  # (N,) int64, components that samples come from: see `Own`
+    pairing: str = "all"  # or a `Pairing` of one batch; "all": rows of y against rows of x
+    own_stds: bool = False  # samples have variances of their own: k
+    reduction: str = "mean"  # see `Reduction`
+    safety_factor: float = 0.0  # of the least variance; negative: minus the stabiliser itself
+    leave_origins_out: bool = False
 
     def rows(self, samples: int, components: int) -> list[tuple[Rows, Rows]]:
         """Samples and components of each mixture."""
@@ -111,27 +116,26 @@ class Scoring(NamedTuple):
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
 
 
-def positions_of_pairs(scoring: Scoring, samples: int, components: int) -> Tensor:
-    """How many positions weigh in a pair, 0-dim: the mean over the scored pairs."""
-    rows, active = scoring.rows(samples, components), scoring.sample_mask
-    dtype = working_dtype(active.device)
-    total = torch.zeros((), dtype=dtype, device=active.device)
-    for (first, last), (start, stop) in rows:
-        of_samples = active[first:last].sum(0, dtype=dtype)
-        n, m = last - first, stop - start
-        if scoring.component_mask is None:
-            total = total + of_samples.sum() / n
-        elif scoring.pairing == "leave_one_out":
-            total = total + (of_samples * (of_samples - 1)).sum() / (n * (n - 1))
-        else:
-            of_components = scoring.component_mask[start:stop].sum(0, dtype=dtype)
-            total = total + (of_samples * of_components).sum() / (n * m)
-    return total / len(rows)
+def positions_of_samples(scoring: Scoring, samples: int, components: int) -> Tensor:
+    """How many positions weigh in a pair (D, N): of each sample the mean over its pairs."""
+    found = []
+    for of_samples, (start, stop) in scoring.rows(samples, components):
+        active = scoring.sample_mask[slice(*of_samples)].to(
+            working_dtype(scoring.sample_mask.device)
+        )
+        partners = stop - start - int(scoring.pairing == "leave_one_out")
+        if scoring.component_mask is not None:
+            of_components = scoring.component_mask[start:stop].sum(0, dtype=active.dtype)
+            if scoring.pairing == "leave_one_out":
+                of_components = of_components - 1
+            active = active * (of_components / partners)
+        found.append(active.sum(1))
+    return torch.stack(found)
 
 
-def mixtures_of(scoring: Scoring, inputs: Inputs, variance: Callable[..., Any]) -> list[Mixture]:
+def mixtures_of(scoring: Scoring, inputs: AnyInputs, variance: Callable[..., Any]) -> list[Mixture]:
     """The mixtures with their stabilisers, found by `variance`, see `reference.variance`."""
-    y, x, _, stds = inputs
+    y, x, _, stds = inputs[:4]
     sample_mask, component_mask = scoring.sample_mask, scoring.components(x)
     rows = scoring.rows(y.shape[0], x.shape[0])
     roles = [(component_mask, components) for _, components in rows]

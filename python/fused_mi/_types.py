@@ -7,14 +7,14 @@ from typing import Literal, TypedDict
 from torch import Tensor
 
 Estimator = Literal["jensen", "logsumexp"]
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["mean", "sum", "none"]
 Constant = Literal["keep", "subtract"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
 
 
 class ComponentLossesDict(TypedDict, total=False):
-    """What a loss writes into its `losses` argument: 0-dim tensors in nats, each differentiable on
-    its own.
+    """What a loss writes into its `losses` argument: tensors of the shape of the loss, in nats,
+    each differentiable on its own.
 
     The entropy is the sum of the first two (three for `estimator="logsumexp"`); the mutual
     information is the entropy plus `std_log_loss`.

@@ -122,6 +122,7 @@ class GaussianMixtureEntropy(nn.Module):
         losses: Losses | None = None,
         *,
         component_mask: Tensor | None = None,
+        component_log_weights: Tensor | None = None,
     ) -> Tensor:
         return gaussian_mixture_entropy(
             clean_embeddings,
@@ -132,6 +133,7 @@ class GaussianMixtureEntropy(nn.Module):
             losses,
             self.safety_factor,
             component_mask=component_mask,
+            component_log_weights=component_log_weights,
             estimator=self.estimator,
             reduction=self.reduction,
             eps=self.eps,

@@ -7,12 +7,20 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _estimators
 from .._building_blocks import Gradients
-from .._estimators import HEADER, Upstream
-from .._mixture import Inputs, Scoring
+from .._estimators import (
+    HEADER,
+    Upstream,
+    log_weights,
+    logsumexp_parts,
+    logsumexp_terms_of_samples,
+    upstream_of_samples,
+)
+from .._mixture import AnyInputs, Scoring
 from ..reference import estimators as reference
 from . import logsumexp as _logsumexp
 from . import moments as _moments
@@ -37,7 +45,7 @@ class _Estimator:
         name: str,
         plain: Callable[..., Any],
         plain_backward: Callable[..., Any],
-        keeps: Callable[[Inputs, Scoring], bool] | None = None,  # whether the state has energies
+        keeps: Callable[[AnyInputs, Scoring], bool] | None = None,  # whether the state has energies
     ) -> None:
         self._name, self._plain, self._plain_backward = name, plain, plain_backward
         self._keeps = keeps
@@ -50,41 +58,48 @@ class _Estimator:
             getattr(library, f"{self._name}_backward").default,
         )
 
-    def forward(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
-        mask, component_mask, pairing, own_stds, total, safety_factor = scoring
+    def forward(self, inputs: AnyInputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         loss, terms, state, known = self._operators[0](
-            *inputs,
-            mask,
-            component_mask,
-            _PAIRINGS[pairing],
-            own_stds,
-            total,
-            safety_factor,
+            *inputs[:4],
+            scoring.sample_mask,
+            scoring.component_mask,
+            _PAIRINGS[scoring.pairing],
+            scoring.own_stds,
+            scoring.reduction == "sum",
+            scoring.safety_factor,
+            *(() if self._keeps is None else _labels(inputs, scoring)),
             *(() if self._keeps is None else (self._keeps(inputs, scoring),)),
             path(),
         )
         if not known:
             loss, terms, state = self._plain(inputs, scoring)
             state[HEADER - 1] = 1  # so that the library leaves the gradients as well
+        elif scoring.reduction == "none":
+            rows, _ = logsumexp_parts(state, scoring, inputs)
+            return *logsumexp_terms_of_samples(rows, scoring, inputs), state
         return loss, terms, state
 
     def backward(
         self,
         upstream: Upstream,
-        inputs: Inputs,
+        inputs: AnyInputs,
         scoring: Scoring,
         state: Tensor,
         wanted: Sequence[bool],
     ) -> Gradients:
-        mask, component_mask, pairing, own_stds, total, _ = scoring
+        of_samples = None
+        if scoring.reduction == "none":
+            of_samples = upstream_of_samples(upstream, scoring, inputs).contiguous()
         found = self._operators[1](
             *upstream,
-            *inputs,
-            mask,
-            component_mask,
-            _PAIRINGS[pairing],
-            own_stds,
-            total,
+            *(() if self._keeps is None else (of_samples,)),
+            *inputs[:4],
+            scoring.sample_mask,
+            scoring.component_mask,
+            _PAIRINGS[scoring.pairing],
+            scoring.own_stds,
+            scoring.reduction == "sum",
+            *(() if self._keeps is None else _labels(inputs, scoring)),
             state,
             wanted,
             path(),
@@ -93,7 +108,18 @@ class _Estimator:
             plain: Gradients = self._plain_backward(upstream, inputs, scoring, state, wanted)
             return plain
         gradients = iter(found)
-        return [next(gradients) if needed else None for needed in wanted]
+        of_inputs = [next(gradients) if needed else None for needed in wanted]
+        return [g if g is None else g.to(t.dtype) for g, t in zip(of_inputs, inputs, strict=True)]
+
+
+def _labels(inputs: AnyInputs, scoring: Scoring) -> tuple[Any, ...]:
+    """Weights of the components, and the origins of the samples."""
+    origins = scoring.origins
+    return (
+        None if len(inputs) == 4 else log_weights(inputs, torch.float64),
+        None if origins is None else origins.contiguous(),
+        scoring.leave_origins_out,
+    )
 
 
 _jensen = _Estimator("jensen", reference.jensen, reference.jensen_backward)
@@ -106,7 +132,7 @@ _of_pairs = _Estimator(
 jensen, jensen_backward = _jensen.forward, _jensen.backward
 
 
-def logsumexp(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+def logsumexp(inputs: AnyInputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
     """See `Estimators.logsumexp`."""
     estimator = _by_blocks.logsumexp if _many(inputs, scoring) else _of_pairs.forward
     return estimator(inputs, scoring)
@@ -114,7 +140,7 @@ def logsumexp(inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]
 
 def logsumexp_backward(
     upstream: Upstream,
-    inputs: Inputs,
+    inputs: AnyInputs,
     scoring: Scoring,
     state: Tensor,
     wanted: Sequence[bool],
@@ -125,7 +151,7 @@ def logsumexp_backward(
     return estimator(upstream, inputs, scoring, state, wanted)
 
 
-def _many(inputs: Inputs, scoring: Scoring) -> bool:
+def _many(inputs: AnyInputs, scoring: Scoring) -> bool:
     _, samples, components = _estimators.Sizes.of(scoring, inputs)
     return samples * components > _estimators.PAIRS_AT_ONCE and not _estimators.online(
         inputs, scoring

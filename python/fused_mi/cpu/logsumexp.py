@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .._building_blocks import Own
+from .._estimators import ROWS
+from ..reference.logsumexp import means as means
 from ._library import operators, path
 
 
-def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+def logsumexp(energies: Tensor, own: Own | None) -> Tensor:
     """See `fused_mi.reference.logsumexp.logsumexp`."""
     directions, _, samples, _ = energies.shape
-    terms = torch.empty((directions, 5), dtype=torch.float64)
-    state = torch.empty((directions, 4, samples), dtype=torch.float64)
-    operators().logsumexp(energies.contiguous(), own, path(), terms, state)
-    return terms, state
+    rows = torch.empty((directions, ROWS, samples), dtype=torch.float64)
+    operators().logsumexp(energies.contiguous(), *_arguments(own), path(), rows)
+    return rows
 
 
-def logsumexp_backward(
-    upstream: Tensor, energies: Tensor, state: Tensor, own: int | None
-) -> Tensor:
+def logsumexp_backward(upstream: Tensor, energies: Tensor, rows: Tensor, own: Own | None) -> Tensor:
     """See `fused_mi.reference.logsumexp.logsumexp_backward`."""
     gradient = torch.empty(energies.shape, dtype=torch.float64)
     operators().logsumexp_backward(
-        upstream.contiguous(), energies.contiguous(), state, own, path(), gradient
+        upstream.contiguous(), energies.contiguous(), rows, *_arguments(own), path(), gradient
     )
     return gradient
+
+
+def _arguments(own: Own | None) -> tuple[Any, ...]:
+    """The own component of the first sample, those of all in place of it, whether left out."""
+    if own is None:
+        return None, None, False
+    if own.of_samples is None:
+        return own.first, None, True
+    return None, own.of_samples.contiguous(), own.left_out

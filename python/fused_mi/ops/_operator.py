@@ -33,6 +33,7 @@ class Quantity(NamedTuple):
     """What an operator computes. Its inputs are differentiable, its constants are not."""
 
     name: str
+    served_as: str  # whose backend it has, see `choose`
     inputs: tuple[str, ...]  # names of tensors
     constants: tuple[str, ...]  # as in a schema, tensors first
     tensors: int  # how many of the constants are tensors, or None
@@ -69,7 +70,7 @@ def operator(q: Quantity) -> Callable[..., Any]:
         elif _is_grad_enabled() and any([t.requires_grad for t in inputs]):  # noqa: C419, faster
             return eager(constants, first_only, *inputs)
         else:
-            found = q.forward(choose(q.name, inputs[0]), inputs, constants)
+            found = q.forward(choose(q.served_as, inputs[0]), inputs, constants)
         return found[0] if first_only else found[:last]
 
     return call
@@ -83,7 +84,7 @@ def _eager(q: Quantity, gradient: Callable[..., Any]) -> Callable[..., Any]:
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, constants: Any, first_only: bool, *inputs: Tensor) -> Any:
-            module = choose(q.name, inputs[0])
+            module = choose(q.served_as, inputs[0])
             *outputs, state = q.forward(module, inputs, constants)
             ctx.save_for_backward(*inputs, *constants[:tensors], state)
             ctx.module, ctx.options = module, constants[tensors:]
@@ -127,7 +128,7 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
     def forward(*arguments: Any) -> Any:
         given = arguments[:count]
         refuse_tangents(q.name, given)
-        return q.forward(choose(q.name, given[0]), given, q.bundle(*arguments[count:]))
+        return q.forward(choose(q.served_as, given[0]), given, q.bundle(*arguments[count:]))
 
     def fake(*arguments: Any) -> Any:
         return q.fake(arguments[:count], q.bundle(*arguments[count:]))
@@ -135,7 +136,7 @@ def _register(q: Quantity) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
     def backward(*arguments: Any) -> list[Tensor]:
         of_outputs, rest = arguments[:last], arguments[last:]
         given, constants = rest[:count], q.bundle(*rest[count:-2])
-        found = q.backward(choose(q.name, given[0]), of_outputs, given, constants, *rest[-2:])
+        found = q.backward(choose(q.served_as, given[0]), of_outputs, given, constants, *rest[-2:])
         return [g for g in found if g is not None]
 
     def backward_fake(*arguments: Any) -> list[Tensor]:

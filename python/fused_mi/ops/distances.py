@@ -69,6 +69,7 @@ def _formula(inputs: Sequence[Tensor], constants: _Constants) -> tuple[Tensor]:
 _distances = operator(
     Quantity(
         "distances",
+        "distances",
         ("y", "centers", "stds"),
         ("Tensor mask", "Tensor component_mask", "Tensor eps"),
         3,

@@ -1,4 +1,4 @@
-"""The loss of all pairs from their energies: softmax over components, means over samples."""
+"""The loss of all pairs from their energies: softmax over components, of each sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .._building_blocks import Own
+from .._estimators import terms_of_rows
 
 
 class _Rows(NamedTuple):
@@ -18,48 +21,60 @@ class _Rows(NamedTuple):
     deviations: Tensor  # (D, 3, N, M) from them; 0 where the gradient has no use for them
 
 
-def logsumexp(energies: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
-    """The terms of `-log(1/M sum_l exp(-e_il))`, of energies e = q + g - k: see
-    `ops.logsumexp.logsumexp`.
+def logsumexp(energies: Tensor, own: Own | None) -> Tensor:
+    """What the terms of `-log(1/M sum_l exp(-e_il))`, of energies e = q + g - k, are made of: see
+    `terms_of_rows`.
 
     Returns:
-        The terms (D, 5), and for the gradient (D, 4, N): the log of the sum over the components,
-        and the means of q, g and k weighted by the responsibilities. A row is hopeless where every
-        density is 0: its log is -inf, its responsibilities are equal.
+        (D, 5, N): the log of the sum over the components, the means of q, g and k weighted by the
+        responsibilities, and q + g of the sample's own component, 0 where that does not matter. A
+        row is hopeless where every density is 0: its log is -inf, its responsibilities are equal.
     """
     rows = _rows(energies, own)
-    log_partners = math.log(max(energies.shape[-1] - int(own is not None), 1))
-    state = torch.cat((rows.log_sums[:, None], rows.means), 1)[..., 0]
-    log_sums, q, g, k = state.unbind(1)
-    # Minus the entropy of the responsibilities is their mean log: of k - q - g - log_sums.
-    assignment = torch.where(log_sums == -math.inf, 0, log_partners + (k - q - g - log_sums))
-    terms = torch.stack((log_partners - log_sums, q, g, assignment, -k), 1)
-    return terms.mean(-1), state
+    of_own = torch.zeros_like(rows.log_sums)
+    if own is not None and own.of_samples is not None:
+        last = energies.shape[-1] - 1
+        at = own.of_samples[:, None].expand(len(energies), -1, 1)
+        of_own = (energies[:, 0] + energies[:, 1]).gather(-1, at.clamp(0, last))
+        of_own = of_own.masked_fill((at < 0) | (at > last), math.nan)
+    return torch.cat((rows.log_sums[:, None], rows.means, of_own[:, None]), 1)[..., 0]
+
+
+def means(rows: Tensor, partners: int) -> Tensor:
+    """The means (D, 5) of `terms_of_rows` over the samples."""
+    return terms_of_rows(rows, partners).mean(-1)
 
 
 def logsumexp_backward(
-    upstream: Tensor, energies: Tensor, state: Tensor | None, own: int | None
+    upstream: Tensor, energies: Tensor, rows: Tensor | None, own: Own | None
 ) -> Tensor:
-    """Gradient (D, 3, N, M) of the energies, given `upstream` (D, 5) of the terms; the state is
-    found anew. With grad mode on the result is differentiable."""
-    rows = _rows(energies, own)
-    total, q, g, assignment, std_log = upstream[..., None, None].unbind(1)
+    """Gradient (D, 3, N, M) of the energies, given `upstream` (D, 5, N or 1) of the terms of each
+    sample; what `logsumexp` returns is found anew. With grad mode on the result is
+    differentiable."""
+    found = _rows(energies, own)
+    total, q, g, assignment, std_log = upstream[..., None].unbind(1)
+    total = torch.where(found.log_sums == -math.inf, 0, total)  # a hopeless row has none
     slopes = torch.stack((q - assignment, g - assignment, assignment - std_log), 1)
-    # Of the log-density, relative to r / N: a hopeless row has none.
-    of_density = (slopes * rows.deviations).sum(1)
-    of_density = of_density - torch.where(rows.log_sums == -math.inf, 0, total)
-    found = torch.stack((q - of_density, g - of_density, of_density - std_log), 1)
-    weights = (rows.responsibilities / energies.shape[-2])[:, None]
-    return torch.where(weights == 0, 0, weights * found)
+    # Of the log-density, relative to r.
+    of_density = (slopes * found.deviations).sum(1) - total
+    of_pairs = torch.stack((q - of_density, g - of_density, of_density - std_log), 1)
+    weights = found.responsibilities[:, None]
+    gradient = torch.where(weights == 0, 0, weights * of_pairs)
+    if own is None or own.of_samples is None:
+        return gradient
+    at = own.of_samples[:, None] == torch.arange(energies.shape[-1], device=energies.device)
+    of_own = torch.where(at, total, 0)
+    return gradient - torch.stack((of_own, of_own, torch.zeros_like(of_own)), 1)
 
 
-def _rows(energies: Tensor, own: int | None) -> _Rows:
+def _rows(energies: Tensor, own: Own | None) -> _Rows:
     q, g, k = energies.unbind(1)
     densities = k - q - g
     equal = torch.zeros_like(densities[0])  # log-densities of a hopeless row
-    if own is not None:
+    if own is not None and own.left_out:
         samples, components = (torch.arange(n, device=energies.device) for n in equal.shape)
-        equal = equal.masked_fill(samples[:, None] + own == components, -math.inf)
+        of_samples = samples + own.first if own.of_samples is None else own.of_samples
+        equal = equal.masked_fill(of_samples[:, None] == components, -math.inf)
     not_met = equal < 0
     densities = densities.masked_fill(not_met, -math.inf)
     # Where every energy overflowed there is nothing to compare: equal responsibilities, not NaN.

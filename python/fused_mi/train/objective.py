@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_mi import mutual_information_sub_batch
-from fused_mi._mixture import Scoring, positions_of_pairs
+from fused_mi._mixture import Scoring, positions_of_samples
 
 from .config import Estimator, Pairing
 from .encoder import Encoder
@@ -31,9 +31,9 @@ def shared_features(noise_mask: Tensor, features: int, pairing: Pairing) -> floa
 
     This is the d of the constant d/2 = h(Y|X) - k: the combined masks make both a mean over pairs.
     """
-    scoring = Scoring(noise_mask, noise_mask, pairing, True, False, 0.0)
+    scoring = Scoring(noise_mask, noise_mask, pairing=pairing)
     batch = noise_mask.shape[0]
-    return float(positions_of_pairs(scoring, batch, batch)) * features
+    return positions_of_samples(scoring, batch, batch).mean().item() * features
 
 
 def mutual_information(
