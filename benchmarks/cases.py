@@ -30,6 +30,7 @@ class Case:
     wanted: tuple[str, ...] = ALL  # gradients; none: the forward pass only
     op: str = "mutual information"
     offset: float = 0.0  # of every 64th feature, as embeddings have it
+    few: int = 0  # of an entropy, samples, the first rows; 0: half of them
     compiled: bool = False  # with contestants that compile
 
     @property
@@ -39,6 +40,7 @@ class Case:
         parts += [f"{self.masked:.0%} masked"] if self.masked else []
         parts += ["wants " + ("+".join(self.wanted) or "none")] if self.wanted != ALL else []
         parts += [self.op] if self.op != OPERATIONS[0] else []
+        parts += [f"{self.samples} samples"] if self.few else []
         parts += [f"offset {self.offset:g}"] if self.offset else []
         return f"{self.group}: {', '.join(parts)}"
 
@@ -57,12 +59,12 @@ class Case:
     @property
     def samples(self) -> int:
         """N."""
-        return self.B if self.pairing == "leave_one_out" else self.B // 2
+        return self.B if self.pairing == "leave_one_out" else self.few or self.B // 2
 
     @property
     def components(self) -> int:
         """M, without itself."""
-        return self.B - 1 if self.pairing == "leave_one_out" else self.B // 2
+        return self.B - 1 if self.pairing == "leave_one_out" else self.B - self.samples
 
     @property
     def pair_elements(self) -> int:
@@ -78,13 +80,13 @@ class Case:
     def information(self) -> bool:
         return self.op == OPERATIONS[0]
 
-
-def directions(pairing: str, rows: int) -> list[tuple[slice, slice]]:
-    """Rows of the samples, and of the components, of each direction."""
-    first, second = slice(0, rows // 2), slice(rows // 2, rows)
-    if pairing == "leave_one_out":
-        return [(slice(0, rows), slice(0, rows))]
-    return [(first, second), (second, first)][: 2 if pairing == "symmetric" else 1]
+    @property
+    def directions(self) -> list[tuple[slice, slice]]:
+        """Rows of the samples, and of the components, of each direction."""
+        first, second = slice(0, self.samples), slice(self.samples, self.B)
+        if self.pairing == "leave_one_out":
+            return [(first, first)]
+        return [(first, second), (second, first)][: 2 if self.pairing == "symmetric" else 1]
 
 
 class Suite(NamedTuple):
@@ -145,6 +147,15 @@ def _workloads(sentences: int, llm: tuple[int, int, int], rows: int, images: int
     yield Case("images", images, 1024, 3)
 
 
+def _rectangles(samples: int, components: int, features: int) -> Iterator[Case]:
+    """Few samples against many components: all tokens, and rows of earlier steps, which take no
+    gradient."""
+    at = Case("vocabulary", samples + components, 1, features, "logsumexp", op="entropy")
+    at = dataclasses.replace(at, few=samples)
+    yield at
+    yield dataclasses.replace(at, group="memory bank", wanted=("noisy",))
+
+
 _QUICK = (
     Case("MiniLM", 64, 128, 384, compiled=True),
     Case("MiniLM", 16, 128, 384, "logsumexp"),
@@ -160,6 +171,7 @@ _QUICK = (
 )
 _FULL = (
     *_workloads(64, (16, 512, 4096), 4096, 64),
+    *_rectangles(256, 16384, 576),
     Case("MiniLM", 512, 128, 384),
     *_options((64, 64, 384), ("bfloat16", "float16", "float64")),
     *_sweeps((256, 1024, 4096, 16384), (4, 16, 64, 256), (64, 256, 1024, 4096), (64, 16, 256)),
@@ -178,6 +190,7 @@ _GPU = (  # the most wanted first: time may end before the list
     Case("LLM", 8, 512, 4096, "logsumexp", dtype="bfloat16", compiled=True),
     Case("representation", 65536, 1, 512),
     Case("representation", 65536, 1, 128, "logsumexp"),
+    *_rectangles(2048, 49152, 576),
     *_options((256, 128, 768), ("bfloat16", "float16", "float64")),
     *_sweeps((1024, 4096, 16384), (8, 32, 128, 512), (128, 512, 2048, 8192), (256, 32, 512)),
 )
@@ -192,6 +205,7 @@ _CPU = (  # what the targets of the CPU kernels are about
     *(Case("pairs", *shape, "logsumexp", masked=0.1) for shape in ((32, 64, 768), (128, 8, 768))),
     *(Case("representation", b, 1, 128) for b in (512, 2048)),
     *(Case("sweep B", 1 << n, 1, 128) for n in range(11, 17)),
+    *_rectangles(256, 8192, 576),
 )
 _SMALL = (  # where a call costs what the Python around it costs
     *(Case("small", *shape) for shape in ((2, 1, 1), (8, 4, 64), (32, 4, 128), (64, 128, 384))),

@@ -79,7 +79,7 @@ def loss_of(case: Case, combine: bool = True) -> Callable[..., Tensor]:
             return fused_mi.mutual_information_sub_batch(
                 mu, sigma, mask, x, y, combine, pairing=pairing, **options
             )
-        old, new = slice(case.B // 2, None), slice(0, case.B // 2)
+        ((new, old),) = case.directions
         return fused_mi.gaussian_mixture_entropy(
             x[old], y[new], mu[old], sigma[old], mask[new], component_mask=mask[old], **options
         )
@@ -135,7 +135,7 @@ def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
         if device == "cpu" and needed > 0.7 * available:
             said = f"needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free"
             raise MemoryError(said)
-        options = case.estimator, case.pairing, case.information
+        options = case.estimator, case.directions, case.information
         return run_of(case, lambda *t: peer.loss(*t, *options), inputs)
 
     return Contestant(peer.name, "peer", make)
@@ -144,11 +144,12 @@ def _peer(case: Case, peer: Peer, device: str, most_work: float) -> Contestant:
 def bound(case: Case, inputs: Inputs) -> Run:
     """What a call cannot avoid in this framework: the reads of the passes, gradients in new memory.
     No formula is computed, so there is nothing to check."""
-    half = case.B // 2 if case.pairing == "sub_batch" else 0
     mu, sigma, _, x, y = inputs
-    rows = slice(0, case.B - half), slice(half, None)
-    stds = sigma if case.information else sigma[half:]
-    reads = [y[rows[0]], x[rows[1]], mu[rows[1]], stds]
+    samples, components = case.directions[0]
+    if case.pairing == "symmetric":
+        samples = components = slice(None)
+    stds = sigma if case.information else sigma[components]
+    reads = [y[samples], x[components], mu[components], stds]
     gradients = [inputs[FLOATING[ALL.index(name)]] for name in case.wanted]
 
     def run() -> tuple[Tensor, Callable[[], Sequence[Tensor]]]:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import cases
 from .cases import ALL, FLOATING, Case
 
 _BLOCK = 1 << 24  # elements of an input, or pairs, at once
@@ -29,7 +28,7 @@ def exact(case: Case, inputs: Sequence[Tensor]) -> Exact:
     wide = torch.float64 if case.dtype == "float64" else torch.float32
     leaves = [t.double().requires_grad_(i in FLOATING) for i, t in enumerate(inputs)]
     factors = torch.ones(3, dtype=torch.float64, device=inputs[0].device, requires_grad=True)
-    directions = cases.directions(case.pairing, case.B)
+    directions = case.directions
     value = 0.0
     for samples, components in directions:
         eps = [_eps(rows, inputs, wide) for rows in (samples, components)]

@@ -14,17 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.utils.checkpoint import checkpoint
 
-from .cases import Case, directions
+from .cases import Case
 
+Directions = Sequence[tuple[slice, slice]]
 LOG_2PI = math.log(2 * math.pi)
+_CHUNK = 1 << 24  # pairs times features at once
 _KEOPS_LONGEST = 512  # S * E: its kernels keep a vector in registers
 
 
 class Peer(NamedTuple):
-    """`loss(mu, sigma, mask, x, y, estimator, pairing, information)` gives nats, the sum over the
-    samples with masks combined; without `information` their own covariances are left out, which is
-    the entropy of the mixture."""
+    """`loss(mu, sigma, mask, x, y, estimator, directions, information)` gives nats, the sum over
+    the samples with masks combined; without `information` their own covariances are left out, which
+    is the entropy of the mixture. `directions`: rows of samples and of components."""
 
     name: str
     loss: Callable[..., Tensor]
@@ -60,7 +63,12 @@ class Role(NamedTuple):
 
 
 def _roles(
-    mu: Tensor, sigma: Tensor, mask: Tensor, x: Tensor, y: Tensor, pairing: str
+    mu: Tensor,
+    sigma: Tensor,
+    mask: Tensor,
+    x: Tensor,
+    y: Tensor,
+    directions: Directions,
 ) -> list[tuple[Role, Role]]:
     """The samples and the components of each direction."""
     wide = any(t.dtype == torch.float64 for t in (mu, sigma, x, y))
@@ -73,19 +81,17 @@ def _roles(
         least = torch.where(counts, square.detach(), torch.inf).amin()
         return Role(centre, square + 100 * torch.finfo(dtype).eps * least, mask[rows])
 
-    return [
-        (role(y[i].to(dtype), i), role(x[j].to(dtype) + mu[j], j))
-        for i, j in directions(pairing, len(x))
-    ]
+    return [(role(y[i].to(dtype), i), role(x[j].to(dtype) + mu[j], j)) for i, j in directions]
 
 
 def _by_direction(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss of the inputs, from `loss(samples, components, estimator, information, own)`: `own`
     where each row is a sample and a component, but not of its own mixture."""
 
-    def function(mu, sigma, mask, x, y, estimator, pairing, information):
-        options = estimator, information, pairing == "leave_one_out"
-        losses = [loss(*roles, *options) for roles in _roles(mu, sigma, mask, x, y, pairing)]
+    def function(mu, sigma, mask, x, y, estimator, directions, information):
+        samples, components = directions[0]
+        options = estimator, information, samples == components
+        losses = [loss(*roles, *options) for roles in _roles(mu, sigma, mask, x, y, directions)]
         return sum(losses) / len(losses)
 
     return function
@@ -103,14 +109,28 @@ def _estimate(energies: Tensor, estimator: str, own: bool) -> Tensor:
     return (math.log(m) - torch.logsumexp(-energies, 1)).sum()
 
 
-@_by_direction
-def pairs(samples, components, estimator, information, own):
+def pairs_of_roles(samples, components, estimator, information, own):
     """The documented formula as it is usually written: every pair times every feature."""
     weight = (samples.mask[:, None] & components.mask)[..., None]
     distance = samples.centre[:, None] - components.centre
     of_samples = samples.variance.log()[:, None] if information else -LOG_2PI
     terms = distance.square() / components.variance + components.variance.log() - of_samples
     return _estimate(torch.where(weight, terms, 0).sum((2, 3)) / 2, estimator, own)
+
+
+pairs = _by_direction(pairs_of_roles)
+
+
+@_by_direction
+def chunked(samples, components, estimator, information, own):
+    """The same for some samples at a time, whose pairs are formed once more for the gradients."""
+    total, step = 0.0, max(1, _CHUNK // components.centre.numel())
+    for start in range(0, len(samples.centre), step):
+        part = Role(*(t[start : start + step] for t in samples))
+        total = total + checkpoint(
+            pairs_of_roles, part, components, estimator, information, own, use_reentrant=False
+        )
+    return total
 
 
 @_by_direction
@@ -137,7 +157,7 @@ def linear(samples, components, estimator, information, own):
     return (distances + log_l - log_i).sum() / (2 * len(v_l))
 
 
-def lean(mu, sigma, mask, x, y, estimator, pairing, information):
+def lean(mu, sigma, mask, x, y, estimator, directions, information):
     """The linear form with as few operations as it can be written in: nothing is taken relative to
     a row, masks are multiplied, and both roles share one eps. Offsets cost it digits, and NaN under
     a mask is NaN in the loss."""
@@ -248,6 +268,8 @@ _UNMASKED = {**_HALVES, "masked": (0.0,)}
 _LEAN = {**_JENSEN, **_UNMASKED, "offset": (0.0,), "op": ("mutual information",)}
 
 PAIRS = Peer("pair formula, eager", pairs, {}, (0, 0, 5), work=1.0)
+_SINGLE = {**_LOGSUMEXP, **_HALVES, "op": ("entropy",)}
+CHUNKED = Peer("pair formula, in chunks", chunked, _SINGLE, (6, 0, 0), work=1.0)
 LINEAR = Peer("linear form, eager", linear, {**_JENSEN, **_DIRECTIONS}, (12, 0, 0))
 LEAN = Peer("linear form, leanest", lean, _LEAN, (8, 0, 0))
 GEMM = Peer("GEMM expansion", expansion, _DIRECTIONS, (6, 4, 0))
@@ -255,4 +277,4 @@ KEOPS = Peer("KeOps", keops, _UNMASKED, (4, 0, 0), 1 / 8, _lacks_keops, compiled
 DISTRIBUTIONS = Peer("torch.distributions", mixture, {**_LOGSUMEXP, **_UNMASKED}, (0, 0, 6), 1.0)
 CLUB = Peer("CLUB's pair form", club, {**_JENSEN, **_UNMASKED}, (0, 0, 3), 1.0)
 _LINEARS = LINEAR, compiled(LINEAR), LEAN
-PEERS = (PAIRS, compiled(PAIRS), *_LINEARS, GEMM, KEOPS, DISTRIBUTIONS, CLUB)
+PEERS = (PAIRS, compiled(PAIRS), CHUNKED, *_LINEARS, GEMM, KEOPS, DISTRIBUTIONS, CLUB)

@@ -16,6 +16,12 @@ from benchmarks.contestants import Contestant, Refused
 from benchmarks.exact import exact
 from benchmarks.records import OK, OOM, REFUSED, WRONG
 
+ENTROPIES = (
+    Case("small", 8, 3, 5, op="entropy"),
+    Case("few", 11, 1, 3, "logsumexp", op="entropy", few=4),
+    Case("few", 11, 1, 3, "logsumexp", op="entropy", few=4, wanted=("noisy",)),
+)
+
 
 def formula(case):
     """Value and gradients by the double loop of the tests."""
@@ -24,7 +30,7 @@ def formula(case):
         eps_dtype = torch.float64 if case.dtype == "float64" else torch.float32
         if not case.information:
             mu, sigma, mask, x, y = t
-            i, j = slice(0, case.B // 2), slice(case.B // 2, None)
+            i, j = slice(0, case.samples), slice(case.samples, None)
             inputs = (x[j], y[i], mu[j], sigma[j], mask[i])
             options = {"component_mask": mask[j], "reduction": "sum", "eps_dtype": eps_dtype}
             return mixture_entropy(inputs, case.estimator, **options)[ENTROPY]
@@ -34,7 +40,7 @@ def formula(case):
     return run
 
 
-@pytest.mark.parametrize("case", [*CASES, Case("small", 8, 3, 5, op="entropy")], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ENTROPIES[:2]], ids=str)
 def test_exact_values_are_those_of_the_double_loop(case, monkeypatch):
     inputs = as_inputs(case)
     want, gradients = value_and_gradients(formula(case), inputs, torch.float64)
@@ -59,12 +65,26 @@ def test_peers_agree_with_float64_or_say_why_not(peer, estimator, op):
         inputs = as_inputs(case)
 
         def loss(*t, case=case):
-            return peer.loss(*t, case.estimator, case.pairing, case.information)
+            return peer.loss(*t, case.estimator, case.directions, case.information)
 
         measure.errors(case, contestants.run_of(case, loss, inputs), exact(case, inputs))
     one_estimator = {"torch.distributions": "logsumexp", "CLUB's pair form": "jensen"}
-    only_information = peer.name == "linear form, leanest" and op == "entropy"
-    assert served or only_information or one_estimator.get(peer.name, "jensen") != estimator
+    one_estimator["pair formula, in chunks"] = "logsumexp"
+    other = {"linear form, leanest": "entropy", "pair formula, in chunks": "mutual information"}
+    assert (
+        served or other.get(peer.name) == op or one_estimator.get(peer.name, "jensen") != estimator
+    )
+
+
+def test_chunks_are_the_whole(monkeypatch):
+    monkeypatch.setattr(peers, "_CHUNK", 50)  # of two samples each
+    for case in ENTROPIES[1:]:
+        inputs = as_inputs(case)
+
+        def loss(*t, case=case):
+            return peers.CHUNKED.loss(*t, case.estimator, case.directions, case.information)
+
+        measure.errors(case, contestants.run_of(case, loss, inputs), exact(case, inputs))
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_reason(monkeypatch):
