@@ -58,20 +58,22 @@ def _with(backend: str, function: Callable[[], object]) -> Run:
 
 
 def _loss_of_a_step(run: Any) -> Callable[[], object]:
-    """The loss and its gradients on the batch of a step, as the step of the example calls them."""
-    from fused_mi.train import objective
+    """The loss and its gradients on the batch of a step, as the step of the example calls them:
+    with what the layer gives for all words."""
+    from fused_mi.train import objective, seeds
 
     batch = run.train[slice(0, run.config.batch_size)].to(run.config.device)
     with torch.no_grad():
         x = run.encoder.embed(batch.ids).float()
         y, mu, sigma = run.layer(x)
-    wanted = [t.detach().requires_grad_() for t in (y, mu, sigma)]
+    y.requires_grad_()
+    wanted = [y, *run.layer.parameters()]
 
     def loss() -> object:
-        y, mu, sigma = wanted
-        options = run.config.estimator, run.config.pairing
-        _, per_feature = objective.mutual_information(x, y, mu, sigma, batch.noise_mask, *options)
-        return torch.autograd.grad(per_feature, wanted)
+        noise = seeds.generator(run.config.device, run.config.seed, "noise", 0)
+        draw = objective.Draw(batch, x, y, mu, sigma)
+        parts = run.layer, run.encoder, run.vocabulary, run.config, noise
+        return torch.autograd.grad(objective.information(draw, *parts), wanted)
 
     return loss
 
@@ -90,4 +92,6 @@ def _tiny(config: Any) -> Any:
     passages = text.Passages(ids, torch.ones_like(ids).bool(), torch.ones_like(ids).bool())
     layer = trainer.build_layer(config, model)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
-    return trainer.Run(config, Path("runs"), model, layer, optimizer, passages, passages)
+    vocabulary = text.Vocabulary.of(passages, len(model.table)).to(config.device)
+    data = passages, passages, vocabulary
+    return trainer.Run(config, Path("runs"), model, layer, optimizer, *data)

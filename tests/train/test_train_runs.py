@@ -42,17 +42,31 @@ def test_a_run_writes_everything(run, tmp_path):
     for png in (tmp_path / "out").glob("*.png"):
         assert png.read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert set(found["trained"]["recovery"]) == {"nearest", "informed", "prior"}
-    assert abs(found["trained"]["utility"] - found["isotropic"]["utility"]) < 0.01
-    assert "utility" in (tmp_path / "out" / "report.md").read_text()
+    for evaluation in (
+        found["trained"],
+        found["baselines"]["isotropic"],
+        found["floors"]["constant vector"],
+    ):
+        assert set(evaluation["attacks"]) == {"nearest", "informed", "posterior"}
+        assert all(0 <= share <= 1 for share in evaluation["attacks"].values())
+        assert 0 <= evaluation["retrieval_top1"] <= evaluation["retrieval_top5"] <= 1
+        nats, error = (evaluation[f"token_information_{name}"] for name in ("nats", "error"))
+        assert -3 * error - 1e-3 <= nats <= found["token_entropy_nats"]
+    assert found["seeds"] == [0] and found["tokens"] > 0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "own passage found first" in report and "token information" in report
 
 
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(
-    ("estimator", "pairing"), [("jensen", "sub_batch"), ("logsumexp", "leave_one_out")]
+    "how",
+    [
+        ("--objective", "tokens"),
+        ("--objective", "passages", "--estimator", "logsumexp", "--pairing", "leave_one_out"),
+        ("--objective", "std", "--utility", "cosine"),
+    ],
 )
-def test_resume_gives_the_same_curve(run, tmp_path, estimator, pairing):
-    how = ("--estimator", estimator, "--pairing", pairing)
+def test_resume_gives_the_same_curve(run, tmp_path, how):
     assert run(tmp_path / "whole", *how)[0] == 0
     assert run(tmp_path / "parts", *how, "--steps", 2)[0] == 0
     assert run(tmp_path / "parts", "--resume", "--steps", 4, defaults=False)[0] == 0
@@ -60,7 +74,7 @@ def test_resume_gives_the_same_curve(run, tmp_path, estimator, pairing):
     whole, parts = (checkpoint.read(tmp_path / name) for name in ("whole", "parts"))
     assert whole.tensors.keys() == parts.tensors.keys()
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
-    for name in ("trained", "isotropic"):
+    for name in ("trained", "baselines", "floors"):
         found = [
             json.loads((tmp_path / folder / "evaluation.json").read_text())[name]
             for folder in ("whole", "parts")
@@ -72,7 +86,7 @@ def test_resume_gives_the_same_curve(run, tmp_path, estimator, pairing):
 def test_rows_after_the_last_checkpoint_are_replaced(run, tmp_path):
     assert run(tmp_path / "out", "--steps", 2)[0] == 0
     with (tmp_path / "out" / "metrics.csv").open("a") as file:
-        file.write("3,9,9,9,9,9,9\n4,9,")
+        file.write("3,9,9,9,9,9,9,9\n4,9,")
     assert run(tmp_path / "out", "--resume", "--steps", 4, defaults=False)[0] == 0
     rows = curve(tmp_path / "out")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
@@ -119,3 +133,29 @@ def test_ctrl_c_saves_and_resume_finishes(run, tmp_path, model, corpus):
     assert step >= 3 and len(curve(tmp_path / "out")) == step
     assert run(tmp_path / "out", "--resume", "--steps", step + 1, defaults=False)[0] == 0
     assert len(curve(tmp_path / "out")) == step + 1
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    "option", [("--max-std", "1e39"), ("--lr", "1e30"), ("--objective", "std", "--lr", "1e30")]
+)
+def test_a_run_that_is_not_finite_stops(run, tmp_path, option):
+    """With one line, at that step; what was saved before is kept, and nothing is reported."""
+    out = tmp_path / "out"
+    code, lines = run(out, *option, "--steps", 9, "--save-every", 1)
+    assert code == 1
+    assert "step " in lines[-1] and "Traceback" not in "".join(lines)
+    assert not (out / "report.md").exists() and not (out / "evaluation.json").exists()
+    if (out / "checkpoint.safetensors").exists():
+        saved = checkpoint.read(out)
+        assert all(bool(t.isfinite().all()) for t in saved.tensors.values())
+        assert len(curve(out)) == saved.step
+
+
+def test_help_names_the_defaults(capsys):
+    from fused_mi.train.cli import app
+
+    with pytest.raises(SystemExit):
+        app(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[default: 0.005]" in said and "[default: by the objective]" in said

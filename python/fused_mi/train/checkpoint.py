@@ -17,7 +17,7 @@ from .config import ConfigError, TrainConfig
 from .noise import NoiseLayer
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "fused-mi-train-1"
+FORMAT = "fused-mi-train-2"
 
 
 @dataclass(frozen=True)

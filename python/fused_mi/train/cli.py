@@ -26,7 +26,7 @@ if _MISSING:
 else:
     import typer
 
-    from .config import ConfigError, TrainConfig
+    from .config import ConfigError, TrainConfig, TrainingError
 
     class _App(typer.Typer):
         """Typer, with its multi-line boxes for wrong options replaced by one line."""
@@ -37,6 +37,8 @@ else:
                 code = super().__call__(*args, **kwargs)
             except (ConfigError, OSError) as error:
                 fail(str(error))
+            except TrainingError as error:
+                fail(str(error), 1)
             except (typer.Abort, KeyboardInterrupt):
                 fail("stopped; what was saved before is kept, nothing was added", 130)
             except Exception as error:
@@ -50,6 +52,7 @@ else:
         name="fused-mi",
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # it takes the brackets of a default for markup
         help="Mutual-information losses: train a noise layer on text with them.",
     )
 
@@ -62,21 +65,37 @@ else:
 
     _D = TrainConfig()
 
-    def _option(field: str, text: str) -> Any:
+    _OF_OBJECTIVE = "by the objective"
+
+    def _option(field: str, text: str, default: str | None = None) -> Any:
         flag = "--" + field.replace("_", "-")
-        return typer.Option(flag, help=f"{text} [default: {getattr(_D, field)}]")
+        return typer.Option(flag, help=f"{text} [default: {default or getattr(_D, field)}]")
 
     @app.command()
     def train(
+        objective: Annotated[
+            str | None,
+            _option("objective", "What noise has to hide: tokens, passages, std or none."),
+        ] = None,
+        utility: Annotated[
+            str | None, _option("utility", "What is to be kept: retrieval or cosine.")
+        ] = None,
         alpha: Annotated[
-            float | None, _option("alpha", "Weight of the MI, in nats per noised feature.")
+            float | None, _option("alpha", "Weight of the objective, in nats.", _OF_OBJECTIVE)
+        ] = None,
+        start: Annotated[
+            float | None,
+            _option("start", "Where sigma starts between its bounds, 0 to 1.", _OF_OBJECTIVE),
+        ] = None,
+        tokens: Annotated[
+            int | None, _option("tokens", "Tokens of a step that the objective takes, at most.")
         ] = None,
         batch_size: Annotated[int | None, _option("batch_size", "Passages per step.")] = None,
         steps: Annotated[int | None, _option("steps", "Optimiser steps in total.")] = None,
         lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
         seq_len: Annotated[int | None, _option("seq_len", "Tokens per passage.")] = None,
         estimator: Annotated[
-            str | None, _option("estimator", "MI estimator: jensen or logsumexp.")
+            str | None, _option("estimator", "Of passages: jensen or logsumexp.")
         ] = None,
         pairing: Annotated[
             str | None,

@@ -12,8 +12,13 @@ PACKAGED_MODEL = "minilm"  # the sentence model of the PyPI package gt-all-minil
 BUILT_IN_TEXT = "pydoc"  # CPython's language reference, pydoc_data.topics
 Estimator = Literal["jensen", "logsumexp"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
+Objective = Literal["tokens", "passages", "std", "none"]
+Utility = Literal["retrieval", "cosine"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+UTILITIES: tuple[Utility, ...] = get_args(Utility)
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
+_ALPHA: dict[Objective, float] = {"tokens": 0.2, "passages": 3.0, "std": 0.5, "none": 0.0}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -21,13 +26,22 @@ class ConfigError(ValueError):
     """Bad input from the user: one clear line, shown without a traceback, exit code 2."""
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: one clear line, exit code 1."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. Stds are in the units of the embedding table, alpha weighs nats per feature."""
+    """One run. Stds are in the units of the embedding table; alpha weighs nats: of a token, or per
+    feature."""
 
-    alpha: float = 3.0
+    objective: Objective = "tokens"
+    utility: Utility = "retrieval"
+    alpha: float | None = None  # None: see `weight`
+    start: float | None = None  # None: see `start_of_sigma`
+    tokens: int = 256
     batch_size: int = 64
-    steps: int = 120
+    steps: int = 160
     lr: float = 5e-3
     seq_len: int = 32
     estimator: Estimator = "jensen"
@@ -43,17 +57,22 @@ class TrainConfig:
     save_every: int = 20
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "seq_len", "steps", "eval_passages", "save_every"):
+        for field in ("batch_size", "seq_len", "steps", "eval_passages", "save_every", "tokens"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{option(field)} must be at least 1, got {getattr(self, field)}")
-        for field in ("alpha", "lr", "min_std", "max_std"):
-            if not math.isfinite(getattr(self, field)):
-                raise ConfigError(f"{option(field)} must be finite, got {getattr(self, field)}")
+        for field in ("alpha", "start", "lr", "min_std", "max_std"):
+            value = getattr(self, field)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{option(field)} must be finite, got {value}")
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("utility", self.utility, UTILITIES)
         one_of("estimator", self.estimator, ESTIMATORS)
         one_of("pairing", self.pairing, PAIRINGS)
         one_of("dtype", self.dtype, DTYPES)
-        if self.alpha < 0:
+        if self.alpha is not None and self.alpha < 0:
             raise ConfigError(f"--alpha must not be negative, got {self.alpha}")
+        if self.start is not None and not 0 < self.start < 1:
+            raise ConfigError(f"--start must lie between 0 and 1, got {self.start}")
         if self.lr <= 0:
             raise ConfigError(f"--lr must be positive, got {self.lr}")
         if not 0 < self.min_std < self.max_std:
@@ -70,6 +89,19 @@ class TrainConfig:
             raise ConfigError(f"--seq-len must be at least 4, got {self.seq_len}")
         if self.eval_passages < 4:
             raise ConfigError(f"--eval-passages must be at least 4, got {self.eval_passages}")
+
+    @property
+    def weight(self) -> float:
+        """Alpha, or what suits the objective."""
+        return _ALPHA[self.objective] if self.alpha is None else self.alpha
+
+    @property
+    def start_of_sigma(self) -> float:
+        """Where sigma starts between its bounds, in the logarithm: as long as every token is told
+        apart, "tokens" has no gradient."""
+        if self.start is not None:
+            return self.start
+        return 0.9 if self.objective == "tokens" else 0.5
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -5,7 +5,8 @@ Three attackers try to read each noised token back from y:
 - ``nearest``: the nearest row of the embedding table, knowing nothing about the layer;
 - ``informed``: knowing the whole layer, the word v whose density N(y; x_v + mu_v, sigma_v) is
   highest;
-- ``prior``: the same, weighted with the word frequencies of the training text.
+- ``posterior``: the same, weighted with the word frequencies of the training text. Of all guesses
+  from one embedding it is right most often, if the frequencies hold.
 
 For isotropic noise the first two are the same attack.
 """
@@ -13,10 +14,13 @@ For isotropic noise the first two are the same attack.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fused_mi import pairwise_square_mahalanobis_distance, token_information
 
 from .config import ESTIMATORS, Pairing
 from .encoder import Encoder
@@ -25,19 +29,34 @@ from .objective import mutual_information
 from .seeds import generator
 from .text import Passages
 
-ATTACKS = ("nearest", "informed", "prior")
+ATTACKS = ("nearest", "informed", "posterior")
+DRAWS = 4  # of the noise, of each passage, for the retrieval
 _CHUNK = 64  # passages per forward pass
 _TOKENS = 512  # tokens scored against the vocabulary at once: 512 * V numbers of memory
+_SMOOTHING = 0.1  # added to the count of each word: one that training never saw keeps a chance
+
+
+class Retrieval(NamedTuple):
+    """Shares of noisy passages whose own clean one is the nearest, or among the nearest five; and
+    the mean cosine between the two."""
+
+    top1: float
+    top5: float
+    cosine: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Utility is a cosine, ``mi`` nats per passage, ``recovery`` shares of noised tokens."""
+    """``attacks``: shares of noised tokens; ``mi``: bounds of the passages, nats per passage."""
 
-    utility: float
-    mi: dict[str, float] = field(default_factory=dict)
-    mi_per_feature: dict[str, float] = field(default_factory=dict)
-    recovery: dict[str, float] = field(default_factory=dict)
+    retrieval_top1: float
+    retrieval_top5: float
+    cosine: float
+    token_information_nats: float
+    token_information_error: float  # standard error, of the noise and the tokens
+    attacks: dict[str, float]
+    mi: dict[str, float]
+    mi_per_feature: dict[str, float]
 
 
 class HeldOut:
@@ -49,120 +68,124 @@ class HeldOut:
         dtype = torch.promote_types(encoder.table.dtype, torch.float32)
         self.table = encoder.table.detach().to(dtype)  # (V, E)
         counts = torch.bincount(train.ids[train.noise_mask].cpu(), minlength=self.table.shape[0])
-        smoothed = (counts + 0.1).to(self.table)  # words never seen in training keep a small chance
+        smoothed = (counts + _SMOOTHING).to(self.table)
         self.log_prior = torch.log(smoothed / smoothed.sum())  # (V,)
+        self.tokens = passages.ids[passages.noise_mask]  # (T,)
         with torch.no_grad():
-            self.target = torch.cat(
-                [encoder.encode(encoder.embed(p.ids), p.attention_mask) for p in self._chunks()]
-            )
+            self.x = encoder.embed(passages.ids).to(dtype)  # (P, S, E)
+            self.target = self._encode(self.x)
 
-    def _chunks(self) -> list[Passages]:
-        return [
-            self.passages[start : start + _CHUNK] for start in range(0, len(self.passages), _CHUNK)
-        ]
+    @property
+    def token_entropy(self) -> float:
+        """-mean log p(t): what is to be told about the held-out tokens, nats each."""
+        return -float(self.log_prior[self.tokens].mean())
 
-    @torch.no_grad()
-    def draw(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x, y, mu, sigma, each (P, S, E); every layer gets the same standard normal numbers."""
-        x = self.encoder.embed(self.passages.ids).to(self.table.dtype)
-        y, mu, sigma = layer(x, generator(self.device, self.seed, "held-out"))
-        return x, y, mu, sigma
+    def _encode(self, embeddings: Tensor) -> Tensor:
+        masks = self.passages.attention_mask.split(_CHUNK)
+        parts = zip(embeddings.split(_CHUNK), masks, strict=True)
+        return torch.cat([self.encoder.encode(*part) for part in parts])
 
     @torch.no_grad()
-    def utility(self, x: Tensor, y: Tensor) -> float:
-        """Mean cosine between the sentence embeddings of noisy and clean passages."""
-        noisy = torch.where(self.passages.noise_mask[..., None], y, x)
-        found = [
-            self.encoder.encode(noisy[start : start + _CHUNK], chunk.attention_mask)
-            for start, chunk in zip(
-                range(0, len(self.passages), _CHUNK), self._chunks(), strict=True
-            )
-        ]
-        return float((torch.cat(found) * self.target).sum(-1).mean())
-
-    def utility_of(self, layer: nn.Module) -> float:
-        x, y, _, _ = self.draw(layer)
-        return self.utility(x, y)
+    def draw(self, layer: nn.Module, number: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """y, mu, sigma, each (P, S, E); every layer gets the same standard normal numbers."""
+        found: tuple[Tensor, Tensor, Tensor] = layer(
+            self.x, generator(self.device, self.seed, "held-out", number)
+        )
+        return found
 
     @torch.no_grad()
-    def recovery(self, layer: nn.Module, y: Tensor) -> dict[str, float]:
+    def retrieval(self, layer: nn.Module, draws: int = DRAWS) -> Retrieval:
+        """Of the passages among each other, under several draws of the noise."""
+        found = []
+        for number in range(draws):
+            y = self.draw(layer, number)[0]
+            noisy = torch.where(self.passages.noise_mask[..., None], y, self.x)
+            cosines = self._encode(noisy) @ self.target.T
+            own = cosines.diagonal()
+            nearer = (cosines > own[:, None]).sum(1)
+            found.append(torch.stack([(nearer < 1).float(), (nearer < 5).float(), own.float()]))
+        return Retrieval(*torch.cat(found, 1).mean(1).tolist())
+
+    @torch.no_grad()
+    def token_information(self, layer: nn.Module, y: Tensor) -> tuple[float, float]:
+        """Nats of a token among the whole vocabulary, with its standard error; y is (P, S, E)."""
+        mu, sigma = layer.parameters_of(self.table)  # type: ignore[operator]
+        each = token_information(
+            y[self.passages.noise_mask],
+            self.tokens,
+            self.table + mu,
+            sigma,
+            self.log_prior,
+            reduction="none",
+        ).double()
+        return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+
+    @torch.no_grad()
+    def attacks(self, layer: nn.Module, y: Tensor) -> dict[str, float]:
         """Share of noised tokens that each attacker names correctly; y is (P, S, E)."""
-        tokens = self.passages.ids[self.passages.noise_mask]
         noisy = y[self.passages.noise_mask]
         mu, sigma = layer.parameters_of(self.table)  # type: ignore[operator]
-        naive = _GaussianScores(self.table, torch.ones_like(self.table))
-        informed = _GaussianScores(self.table + mu, sigma)
+        naive = _Densities(self.table, torch.ones_like(self.table))
+        informed = _Densities(self.table + mu, sigma)
         hits = dict.fromkeys(ATTACKS, 0)
-        for start in range(0, len(tokens), _TOKENS):
-            wanted, rows = tokens[start : start + _TOKENS], noisy[start : start + _TOKENS]
+        for wanted, rows in zip(self.tokens.split(_TOKENS), noisy.split(_TOKENS), strict=True):
             likelihood = informed(rows)
-            if isinstance(layer, IsotropicNoise):  # nearest and most likely are then the same
-                nearest = likelihood.argmax(1)
-            else:
-                nearest = naive(rows).argmax(1)
+            # Of isotropic noise the nearest and the most likely word are the same.
+            same = isinstance(layer, IsotropicNoise)
+            nearest = likelihood.argmax(1) if same else naive(rows).argmax(1)
             guesses = (nearest, likelihood.argmax(1), (likelihood + self.log_prior).argmax(1))
             for name, guess in zip(ATTACKS, guesses, strict=True):
                 hits[name] += int((guess == wanted).sum())
-        return {name: count / len(tokens) for name, count in hits.items()}
+        return {name: count / len(self.tokens) for name, count in hits.items()}
 
     def evaluate(self, layer: nn.Module, pairing: Pairing) -> Evaluation:
         """Everything about one noise layer."""
-        x, y, mu, sigma = self.draw(layer)
+        y, mu, sigma = self.draw(layer)
         mi: dict[str, float] = {}
         per_feature: dict[str, float] = {}
+        mask = self.passages.noise_mask
         for estimator in ESTIMATORS:
-            nats, each = mutual_information(
-                x, y, mu, sigma, self.passages.noise_mask, estimator, pairing
-            )
-            mi[estimator], per_feature[estimator] = float(nats), float(each)
-        return Evaluation(self.utility(x, y), mi, per_feature, self.recovery(layer, y))
+            with torch.no_grad():
+                found = mutual_information(self.x, y, mu, sigma, mask, estimator, pairing)
+            mi[estimator], per_feature[estimator] = map(float, found)
+        nats, error = self.token_information(layer, y)
+        attacks = self.attacks(layer, y)
+        return Evaluation(*self.retrieval(layer), nats, error, attacks, mi, per_feature)
 
 
-class _GaussianScores:
-    """log N(y; center_v, diag sigma_v^2) for every word v, as two matrix products.
-
-    Up to a constant per y. Relative to the mean centre, which keeps the products small.
-    """
+class _Densities:
+    """log N(y; center_v, diag sigma_v^2) for every word v, up to a constant; exact differences."""
 
     def __init__(self, centers: Tensor, sigma: Tensor) -> None:
-        self.shift = centers.mean(0)  # (E,)
-        shifted = centers - self.shift
-        # With one sigma for all words, y^2 is the same for all of them and decides nothing.
-        self.shared = bool((sigma == sigma[:1]).all())
-        self.precision = sigma.square().reciprocal()  # (V, E)
-        self.weighted = shifted * self.precision
-        self.constant = -(shifted * self.weighted).sum(1) / 2 - sigma.log().sum(1)  # (V,)
+        self.centers, self.sigma = centers, sigma  # (V, E)
+        self.logs = sigma.log().sum(1)  # (V,)
 
     def __call__(self, y: Tensor) -> Tensor:
         """(T, E) -> (T, V)."""
-        y = y - self.shift
-        scores = torch.addmm(self.constant, y, self.weighted.T)
-        if self.shared:
-            return scores
-        return scores.addmm_(y.square(), self.precision.T, alpha=-0.5)
+        everywhere = y.new_ones(len(y), dtype=torch.bool)
+        q = pairwise_square_mahalanobis_distance(y, self.centers, self.sigma, everywhere)
+        return -q - self.logs
 
 
-def tune_isotropic(held_out: HeldOut, target: float, rounds: int = 16) -> IsotropicNoise:
-    """The isotropic noise whose held-out utility is ``target``, by bisection in log sigma."""
-    low, high = _bracket(held_out, target)
-    for _ in range(rounds):
-        middle = math.sqrt(low * high)
-        utility = held_out.utility_of(IsotropicNoise(middle))
-        if abs(utility - target) < 5e-4:
-            return IsotropicNoise(middle)
-        low, high = (middle, high) if utility > target else (low, middle)
-    return IsotropicNoise(math.sqrt(low * high))
+def tune_isotropic(held_out: HeldOut, target: float, rounds: int = 7) -> IsotropicNoise:
+    """The isotropic noise with the largest sigma under which own passages are found as often as
+    ``target`` (top-1), by bisection in log sigma."""
 
+    def kept(std: float) -> bool:
+        return held_out.retrieval(IsotropicNoise(std), draws=2).top1 >= target - 0.5 / len(
+            held_out.passages
+        )
 
-def _bracket(held_out: HeldOut, target: float) -> tuple[float, float]:
-    """Two sigmas between which utility crosses the target: the table's spread, widened."""
     low = high = float(held_out.table.std())
     for _ in range(20):
-        if held_out.utility_of(IsotropicNoise(low)) > target:
+        if kept(low):
             break
-        low /= 4
-    for _ in range(10):
-        if held_out.utility_of(IsotropicNoise(high)) < target:
+        low, high = low / 2, low
+    for _ in range(20):
+        if not kept(high):
             break
-        high *= 4
-    return low, high
+        low, high = high, high * 2
+    for _ in range(rounds):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return IsotropicNoise(low)

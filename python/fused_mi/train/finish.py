@@ -1,4 +1,4 @@
-"""After training: evaluate, compare with isotropic noise, write the report."""
+"""After training: evaluate, compare with isotropic noise and with the floor, write the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import plots, report
 from .evaluate import HeldOut, tune_isotropic
-from .noise import IsotropicNoise
+from .noise import ConstantVector, IsotropicNoise
 from .report import Outcome
 from .trainer import Run
 
@@ -21,29 +21,33 @@ def finish(run: Run) -> Outcome:
     pairing = run.config.pairing
     held_out = HeldOut(run.encoder, run.held_out, run.train, run.config.seed)
     trained = held_out.evaluate(run.layer, pairing)
-    isotropic = tune_isotropic(held_out, trained.utility)
+    isotropic = tune_isotropic(held_out, trained.retrieval_top1)
     few = HeldOut(run.encoder, run.held_out[:CURVE_PASSAGES], run.train, run.config.seed)
     spread = float(held_out.table.std())
     curve = [
         (factor * spread, few.evaluate(IsotropicNoise(factor * spread), pairing))
         for factor in CURVE
     ]
+    constant = ConstantVector(held_out.table.mean(0))
     outcome = Outcome(
-        run.config,
-        run.step,
-        held_out.table.shape[1],
-        len(run.held_out),
-        trained,
-        isotropic.std,
-        held_out.evaluate(isotropic, pairing),
-        curve,
+        config=run.config,
+        seeds=[run.config.seed],
+        steps=run.step,
+        held_out=len(run.held_out),
+        tokens=len(held_out.tokens),
+        token_entropy_nats=held_out.token_entropy,
+        trained=trained,
+        baselines={"isotropic": held_out.evaluate(isotropic, pairing)},
+        floors={"constant vector": held_out.evaluate(constant, pairing)},
+        isotropic_std=isotropic.std,
+        isotropic_curve=curve,
     )
     _write(outcome, run, held_out, run.folder)
     return outcome
 
 
 def _write(outcome: Outcome, run: Run, held_out: HeldOut, folder: Path) -> None:
-    sigma = held_out.draw(run.layer)[3][run.held_out.noise_mask]
+    sigma = held_out.draw(run.layer)[2][run.held_out.noise_mask]
     plots.curves(folder)
     plots.recovery(outcome, folder)
     plots.sigma(sigma, outcome.isotropic_std, run.config.min_std, run.config.max_std, folder)

@@ -10,7 +10,10 @@ from types import TracebackType
 from .checkpoint import replacing
 
 FILE_NAME = "metrics.csv"
-COLUMNS = ("step", "loss", "utility", "mi", "mi_per_feature", "sigma_mean", "tokens_per_second")
+COLUMNS = (
+    *("step", "loss", "utility_loss", "cosine", "found", "information", "sigma_mean"),
+    "tokens_per_second",
+)
 
 
 class MetricsWriter:

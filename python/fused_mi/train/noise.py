@@ -15,7 +15,8 @@ def sample(x: Tensor, mu: Tensor, sigma: Tensor, generator: torch.Generator | No
 
 
 class NoiseLayer(nn.Module):
-    """A two-layer network per token; sigma between ``min_std`` and ``max_std``, mu starts at 0.
+    """A two-layer network per token; sigma between ``min_std`` and ``max_std``, mu starts at 0 and
+    sigma at the share ``start`` of that range, in the logarithm.
 
     No token sees another one, so an attacker who knows the layer knows the exact density of y for
     every word: the strongest attack on a single token can be computed (see ``evaluate.py``).
@@ -24,7 +25,13 @@ class NoiseLayer(nn.Module):
     scale: Tensor  # the spread of the embedding table, ()
 
     def __init__(
-        self, features: int, min_std: float, max_std: float, scale: float, hidden: int = 256
+        self,
+        features: int,
+        min_std: float,
+        max_std: float,
+        scale: float,
+        start: float = 0.5,
+        hidden: int = 256,
     ) -> None:
         super().__init__()
         self.log_min, self.log_max = math.log(min_std), math.log(max_std)
@@ -35,6 +42,7 @@ class NoiseLayer(nn.Module):
         for head in (self.to_mu, self.to_sigma):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        nn.init.constant_(self.to_sigma.bias, math.log(start / (1 - start)))
 
     def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and sigma for embeddings ``x``, all (..., E)."""
@@ -48,6 +56,25 @@ class NoiseLayer(nn.Module):
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, E) -> y, mu, sigma, each (B, S, E)."""
+        mu, sigma = self.parameters_of(x)
+        return sample(x, mu, sigma, generator), mu, sigma
+
+
+class ConstantVector(nn.Module):
+    """The floor: every token becomes the same vector, and says nothing."""
+
+    centre: Tensor  # (E,)
+
+    def __init__(self, centre: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centre", centre)
+
+    def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.centre - x, torch.full_like(x, 1e-3)
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mu, sigma = self.parameters_of(x)
         return sample(x, mu, sigma, generator), mu, sigma
 

@@ -1,4 +1,4 @@
-"""The training loss: utility lost plus alpha times the mutual information per noised feature."""
+"""The training loss: utility lost, plus alpha times what the noise leaves to be told, in nats."""
 
 from __future__ import annotations
 
@@ -7,23 +7,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fused_mi import mutual_information_sub_batch
+from fused_mi import (
+    gaussian_entropy_log_loss,
+    mutual_information_sub_batch,
+    token_information,
+)
 from fused_mi._mixture import Scoring, positions_of_samples
 
-from .config import Estimator, Pairing
+from .config import Estimator, Pairing, TrainConfig
 from .encoder import Encoder
-from .text import Passages
+from .text import Passages, Vocabulary
+
+TEMPERATURE = 0.05  # of the cosines among which a passage finds its own
 
 
 @dataclass(frozen=True)
 class Terms:
-    """0-dim tensors; ``mi`` in nats per sample, d/2 subtracted from it and ``mi_per_feature``."""
+    """0-dim tensors. ``found``: share of the passages of the batch whose noisy embedding is nearest
+    to their own clean one; ``information`` in nats, of what see `information`."""
 
     loss: Tensor
-    utility: Tensor
-    mi: Tensor
-    mi_per_feature: Tensor
+    utility_loss: Tensor
+    cosine: Tensor
+    found: Tensor
+    information: Tensor
     sigma_mean: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Passages under one draw of the noise, and what it is of: x, y, mu, sigma (B, S, E)."""
+
+    batch: Passages
+    x: Tensor
+    y: Tensor
+    mu: Tensor
+    sigma: Tensor
 
 
 def shared_features(noise_mask: Tensor, features: int, pairing: Pairing) -> float:
@@ -54,13 +73,46 @@ def mutual_information(
     return nats, nats / max(features, 1.0)
 
 
+def information(
+    draw: Draw,
+    layer: nn.Module,
+    encoder: Encoder,
+    vocabulary: Vocabulary,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """What the objective pushes down, 0-dim, in nats.
+
+    - "tokens": what an embedding tells about its token among the words of the text, of some tokens
+      of the batch;
+    - "passages": the bound for passages among those of the batch, per feature;
+    - "std": minus the entropy of the noise, per feature, whatever it hides;
+    - "none": 0.
+    """
+    mask = draw.batch.noise_mask
+    if config.objective == "tokens":
+        at = mask.nonzero()
+        order = torch.randperm(len(at), generator=generator, device=generator.device)
+        rows, positions = at[order[: config.tokens].to(at.device)].unbind(1)
+        words = nn.functional.embedding(vocabulary.words, encoder.table).to(draw.x.dtype)
+        mu, sigma = layer.parameters_of(words)  # type: ignore[operator]
+        tokens = vocabulary.row_of[draw.batch.ids[rows, positions]]
+        noisy = draw.y[rows, positions]
+        return token_information(noisy, tokens, words + mu, sigma, vocabulary.log_frequencies)
+    if config.objective == "passages":
+        how = config.estimator, config.pairing
+        return mutual_information(draw.x, draw.y, draw.mu, draw.sigma, mask, *how)[1]
+    if config.objective == "std":
+        return gaussian_entropy_log_loss(draw.sigma, mask)
+    return draw.y.new_zeros(())
+
+
 def objective(
     layer: nn.Module,
     encoder: Encoder,
+    vocabulary: Vocabulary,
     batch: Passages,
-    alpha: float,
-    estimator: Estimator,
-    pairing: Pairing,
+    config: TrainConfig,
     generator: torch.Generator,
 ) -> Terms:
     """One draw of the noise for one batch, and what it costs."""
@@ -70,7 +122,20 @@ def objective(
     x = clean.to(torch.promote_types(clean.dtype, torch.float32))
     y, mu, sigma = layer(x, generator)
     noisy = torch.where(batch.noise_mask[..., None], y, x)
-    utility = (encoder.encode(noisy, batch.attention_mask) * target).sum(-1).mean()
-    nats, per_feature = mutual_information(x, y, mu, sigma, batch.noise_mask, estimator, pairing)
-    sigma_mean = sigma.detach()[batch.noise_mask].mean()
-    return Terms(1 - utility + alpha * per_feature, utility, nats, per_feature, sigma_mean)
+    cosines = encoder.encode(noisy, batch.attention_mask) @ target.T
+    own = torch.arange(len(cosines), device=cosines.device)
+    cosine = cosines.diagonal().mean()
+    if config.utility == "retrieval":
+        lost = nn.functional.cross_entropy(cosines / TEMPERATURE, own)
+    else:
+        lost = 1 - cosine
+    draw = Draw(batch, x, y, mu, sigma)
+    nats = information(draw, layer, encoder, vocabulary, config, generator)
+    return Terms(
+        lost + config.weight * nats if config.weight else lost,
+        lost,
+        cosine,
+        (cosines.argmax(1) == own).float().mean(),
+        nats,
+        sigma.detach()[batch.noise_mask].mean(),
+    )

@@ -22,17 +22,14 @@ COLORS = dict(zip(ATTACKS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
 
 
 def curves(folder: Path) -> None:
-    """Loss, utility and MI over the steps."""
+    """Loss, own passages found and the information over the steps."""
     rows = metrics.read(folder)
     figure = Figure(figsize=(12, 3.5))
-    for axes, name in zip(
-        figure.subplots(1, 3), ("loss", "utility", "mi_per_feature"), strict=True
-    ):
+    for axes, name in zip(figure.subplots(1, 3), ("loss", "found", "information"), strict=True):
         axes.plot([row["step"] for row in rows], [row[name] for row in rows])
         axes.set(xlabel="step", title=name.replace("_", " "))
-        if name == "mi_per_feature":
+        if name == "information":
             axes.set(ylabel="nats")
-            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     _save(figure, folder / "curves.png")
 
@@ -53,17 +50,21 @@ def _privacy_utility(outcomes: list[Outcome], path: Path) -> None:
     points = [pair for o in outcomes for pair in o.isotropic_curve]
     points += [(o.isotropic_std, o.isotropic) for o in outcomes]
     points.sort(key=lambda pair: pair[0])
-    ours = sorted((o.trained for o in outcomes), key=lambda e: e.utility)
+    floor = max(outcomes[0].floors["constant vector"].attacks.values())
+    ours = sorted((o.trained for o in outcomes), key=lambda e: e.retrieval_top1)
     for name in ATTACKS:
         color = COLORS[name]
         if name != "informed":  # for isotropic noise it is the nearest one
             label = "isotropic: " + ("nearest = informed" if name == "nearest" else name)
-            xs = [e.utility for _, e in points]
-            ys = [e.recovery[name] for _, e in points]
+            xs = [e.retrieval_top1 for _, e in points]
+            ys = [e.attacks[name] for _, e in points]
             axes.plot(xs, ys, "--o", color=color, markersize=3, label=label)
-        xs, ys = [e.utility for e in ours], [e.recovery[name] for e in ours]
+        xs, ys = [e.retrieval_top1 for e in ours], [e.attacks[name] for e in ours]
         axes.plot(xs, ys, "-*", color=color, markersize=12, label=f"trained: {name}")
-    axes.set(xlabel="utility (cosine)", ylabel="share of tokens recovered", ylim=(-0.03, 1.03))
+    axes.axhline(floor, color="black", linestyle=":", label="constant vector: strongest")
+    axes.set(
+        xlabel="own passage found first", ylabel="share of tokens recovered", ylim=(-0.03, 1.03)
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="center right")
     _save(figure, path)

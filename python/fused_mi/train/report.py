@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,98 +14,132 @@ from .config import TrainConfig
 from .evaluate import ATTACKS, Evaluation
 
 CLEARLY = 0.05  # "clearly fewer": at least this share of all tokens, under the strongest attack
-SAME_UTILITY = 0.01  # utilities closer than this count as equal
+SAME_UTILITY = 0.03  # shares of own passages found that are closer than this count as equal
 
-ROWS = (
-    ("utility (cosine)", lambda e: e.utility),
-    ("MI, Jensen bound, nats/passage", lambda e: e.mi["jensen"]),
-    ("MI, Jensen bound, nats/feature", lambda e: e.mi_per_feature["jensen"]),
-    ("MI, logsumexp, nats/passage", lambda e: e.mi["logsumexp"]),
-    ("MI, logsumexp, nats/feature", lambda e: e.mi_per_feature["logsumexp"]),
-    ("tokens recovered: nearest", lambda e: e.recovery["nearest"]),
-    ("tokens recovered: informed", lambda e: e.recovery["informed"]),
-    ("tokens recovered: informed + prior", lambda e: e.recovery["prior"]),
+ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
+    ("own passage found first", lambda e: f"{e.retrieval_top1:.3f}"),
+    ("own passage among the first five", lambda e: f"{e.retrieval_top5:.3f}"),
+    ("cosine to the clean passage", lambda e: f"{e.cosine:.3f}"),
+    (
+        "token information, nats",
+        lambda e: f"{e.token_information_nats:.3f} +- {e.token_information_error:.3f}",
+    ),
+    ("token information, bits", lambda e: f"{e.token_information_nats / math.log(2):.3f}"),
+    ("tokens recovered: nearest", lambda e: f"{e.attacks['nearest']:.3f}"),
+    ("tokens recovered: informed", lambda e: f"{e.attacks['informed']:.3f}"),
+    ("tokens recovered: posterior", lambda e: f"{e.attacks['posterior']:.3f}"),
+    ("passages, Jensen bound, nats", lambda e: f"{e.mi['jensen']:.4g}"),
+    ("passages, logsumexp, nats", lambda e: f"{e.mi['logsumexp']:.4g}"),
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained layer, the isotropic noise of the same utility, and the isotropic curve."""
+    """A trained layer, isotropic noise of the same utility, the floor, and the isotropic curve."""
 
     config: TrainConfig
+    seeds: list[int]
     steps: int
-    features: int
-    held_out: int
+    held_out: int  # passages
+    tokens: int  # of them, under noise
+    token_entropy_nats: float  # -mean log p(t) of these tokens
     trained: Evaluation
+    baselines: dict[str, Evaluation]
+    floors: dict[str, Evaluation]
     isotropic_std: float
-    isotropic: Evaluation
     isotropic_curve: list[tuple[float, Evaluation]]
+
+    @property
+    def isotropic(self) -> Evaluation:
+        return self.baselines["isotropic"]
 
     def save(self, folder: Path) -> None:
         with replacing(folder / "evaluation.json") as path:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            numbers = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+            path.write_text(numbers + "\n")
 
 
 def verdict(outcome: Outcome) -> str:
-    """One sentence about the strongest attack on each side."""
+    """One sentence about the strongest attack on each side, from the numbers."""
     ours, theirs = outcome.trained, outcome.isotropic
-    gap = abs(ours.utility - theirs.utility)
-    if gap > SAME_UTILITY:
+    found = f"own passages found {ours.retrieval_top1:.1%} of the time"
+    if abs(ours.retrieval_top1 - theirs.retrieval_top1) > SAME_UTILITY:
         return (
-            f"No comparison at equal utility: isotropic noise could not be tuned to "
-            f"{ours.utility:.3f}, it reached {theirs.utility:.3f}."
+            f"No comparison at equal utility: with {found}, isotropic noise could not be tuned to "
+            f"that, it reached {theirs.retrieval_top1:.1%}."
         )
-    most, baseline = max(ours.recovery.values()), max(theirs.recovery.values())
+    most, baseline = max(ours.attacks.values()), max(theirs.attacks.values())
     numbers = (
-        f"at utility {ours.utility:.3f} the strongest attack recovers {most:.1%} of the tokens "
-        f"under the trained noise and {baseline:.1%} under isotropic noise."
+        f"with {found} the strongest attack names {most:.1%} of the tokens under the trained noise "
+        f"and {baseline:.1%} under isotropic noise, whose own passages are found "
+        f"{theirs.retrieval_top1:.1%} of the time."
     )
+    floor = outcome.floors["constant vector"]
+    useless = ""
+    if ours.retrieval_top1 <= floor.retrieval_top1 + SAME_UTILITY:
+        useless = " Neither finds more passages than a constant vector does."
     if baseline - most >= CLEARLY:
-        return f"Trained noise hides clearly more: {numbers}"
-    weak = ""
+        return f"Trained noise hides clearly more: {numbers}{useless}"
     if min(most, baseline) > 0.95:
-        weak = " Both are so weak that nearly every token can be read; a larger --alpha adds noise."
-    return f"Trained noise does NOT hide clearly more: {numbers}{weak}"
+        useless += (
+            " Both are so weak that nearly every token can be read: a larger --alpha adds noise."
+        )
+    return f"Trained noise does NOT hide clearly more: {numbers}{useless}"
 
 
-def cells(outcome: Outcome) -> list[tuple[str, str, str]]:
-    """Name, trained, isotropic."""
-    return [
-        (name, f"{value(outcome.trained):.4f}", f"{value(outcome.isotropic):.4f}")
-        for name, value in ROWS
-    ]
+def columns(outcome: Outcome) -> dict[str, Evaluation]:
+    """What is compared, by its title."""
+    isotropic = {f"isotropic, sigma {outcome.isotropic_std:.4f}": outcome.isotropic}
+    return {"trained noise": outcome.trained, **isotropic, **outcome.floors}
+
+
+def cells(outcome: Outcome) -> list[tuple[str, ...]]:
+    """Name, then one of each column."""
+    evaluations = columns(outcome).values()
+    return [(name, *(value(e) for e in evaluations)) for name, value in ROWS]
 
 
 def write_markdown(outcome: Outcome, folder: Path) -> None:
-    isotropic = f"isotropic, sigma {outcome.isotropic_std:.4f}"
+    titles = columns(outcome)
+    bits = outcome.token_entropy_nats / math.log(2)
     lines = [
         "# Training report",
         "",
         verdict(outcome),
         "",
-        f"| held-out text ({outcome.held_out} passages) | trained noise | {isotropic} |",
-        "|---|---:|---:|",
-        *(f"| {name} | {ours} | {theirs} |" for name, ours, theirs in cells(outcome)),
+        f"| held-out text ({outcome.held_out} passages) | " + " | ".join(titles) + " |",
+        "|---|" + "---:|" * len(titles),
+        *("| " + " | ".join(row) + " |" for row in cells(outcome)),
         "",
-        "Isotropic noise is tuned by bisection to the same utility. d/2 is subtracted from every",
-        "MI; both estimators are evaluated, whichever was trained. Attackers: *nearest* row of the",
-        "embedding table; *informed*, the most likely word for somebody who knows the layer;",
-        "*prior*, the same with the word frequencies of the training text.",
+        f"There is {outcome.token_entropy_nats:.3f} nats ({bits:.3f} bits) to be told of each of",
+        f"the {outcome.tokens} noised tokens: -mean log p, p the word frequencies of the training",
+        "text, smoothed over the whole vocabulary. *Token information* is what one noisy embedding",
+        "tells of it to somebody who knows the layer and p; +- is its standard error. *Passages*:",
+        "bounds of the information about a whole passage among the others; far above what there is",
+        "to be told, and they do not rank layers of different kinds.",
+        "",
+        "Attackers: *nearest* row of the embedding table; *informed*, the most likely word for",
+        "somebody who knows the layer; *posterior*, the same with the frequencies p, which of all",
+        "guesses from one embedding is right most often if p holds. Who uses neighbouring words as",
+        "well may do better. The numbers are of these attacks, not a guarantee.",
+        "",
+        "Isotropic noise has the largest sigma that finds own passages as often. The constant",
+        "vector is the floor: every token becomes the same one.",
         "",
         "![training curves](curves.png)",
         "![recovery against utility](recovery.png)",
         "![sigma](sigma.png)",
         "",
-        "| isotropic sigma | utility | " + " | ".join(ATTACKS) + " |",
-        "|---:|---:|" + "---:|" * len(ATTACKS),
+        "| isotropic sigma | own passage found | token information | " + " | ".join(ATTACKS) + " |",
+        "|---:|---:|---:|" + "---:|" * len(ATTACKS),
         *(
-            f"| {std:.4f} | {e.utility:.4f} | "
-            + " | ".join(f"{e.recovery[name]:.4f}" for name in ATTACKS)
+            f"| {std:.4f} | {e.retrieval_top1:.4f} | {e.token_information_nats:.4f} | "
+            + " | ".join(f"{e.attacks[name]:.4f}" for name in ATTACKS)
             + " |"
             for std, e in outcome.isotropic_curve
         ),
         "",
-        f"After {outcome.steps} steps, with",
+        f"After {outcome.steps} steps, alpha {outcome.config.weight:g}, with",
         "",
         "```json",
         json.dumps(dataclasses.asdict(outcome.config), indent=2),
@@ -120,8 +156,8 @@ def print_table(outcome: Outcome) -> None:
 
     table = Table(title=f"Held-out text, {outcome.held_out} passages")
     table.add_column("")
-    table.add_column("trained", justify="right")
-    table.add_column(f"isotropic, sigma {outcome.isotropic_std:.4f}", justify="right")
+    for title in columns(outcome):
+        table.add_column(title, justify="right")
     for row in cells(outcome):
         table.add_row(*row)
     console = Console()
@@ -131,20 +167,20 @@ def print_table(outcome: Outcome) -> None:
 
 def write_sweep(outcomes: list[Outcome], folder: Path) -> None:
     """sweep.csv and sweep.md over the alphas of a sweep; the plot is in ``plots.py``."""
-    head = ["alpha", "utility", "mi_per_feature", *ATTACKS]
-    head += ["isotropic_std", "isotropic_utility", *(f"isotropic_{name}" for name in ATTACKS)]
+    own = ["retrieval_top1", "cosine", "token_information_nats"]
+    head = ["alpha", *own, *ATTACKS, "isotropic_std"]
+    head += [f"isotropic_{name}" for name in (*own, *ATTACKS)]
     rows = []
     for o in outcomes:
-        ours, theirs = o.trained, o.isotropic
-        row = [o.config.alpha, ours.utility, ours.mi_per_feature["jensen"]]
-        row += [ours.recovery[name] for name in ATTACKS]
-        row += [o.isotropic_std, theirs.utility, *(theirs.recovery[name] for name in ATTACKS)]
+        row = [o.config.weight]
+        for e, before in ((o.trained, []), (o.isotropic, [o.isotropic_std])):
+            row += [*before, *(getattr(e, name) for name in own), *e.attacks.values()]
         rows.append([f"{value:.6g}" for value in row])
     with replacing(folder / "sweep.csv") as path:
         path.write_text("\n".join(",".join(row) for row in [head, *rows]) + "\n")
     lines = ["# Privacy against utility", "", "![privacy against utility](sweep.png)", ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *(f"- alpha {o.config.alpha:g}: {verdict(o)}" for o in outcomes), ""]
+    lines += ["", *(f"- alpha {o.config.weight:g}: {verdict(o)}" for o in outcomes), ""]
     with replacing(folder / "sweep.md") as path:
         path.write_text("\n".join(lines))

@@ -21,7 +21,7 @@ from .finish import finish
 from .report import Outcome
 
 ROOT = Path("runs")
-SHOWN = ("loss", "mi_per_feature", "utility", "tokens_per_second")  # in the progress bar
+SHOWN = ("loss", "information", "found", "tokens_per_second")  # in the progress bar
 
 
 def pick_folder(resume: bool) -> Path:
@@ -107,9 +107,9 @@ def _train_with_bar(run: trainer.Run) -> None:
         MofNCompleteColumn(),
         BarColumn(bar_width=10),
         TextColumn(
-            # As MI the nats per feature; short, so that the line fits into 80 columns.
-            "loss {task.fields[loss]:.3f} MI {task.fields[mi_per_feature]:.4f} "
-            "utility {task.fields[utility]:.3f} {task.fields[tokens_per_second]:.0f} tokens/s ETA"
+            # Short, so that the line fits into 80 columns.
+            "loss {task.fields[loss]:.3f} nats {task.fields[information]:.3f} "
+            "found {task.fields[found]:.2f} {task.fields[tokens_per_second]:.0f} tokens/s ETA"
         ),
         TimeRemainingColumn(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ class Passages:
         return Passages(
             self.ids.to(device), self.attention_mask.to(device), self.noise_mask.to(device)
         )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that noise may stand on in a text, and how frequent they are in it."""
+
+    words: Tensor  # (W,) token ids
+    log_frequencies: Tensor  # (W,)
+    row_of: Tensor  # (V,) where a token id stands in `words`; -1: nowhere
+
+    @classmethod
+    def of(cls, passages: Passages, size: int) -> Vocabulary:
+        """That of passages, of a tokenizer with `size` token ids."""
+        counts = torch.bincount(passages.ids[passages.noise_mask], minlength=size)
+        words = counts.nonzero()[:, 0]
+        row_of = torch.full_like(counts, -1)
+        row_of[words] = torch.arange(len(words), device=words.device)
+        return cls(words, (counts[words].double() / counts.sum()).log().float(), row_of)
+
+    def to(self, device: str) -> Vocabulary:
+        return Vocabulary(*(t.to(device) for t in dataclasses.astuple(self)))
 
 
 def read_documents(source: str) -> list[str]:

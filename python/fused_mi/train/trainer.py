@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from . import checkpoint as checkpoints
 from . import encoder as encoders
 from . import text
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, TrainConfig, TrainingError
 from .metrics import MetricsWriter
 from .noise import NoiseLayer
 from .objective import objective
@@ -43,6 +44,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: text.Passages
     held_out: text.Passages
+    vocabulary: text.Vocabulary  # of the training passages
     step: int = 0
 
 
@@ -55,6 +57,7 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     passages = text.cut(tokenizer, documents, config.seq_len)
     train, held_out = text.split(passages, config.seed, config.batch_size)
     held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
+    vocabulary = text.Vocabulary.of(train, len(encoder.table)).to(config.device)
     layer = build_layer(config, encoder)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
     if saved is not None:
@@ -62,7 +65,7 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     step = saved.step if saved else 0
     if step > config.steps:
         raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
-    return Run(config, folder, encoder, layer, optimizer, train, held_out, step)
+    return Run(config, folder, encoder, layer, optimizer, train, held_out, vocabulary, step)
 
 
 def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
@@ -71,7 +74,11 @@ def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         layer = NoiseLayer(
-            table.shape[1], config.min_std, config.max_std, float(table.float().std())
+            table.shape[1],
+            config.min_std,
+            config.max_std,
+            float(table.float().std()),
+            config.start_of_sigma,
         )
     return layer.to(config.device, torch.promote_types(table.dtype, torch.float32))
 
@@ -96,22 +103,26 @@ def _one_step(run: Run) -> dict[str, float]:
     rows = text.batch_rows(len(run.train), config.batch_size, config.seed, run.step)
     batch = run.train[rows].to(config.device)
     noise = generator(config.device, config.seed, "noise", run.step)
-    terms = objective(
-        run.layer, run.encoder, batch, config.alpha, config.estimator, config.pairing, noise
-    )
+    terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise)
     run.optimizer.zero_grad()
     terms.loss.backward()
     run.optimizer.step()
     run.step += 1
-    return {
-        "step": run.step,
-        "loss": float(terms.loss.detach()),
-        "utility": float(terms.utility.detach()),
-        "mi": float(terms.mi.detach()),
-        "mi_per_feature": float(terms.mi_per_feature.detach()),
-        "sigma_mean": float(terms.sigma_mean),
-        "tokens_per_second": int(batch.attention_mask.sum()) / (time.perf_counter() - start),
-    }
+    row = {name: float(value.detach()) for name, value in vars(terms).items()}
+    if not _finite(run.layer, row.values()):
+        raise TrainingError(
+            f"step {run.step}: loss {row['loss']:g}, and what follows from it would mean nothing; "
+            "what was saved before is kept. A smaller --lr or --max-std may help"
+        )
+    seconds = time.perf_counter() - start
+    tokens = int(batch.attention_mask.sum())
+    return {"step": run.step, **row, "tokens_per_second": tokens / seconds}
+
+
+def _finite(layer: torch.nn.Module, numbers: Iterable[float]) -> bool:
+    return all(map(math.isfinite, numbers)) and all(
+        bool(p.isfinite().all()) for p in layer.parameters()
+    )
 
 
 @contextlib.contextmanager
