@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import pytest
 import torch
@@ -46,6 +47,11 @@ def contents(folder):
         (["--resume"], "no checkpoint"),
         (["--resume", "--sweep", "alpha=1"], "no checkpoint"),
         (["--nonsense"], "--nonsense"),
+        (["--device", "meta"], "cannot be used"),
+        (["--sweep", "alpha=1,1.0000001"], "each once"),
+        (["--text", ""], "--text must not be empty"),
+        (["--model", ""], "--model must not be empty"),
+        (["--device", ""], "--device must not be empty"),
     ],
 )
 def test_bad_options_end_with_one_line(run, tmp_path, options, wanted):
@@ -134,6 +140,122 @@ def test_a_damaged_checkpoint_ends_with_one_line(run, tmp_path, damage):
         save_file({"a": torch.ones(1)}, path)
     code, lines = run(tmp_path, "--resume", defaults=False)
     assert code == 2 and len(lines) == 1 and "checkpoint.safetensors" in lines[0]
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [
+        ({"config": "{"}, "damaged"),
+        ({"config": "[]"}, "unknown entries"),
+        ({"config": '{"steps": "many"}'}, "damaged"),
+        ({"step": "last"}, "damaged"),
+        ({"step": None}, "damaged"),
+    ],
+)
+def test_damaged_metadata_end_with_one_line(run, tmp_path, metadata, wanted):
+    from fused_mi.train import checkpoint
+    from safetensors.torch import save_file
+
+    good = {"format": checkpoint.FORMAT, "step": "1", "config": TrainConfig().to_json()}
+    damaged = {k: v for k, v in {**good, **metadata}.items() if v is not None}
+    save_file({"a": torch.ones(1)}, tmp_path / "checkpoint.safetensors", damaged)
+    code, lines = run(tmp_path, "--resume", defaults=False)
+    assert code == 2 and len(lines) == 1 and wanted in lines[0]
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("damage", ["gone", "words", "bytes"])
+def test_a_damaged_curve_ends_with_one_line(run, tmp_path, damage):
+    out = tmp_path / "out"
+    assert run(out, "--steps", 2)[0] == 0
+    path = out / "metrics.csv"
+    if damage == "gone":
+        path.unlink()
+    else:
+        words = b"2,a,b,c,d,e,f,g\n" if damage == "words" else b"\xff\xfe,\x00\n"
+        path.write_bytes(path.read_bytes() + words)
+    code, lines = run(out, "--resume", "--steps", 3, defaults=False)
+    assert code == 2 and len(lines) == 1 and "metrics.csv" in lines[0]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_text_may_be_a_pipe_or_beside_what_is_none(run, tmp_path, corpus, monkeypatch):
+    folder = tmp_path / "home" / "text"
+    shutil.copytree(corpus, folder)
+    (folder / "gone.txt").symlink_to(folder / "nowhere.txt")
+    (folder / "notes.md").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(tmp_path / "out", "--text", "~/text", "--steps", 1)[0] == 0
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    words = (corpus / "0.txt").read_text()
+    writer = threading.Thread(target=lambda: pipe.write_text(words))
+    writer.start()
+    assert run(tmp_path / "other", "--text", pipe, "--steps", 1)[0] == 0
+    writer.join()
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("seed", [-3, 2**70])
+def test_any_integer_is_a_seed(run, tmp_path, seed):
+    assert run(tmp_path / "out", "--seed", seed, "--steps", 1)[0] == 0
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_folder_holds_one_run(run, tmp_path, monkeypatch):
+    """Also where a run began and saved nothing, and where two begin at once."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.csv").touch()
+    code, lines = run(out)
+    assert code == 2 and "holds a run" in lines[0]
+    from fused_mi.train import session, trainer
+
+    other = tmp_path / "other"
+    trainer.claim(other)
+    with pytest.raises(ConfigError, match="holds a run"):
+        trainer.claim(other)
+    monkeypatch.chdir(tmp_path)
+    assert [session.pick_folder(False).name for _ in range(3)] == ["001", "002", "003"]
+    with pytest.raises(ConfigError), session.or_nothing(tmp_path / "runs" / "003"):
+        raise ConfigError("wrong")
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["001", "002"]
+
+
+def test_a_full_disk_ends_with_one_line(run, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*arguments):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    code, lines = run(tmp_path / "out")
+    assert code == 2 and "No space left" in lines[-1]
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path, model, corpus):
+    out = tmp_path / "läuft-✓"
+    command = ["-m", "fused_mi", "train", "--output", out, "--model", model, "--text", corpus]
+    command += ["--batch-size", "8", "--seq-len", "12", "--steps", "1", "--eval-passages", "8"]
+    found = python(*command, PYTHONPATH=ROOT / "python", PYTHONIOENCODING="ascii")
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert (out / "report.md").is_file() and "Written to" in found.stdout
+
+
+def test_ctrl_c_while_loading_says_so(tmp_path, model, corpus):
+    code = (
+        "import os, signal, sys\n"
+        "from fused_mi.train import cli, encoder\n"
+        "encoder.load = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.argv = ['fused-mi', 'train', '--output', {str(tmp_path / 'out')!r}, '--text', "
+        f"{str(corpus)!r}]\n"
+        "cli.app()"
+    )
+    found = python("-c", code, PYTHONPATH=ROOT / "python")
+    assert found.returncode == 130
+    lines = found.stderr.strip().splitlines()
+    assert len(lines) == 1 and "stopped" in lines[0] and "saved" in lines[0]
 
 
 def test_config_survives_json():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +47,7 @@ def save(
     folder: Path, config: TrainConfig, step: int, layer: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Writes the checkpoint atomically."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"layer.{name}": value for name, value in layer.state_dict().items()}
@@ -57,7 +57,10 @@ def save(
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "step": str(step), "config": config.to_json()}
     with replacing(folder / FILE_NAME) as path:
-        save_file(tensors, path, metadata)
+        try:
+            save_file(tensors, path, metadata)
+        except SafetensorError as error:  # of the file system, a full disk for one
+            raise OSError(f"{folder / FILE_NAME} cannot be written: {error}") from None
 
 
 def read(folder: Path) -> Checkpoint:
@@ -77,7 +80,9 @@ def read(folder: Path) -> Checkpoint:
         raise ConfigError(f"{path} was not written by fused-mi train")
     try:
         return Checkpoint(TrainConfig.from_json(metadata["config"]), int(metadata["step"]), tensors)
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{path}: its saved config is damaged") from None
 
 

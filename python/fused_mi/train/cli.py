@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,10 @@ else:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             kwargs["standalone_mode"] = False
+            for stream in (sys.stdout, sys.stderr):
+                # Names that a terminal cannot show must not end a run.
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 code = super().__call__(*args, **kwargs)
             except (ConfigError, OSError) as error:
@@ -40,7 +45,7 @@ else:
             except TrainingError as error:
                 fail(str(error), 1)
             except (typer.Abort, KeyboardInterrupt):
-                fail("stopped; what was saved before is kept, nothing was added", 130)
+                fail("stopped", 130)
             except Exception as error:
                 # Usage errors; typer has its own copy of click, so their class has no fixed home.
                 if not hasattr(error, "format_message"):
@@ -142,10 +147,16 @@ else:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from . import session
 
+        if output == "":
+            raise ConfigError("--output must not be empty")
         folder = Path(output).expanduser() if output is not None else session.pick_folder(resume)
-        if alphas is None:
-            return session.run_one(given, folder, resume)
-        return session.run_sweep(given, alphas, folder, resume)
+        try:
+            with session.or_nothing(folder):
+                if alphas is None:
+                    return session.run_one(given, folder, resume)
+                return session.run_sweep(given, alphas, folder, resume)
+        except KeyboardInterrupt:  # here: typer would say nothing of it
+            fail("stopped; what was saved before is kept, nothing was added", 130)
 
 
 def _alphas(sweep: str) -> list[float]:
@@ -154,7 +165,8 @@ def _alphas(sweep: str) -> list[float]:
         alphas = [float(value) for value in values.split(",")]
     except ValueError:
         alphas = []
-    if name != "alpha" or not alphas or len(set(alphas)) < len(alphas):
+    folders = {f"{alpha:g}" for alpha in alphas}  # which have their names
+    if name != "alpha" or not alphas or len(folders) < len(alphas):
         raise ConfigError(f"--sweep must look like alpha=0.5,1,2 (each once), got {sweep!r}")
     return alphas
 

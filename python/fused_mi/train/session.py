@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import checkpoint, plots, report, trainer
+from . import checkpoint, metrics, plots, report, trainer
 from .config import ConfigError, TrainConfig
 from .finish import finish
 from .report import Outcome
@@ -25,12 +27,32 @@ SHOWN = ("loss", "information", "found", "tokens_per_second")  # in the progress
 
 
 def pick_folder(resume: bool) -> Path:
-    """The last numbered folder below runs/ to resume, otherwise the next free one."""
-    numbers = [int(path.name) for path in ROOT.glob("*") if path.name.isdigit()]
-    last = max(numbers, default=0)
-    if resume and not numbers:
-        raise ConfigError(f"there is no run below {ROOT}/ to resume")
-    return ROOT / f"{last if resume else last + 1:03d}"
+    """The last numbered folder below runs/ to resume, otherwise the next free one, which is taken
+    by creating it."""
+    while True:
+        numbers = [int(path.name) for path in ROOT.glob("*") if path.name.isdigit()]
+        last = max(numbers, default=0)
+        if resume and not numbers:
+            raise ConfigError(f"there is no run below {ROOT}/ to resume")
+        folder = ROOT / f"{last if resume else last + 1:03d}"
+        if resume:
+            return folder
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # by a run that started in this moment
+            continue
+
+
+@contextlib.contextmanager
+def or_nothing(folder: Path) -> Iterator[None]:
+    """A folder that was created for a run, and stays empty because there is none, goes again."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def run_one(given: dict[str, Any], folder: Path, resume: bool) -> int:
@@ -77,7 +99,7 @@ def _prepare(given: dict[str, Any], folder: Path, resume: bool) -> trainer.Run:
 
 def _check_free(folder: Path) -> None:
     """Nothing saved before is overwritten."""
-    if (folder / checkpoint.FILE_NAME).exists():
+    if any((folder / name).exists() for name in (checkpoint.FILE_NAME, metrics.FILE_NAME)):
         raise ConfigError(f"--output {folder} holds a run: add --resume or name another folder")
 
 
@@ -85,21 +107,23 @@ def _train_and_finish(run: trainer.Run) -> Outcome | None:
     """None after Ctrl-C, which has then been explained."""
     try:
         _train_with_bar(run)
-        with rich.console.Console(stderr=True).status("evaluating on held-out text"):
-            return finish(run)
     except trainer.Interrupted as stop:
         print(
             f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
             f"go on with --resume --output {run.folder}",
             file=sys.stderr,
         )
+        return None
+    try:
+        with rich.console.Console(stderr=True).status("evaluating on held-out text"):
+            return finish(run)
     except KeyboardInterrupt:
         print(
             f"fused-mi: stopped during the evaluation, the layer is saved; "
             f"evaluate with --resume --output {run.folder}",
             file=sys.stderr,
         )
-    return None
+        return None
 
 
 def _train_with_bar(run: trainer.Run) -> None:

@@ -65,7 +65,7 @@ def read_documents(source: str) -> list[str]:
 
         documents = [topics[name] for name in sorted(topics)]
     else:
-        documents = [_read(path) for path in _files(Path(source))]
+        documents = [_read(path) for path in _files(Path(source).expanduser())]
     documents = [" ".join(document.split()) for document in documents]
     documents = [document for document in documents if document]
     if not documents:
@@ -75,11 +75,12 @@ def read_documents(source: str) -> list[str]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in {".txt", ".md", ".rst"})
+        texts = (f for f in path.rglob("*") if f.suffix in {".txt", ".md", ".rst"})
+        files = sorted(f for f in texts if f.is_file())  # no folders, no links to nothing
         if not files:
             raise ConfigError(f"--text {path}: the folder holds no .txt, .md or .rst file")
         return files
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"--text {path}: no such file or folder")
     return [path]
 

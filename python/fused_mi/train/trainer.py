@@ -15,7 +15,7 @@ import torch
 
 from . import checkpoint as checkpoints
 from . import encoder as encoders
-from . import text
+from . import metrics, text
 from .config import ConfigError, TrainConfig, TrainingError
 from .metrics import MetricsWriter
 from .noise import NoiseLayer
@@ -52,6 +52,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     """Loads model and text and checks them against config, folder and checkpoint."""
     _check_device(config)
     _check_writable(folder)
+    if saved is not None and saved.step:
+        metrics.read(folder)
     documents = text.read_documents(config.text)  # the cheap checks come before the model loads
     encoder, tokenizer = encoders.load(config.model, config.device, config.dtype, config.seq_len)
     passages = text.cut(tokenizer, documents, config.seq_len)
@@ -72,7 +74,7 @@ def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
     """The noise layer; float32 at least, because Adam's small steps vanish in bfloat16."""
     table = encoder.table
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(generator("cpu", config.seed, "layer").initial_seed())
         layer = NoiseLayer(
             table.shape[1],
             config.min_std,
@@ -86,7 +88,8 @@ def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
 def train(run: Run, progress: Progress = lambda row: None) -> None:
     """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted)."""
     config = run.config
-    run.folder.mkdir(parents=True, exist_ok=True)
+    if run.step == 0:
+        claim(run.folder)
     with MetricsWriter(run.folder, run.step) as writer, _ctrl_c() as stopped:
         while run.step < config.steps:
             row = _one_step(run)
@@ -146,6 +149,17 @@ def _ctrl_c() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def claim(folder: Path) -> None:
+    """Makes the folder that of a new run; of several that start together one gets it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / metrics.FILE_NAME).open("x").close()
+    except FileExistsError:
+        raise ConfigError(
+            f"--output {folder} holds a run: add --resume or name another folder"
+        ) from None
+
+
 def resumed_config(saved: TrainConfig, given: dict[str, object]) -> TrainConfig:
     """The saved config with what may change on resume; anything else would be another curve."""
     may_change = {"steps", "device", "save_every", "eval_passages"}
@@ -160,8 +174,8 @@ def resumed_config(saved: TrainConfig, given: dict[str, object]) -> TrainConfig:
 
 def _check_device(config: TrainConfig) -> None:
     try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=config.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"--device {config.device} cannot be used: {reason}") from None
 
