@@ -258,6 +258,15 @@ def test_ctrl_c_while_loading_says_so(tmp_path, model, corpus):
     assert len(lines) == 1 and "stopped" in lines[0] and "saved" in lines[0]
 
 
+def test_a_hub_that_does_not_answer_is_not_asked_again(tmp_path, corpus):
+    command = ["-m", "fused_mi", "train", "--output", tmp_path / "out", "--text", corpus]
+    nobody = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": tmp_path, "https_proxy": None}
+    found = python(*command, "--model", "no/such-model", PYTHONPATH=ROOT / "python", **nobody)
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 2 and len(lines) == 1 and "cannot be loaded" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_config_survives_json():
     config = TrainConfig(alpha=0.1, batch_size=6, pairing="symmetric")
     assert TrainConfig.from_json(config.to_json()) == config

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,20 @@ def _resolve(name: str) -> str:
     elif name.startswith((".", "/", "~")):
         raise ConfigError(f"--model {name}: no such folder")
     else:
+        if not _reachable():
+            os.environ["HF_HUB_OFFLINE"] = "1"  # what was fetched before, or one line at once
         return name  # a hub name: the only case that may use the network
     os.environ["HF_HUB_OFFLINE"] = "1"
     return str(path)
+
+
+def _reachable() -> bool:
+    """Whether the hub answers: else it is asked five times, which takes a minute."""
+    if {"http", "https"} & urllib.request.getproxies().keys():
+        return True  # they know
+    url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=10).close()
+    except OSError:
+        return False
+    return True
