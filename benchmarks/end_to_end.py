@@ -94,4 +94,4 @@ def _tiny(config: Any) -> Any:
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
     vocabulary = text.Vocabulary.of(passages, len(model.table)).to(config.device)
     data = passages, passages, vocabulary
-    return trainer.Run(config, Path("runs"), model, layer, optimizer, *data)
+    return trainer.Run(config, Path("runs"), model, None, layer, optimizer, *data)

@@ -10,7 +10,7 @@ from fused_mi.train.noise import ConstantVector, IsotropicNoise, NoiseLayer
 from fused_mi.train.objective import mutual_information, objective, shared_features
 from fused_mi.train.report import verdict
 from fused_mi.train.seeds import generator
-from fused_mi.train.text import Vocabulary
+from fused_mi.train.text import Passages, Vocabulary
 from marks import pairing
 
 
@@ -165,15 +165,78 @@ def test_only_the_informed_attacker_sees_through_a_shift(parts):
 
 
 def test_informed_scores_are_gaussian_log_densities():
-    from fused_mi.train.evaluate import _Densities
+    from fused_mi.train.attacks import Densities
 
     torch.manual_seed(0)
     centers, sigma = torch.randn(9, 5).double() + 50, torch.rand(9, 5).double() + 0.1
     y = torch.randn(4, 5).double() + 50
     exact = torch.distributions.Normal(centers, sigma).log_prob(y[:, None]).sum(-1)
-    found = _Densities(centers, sigma)(y)
+    found = Densities(centers, sigma)(y)
     difference = found - exact
     assert float((difference - difference[:, :1]).abs().max()) < 1e-9
+
+
+def test_bigrams_are_the_chain_that_all_sequences_make(parts):
+    """Forward and backward against every sequence of three words, one by one."""
+    from fused_mi.train.attacks import Bigrams
+
+    size = 4
+    ids = torch.tensor([[0, 1, 2, 3], [1, 2, 0, 1], [2, 0, 1, 1], [0, 1, 1, 2]]).repeat(6, 1)
+    full = torch.ones_like(ids, dtype=torch.bool)
+    single = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    bigrams = Bigrams.of(Passages(ids, full, full), single)
+    dense, weight = bigrams.pairs.to_dense(), bigrams.weight[:, None]
+    seen = dense.sum(1)
+    torch.testing.assert_close(seen[seen > 0], torch.ones(3, dtype=torch.float64))
+    assert 0.5 < weight.max() <= 1 and weight[3] == 0  # 3 comes before nothing
+    chain = weight * dense + (1 - weight) * single
+    torch.testing.assert_close(chain.sum(1), torch.ones(4, dtype=torch.float64))
+    torch.manual_seed(0)
+    likelihood = torch.rand(2, 3, size, dtype=torch.float64)
+    found = bigrams.posterior(likelihood.permute(1, 2, 0)).permute(2, 0, 1)
+    a, b, c = likelihood.unbind(1)
+    joint = torch.einsum("pi,i,ij,pj,jk,pk->pijk", a, single, chain, b, chain, c)
+    joint = joint / joint.sum((1, 2, 3), keepdim=True)
+    marginals = joint.sum((2, 3)), joint.sum((1, 3)), joint.sum((1, 2))
+    torch.testing.assert_close(found, torch.stack(marginals, 1))
+
+
+def test_words_that_training_never_saw_are_one_word_to_the_chain(parts):
+    """The same names as from a chain of all words."""
+    from fused_mi.train.attacks import Bigrams, Neighbours
+
+    _, train, held_out = parts
+    ids = torch.where(train.ids % 3 == 0, 7, train.ids)  # a third of all words is never seen
+    few = Passages(ids, train.attention_mask, train.noise_mask)
+    torch.manual_seed(0)
+    single = torch.rand(100, dtype=torch.float64)
+    single = single / single.sum()
+    neighbours, mask = Neighbours.of(few, single), held_out.noise_mask[:5]
+    assert len(neighbours.rest) > 20
+    densities = 3 * torch.randn(int(mask.sum()), 100, dtype=torch.float64)
+    found = neighbours.names(densities, mask)
+    likelihood = torch.ones(*mask.shape, 100, dtype=torch.float64)
+    likelihood[mask] = densities.exp() / densities.exp().amax(1, keepdim=True)
+    chances = Bigrams.of(few, single).posterior(likelihood.permute(1, 2, 0))
+    assert torch.equal(found, chances.permute(2, 0, 1)[mask].argmax(1))
+    assert 0 < sum(int(word in neighbours.rest) for word in found) < len(found)
+
+
+def test_neighbours_help_where_words_follow_each_other(parts):
+    """Where each word has one that follows it, noise that hides a word does not hide a passage."""
+    found, train, held_out = parts
+    words = train.ids[train.noise_mask].unique()
+    order = torch.arange(train.ids.shape[1])
+
+    def chained(passages):
+        first = torch.randint(len(words), (len(passages), 1))
+        ids = torch.where(passages.noise_mask, words[(first + order) % len(words)], passages.ids)
+        return Passages(ids, passages.attention_mask, passages.noise_mask)
+
+    torch.manual_seed(0)
+    data = HeldOut(found, chained(held_out), chained(train), 0)
+    attacks = data.evaluate(IsotropicNoise(0.5), "sub_batch").attacks
+    assert attacks["neighbours"] > attacks["posterior"] + 0.1
 
 
 def test_the_verdict_follows_the_numbers():

@@ -47,11 +47,14 @@ def test_a_run_writes_everything(run, tmp_path):
         found["baselines"]["isotropic"],
         found["floors"]["constant vector"],
     ):
-        assert set(evaluation["attacks"]) == {"nearest", "informed", "posterior"}
+        assert set(evaluation["attacks"]) == {"nearest", "informed", "posterior", "neighbours"}
         assert all(0 <= share <= 1 for share in evaluation["attacks"].values())
         assert 0 <= evaluation["retrieval_top1"] <= evaluation["retrieval_top5"] <= 1
         nats, error = (evaluation[f"token_information_{name}"] for name in ("nats", "error"))
         assert -3 * error - 1e-3 <= nats <= found["token_entropy_nats"]
+    share, recovered = found["kinds"]["all"]
+    assert share == 1 and recovered == max(found["trained"]["attacks"].values())
+    assert len(found["examples"]) == 4 and all(a and b for a, b in found["examples"])
     assert found["seeds"] == [0] and found["tokens"] > 0
     report = (tmp_path / "out" / "report.md").read_text()
     assert "own passage found first" in report and "token information" in report

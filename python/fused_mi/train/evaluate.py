@@ -1,15 +1,5 @@
-"""What the noise costs and what it hides, measured on held-out passages.
-
-Three attackers try to read each noised token back from y:
-
-- ``nearest``: the nearest row of the embedding table, knowing nothing about the layer;
-- ``informed``: knowing the whole layer, the word v whose density N(y; x_v + mu_v, sigma_v) is
-  highest;
-- ``posterior``: the same, weighted with the word frequencies of the training text. Of all guesses
-  from one embedding it is right most often, if the frequencies hold.
-
-For isotropic noise the first two are the same attack.
-"""
+"""What the noise costs and what it hides, measured on held-out passages; of the attackers see
+``attacks.py``."""
 
 from __future__ import annotations
 
@@ -20,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fused_mi import pairwise_square_mahalanobis_distance, token_information
+from fused_mi import token_information
 
+from .attacks import Neighbours, guesses
 from .config import ESTIMATORS, Pairing
 from .encoder import Encoder
 from .noise import IsotropicNoise
@@ -29,10 +20,8 @@ from .objective import mutual_information
 from .seeds import generator
 from .text import Passages
 
-ATTACKS = ("nearest", "informed", "posterior")
 DRAWS = 4  # of the noise, of each passage, for the retrieval
 _CHUNK = 64  # passages per forward pass
-_TOKENS = 512  # tokens scored against the vocabulary at once: 512 * V numbers of memory
 _SMOOTHING = 0.1  # added to the count of each word: one that training never saw keeps a chance
 
 
@@ -70,6 +59,7 @@ class HeldOut:
         counts = torch.bincount(train.ids[train.noise_mask].cpu(), minlength=self.table.shape[0])
         smoothed = (counts + _SMOOTHING).to(self.table)
         self.log_prior = torch.log(smoothed / smoothed.sum())  # (V,)
+        self.neighbours = Neighbours.of(train.to(str(self.device)), self.log_prior.exp())
         self.tokens = passages.ids[passages.noise_mask]  # (T,)
         with torch.no_grad():
             self.x = encoder.embed(passages.ids).to(dtype)  # (P, S, E)
@@ -120,23 +110,13 @@ class HeldOut:
         ).double()
         return float(each.mean()), float(each.std() / math.sqrt(len(each)))
 
-    @torch.no_grad()
-    def attacks(self, layer: nn.Module, y: Tensor) -> dict[str, float]:
-        """Share of noised tokens that each attacker names correctly; y is (P, S, E)."""
-        noisy = y[self.passages.noise_mask]
-        mu, sigma = layer.parameters_of(self.table)  # type: ignore[operator]
-        naive = _Densities(self.table, torch.ones_like(self.table))
-        informed = _Densities(self.table + mu, sigma)
-        hits = dict.fromkeys(ATTACKS, 0)
-        for wanted, rows in zip(self.tokens.split(_TOKENS), noisy.split(_TOKENS), strict=True):
-            likelihood = informed(rows)
-            # Of isotropic noise the nearest and the most likely word are the same.
-            same = isinstance(layer, IsotropicNoise)
-            nearest = likelihood.argmax(1) if same else naive(rows).argmax(1)
-            guesses = (nearest, likelihood.argmax(1), (likelihood + self.log_prior).argmax(1))
-            for name, guess in zip(ATTACKS, guesses, strict=True):
-                hits[name] += int((guess == wanted).sum())
-        return {name: count / len(self.tokens) for name, count in hits.items()}
+    def guesses(self, layer: nn.Module, y: Tensor) -> dict[str, Tensor]:
+        """What each attacker names (T,) for the noised tokens; y is (P, S, E)."""
+        return guesses(layer, y, self.passages, self.table, self.neighbours)
+
+    def share(self, guess: Tensor) -> float:
+        """Of the noised tokens, those that a guess (T,) names."""
+        return float((guess == self.tokens).double().mean())
 
     def evaluate(self, layer: nn.Module, pairing: Pairing) -> Evaluation:
         """Everything about one noise layer."""
@@ -149,22 +129,8 @@ class HeldOut:
                 found = mutual_information(self.x, y, mu, sigma, mask, estimator, pairing)
             mi[estimator], per_feature[estimator] = map(float, found)
         nats, error = self.token_information(layer, y)
-        attacks = self.attacks(layer, y)
+        attacks = {name: self.share(guess) for name, guess in self.guesses(layer, y).items()}
         return Evaluation(*self.retrieval(layer), nats, error, attacks, mi, per_feature)
-
-
-class _Densities:
-    """log N(y; center_v, diag sigma_v^2) for every word v, up to a constant; exact differences."""
-
-    def __init__(self, centers: Tensor, sigma: Tensor) -> None:
-        self.centers, self.sigma = centers, sigma  # (V, E)
-        self.logs = sigma.log().sum(1)  # (V,)
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """(T, E) -> (T, V)."""
-        everywhere = y.new_ones(len(y), dtype=torch.bool)
-        q = pairwise_square_mahalanobis_distance(y, self.centers, self.sigma, everywhere)
-        return -q - self.logs
 
 
 def tune_isotropic(held_out: HeldOut, target: float, rounds: int = 7) -> IsotropicNoise:

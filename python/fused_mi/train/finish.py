@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from . import plots, report
-from .evaluate import HeldOut, tune_isotropic
+from .evaluate import Evaluation, HeldOut, tune_isotropic
 from .noise import ConstantVector, IsotropicNoise
 from .report import Outcome
 from .trainer import Run
@@ -13,6 +16,7 @@ from .trainer import Run
 # The isotropic curve: multiples of the table's spread, from harmless to illegible.
 CURVE = (1.0, 2.0, 3.5, 5.0, 7.0, 11.0)
 CURVE_PASSAGES = 64
+EXAMPLES, FREQUENT, RARE = 4, 50, 3
 
 
 def finish(run: Run) -> Outcome:
@@ -28,6 +32,7 @@ def finish(run: Run) -> Outcome:
         (factor * spread, few.evaluate(IsotropicNoise(factor * spread), pairing))
         for factor in CURVE
     ]
+    kinds, examples = _read(run, held_out, trained)
     constant = ConstantVector(held_out.table.mean(0))
     outcome = Outcome(
         config=run.config,
@@ -39,11 +44,49 @@ def finish(run: Run) -> Outcome:
         trained=trained,
         baselines={"isotropic": held_out.evaluate(isotropic, pairing)},
         floors={"constant vector": held_out.evaluate(constant, pairing)},
+        kinds=kinds,
+        examples=examples,
         isotropic_std=isotropic.std,
         isotropic_curve=curve,
     )
     _write(outcome, run, held_out, run.folder)
     return outcome
+
+
+def _read(
+    run: Run, held_out: HeldOut, trained: Evaluation
+) -> tuple[dict[str, tuple[float, float]], list[tuple[str, str]]]:
+    """What the strongest attack names: by kinds of tokens, and in some passages."""
+    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
+    guess = held_out.guesses(run.layer, held_out.draw(run.layer)[0])[strongest]
+    right = (guess == held_out.tokens).double()
+    kinds = {
+        name: (here.double().mean().item(), right[here].mean().item())
+        for name, here in _kinds(run, held_out.tokens).items()
+        if bool(here.any())
+    }
+    ids = run.held_out.ids.clone()
+    ids[run.held_out.noise_mask] = guess
+    examples = []
+    for row in range(min(EXAMPLES, len(ids))):
+        here = run.held_out.noise_mask[row]
+        clean, read = (run.tokenizer.decode(t[row][here].tolist()) for t in (run.held_out.ids, ids))
+        examples.append((clean, read))
+    return kinds, examples
+
+
+def _kinds(run: Run, tokens: Tensor) -> dict[str, Tensor]:
+    """Which of the tokens (T,) are of which kind."""
+    counts = torch.bincount(run.train.ids[run.train.noise_mask], minlength=len(run.encoder.table))
+    counts = counts.to(tokens.device)
+    often = counts.argsort(descending=True)[:FREQUENT]
+    words = run.tokenizer.convert_ids_to_tokens(tokens.tolist())
+    return {
+        f"the {FREQUENT} most frequent words": torch.isin(tokens, often),
+        "numbers": torch.tensor([w.strip("#").isdecimal() for w in words], device=tokens.device),
+        f"words that training saw at most {RARE} times": counts[tokens] <= RARE,
+        "all": torch.ones_like(tokens, dtype=torch.bool),
+    }
 
 
 def _write(outcome: Outcome, run: Run, held_out: HeldOut, folder: Path) -> None:

@@ -10,15 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from . import metrics
+from .attacks import ATTACKS
 from .checkpoint import replacing
-from .evaluate import ATTACKS
 from .report import Outcome
 
 matplotlib.use("Agg")  # no display is needed
 
 from matplotlib.figure import Figure
 
-COLORS = dict(zip(ATTACKS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
+COLORS = dict(zip(ATTACKS, ("tab:blue", "tab:orange", "tab:red", "tab:purple"), strict=True))
 
 
 def curves(folder: Path) -> None:

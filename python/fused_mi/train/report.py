@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .attacks import ATTACKS
 from .checkpoint import replacing
 from .config import TrainConfig
-from .evaluate import ATTACKS, Evaluation
+from .evaluate import Evaluation
 
 CLEARLY = 0.05  # "clearly fewer": at least this share of all tokens, under the strongest attack
 SAME_UTILITY = 0.03  # shares of own passages found that are closer than this count as equal
@@ -28,6 +29,7 @@ ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
     ("tokens recovered: nearest", lambda e: f"{e.attacks['nearest']:.3f}"),
     ("tokens recovered: informed", lambda e: f"{e.attacks['informed']:.3f}"),
     ("tokens recovered: posterior", lambda e: f"{e.attacks['posterior']:.3f}"),
+    ("tokens recovered: neighbours", lambda e: f"{e.attacks['neighbours']:.3f}"),
     ("passages, Jensen bound, nats", lambda e: f"{e.mi['jensen']:.4g}"),
     ("passages, logsumexp, nats", lambda e: f"{e.mi['logsumexp']:.4g}"),
 )
@@ -35,7 +37,8 @@ ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained layer, isotropic noise of the same utility, the floor, and the isotropic curve."""
+    """A trained layer, isotropic noise of the same utility, the floor, and the isotropic curve;
+    ``kinds`` and ``examples`` are of the trained layer and its strongest attack."""
 
     config: TrainConfig
     seeds: list[int]
@@ -46,6 +49,8 @@ class Outcome:
     trained: Evaluation
     baselines: dict[str, Evaluation]
     floors: dict[str, Evaluation]
+    kinds: dict[str, tuple[float, float]]  # of tokens: their share, and what of them is recovered
+    examples: list[tuple[str, str]]  # clean, and what the strongest attack reads
     isotropic_std: float
     isotropic_curve: list[tuple[float, Evaluation]]
 
@@ -120,11 +125,23 @@ def write_markdown(outcome: Outcome, folder: Path) -> None:
         "",
         "Attackers: *nearest* row of the embedding table; *informed*, the most likely word for",
         "somebody who knows the layer; *posterior*, the same with the frequencies p, which of all",
-        "guesses from one embedding is right most often if p holds. Who uses neighbouring words as",
-        "well may do better. The numbers are of these attacks, not a guarantee.",
+        "guesses from one embedding is right most often if p holds; *neighbours*, with those of a",
+        "whole passage and the pairs of words of the training text. Who knows the language better",
+        "may do better. The numbers are of these attacks, not a guarantee.",
         "",
         "Isotropic noise has the largest sigma that finds own passages as often. The constant",
         "vector is the floor: every token becomes the same one.",
+        "",
+        "| what the strongest attack names | share of the tokens | of them recovered |",
+        "|---|---:|---:|",
+        *(
+            f"| {name} | {share:.3f} | {read:.3f} |"
+            for name, (share, read) in outcome.kinds.items()
+        ),
+        "",
+        "Held-out passages, and what that attack reads under the trained noise:",
+        "",
+        *(f"- {clean}\n  - {read}" for clean, read in outcome.examples),
         "",
         "![training curves](curves.png)",
         "![recovery against utility](recovery.png)",

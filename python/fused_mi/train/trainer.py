@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ class Run:
     config: TrainConfig
     folder: Path
     encoder: encoders.Encoder
+    tokenizer: Any
     layer: NoiseLayer
     optimizer: torch.optim.Optimizer
     train: text.Passages
@@ -67,7 +69,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     step = saved.step if saved else 0
     if step > config.steps:
         raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
-    return Run(config, folder, encoder, layer, optimizer, train, held_out, vocabulary, step)
+    model = encoder, tokenizer, layer, optimizer
+    return Run(config, folder, *model, train, held_out, vocabulary, step)
 
 
 def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
