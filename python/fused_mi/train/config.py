@@ -18,7 +18,7 @@ ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 UTILITIES: tuple[Utility, ...] = get_args(Utility)
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
-_ALPHA: dict[Objective, float] = {"tokens": 0.2, "passages": 3.0, "std": 0.5, "none": 0.0}
+_ALPHA: dict[Objective, float] = {"tokens": 0.3, "passages": 3.0, "std": 0.5, "none": 0.0}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
