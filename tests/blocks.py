@@ -6,7 +6,7 @@ import importlib
 import torch
 from cases import DEVICE
 from fused_mi._building_blocks import Own
-from fused_mi._estimators import terms_of_rows
+from fused_mi._terms import terms_of_rows
 from fused_mi.ops import _backends
 
 

@@ -46,6 +46,30 @@ def test_blocks_give_what_all_pairs_give(monkeypatch, pairing, combine, pairs_at
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.every_backend
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("leave_own_out", [False, True])
+def test_blocks_of_samples_keep_their_tokens(monkeypatch, leave_own_out, reduction):
+    generator = torch.Generator().manual_seed(1)
+    noisy, centers, stds, weights = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
+        for shape in ((7, 3), (5, 3), (5, 3), (5,))
+    )
+    tokens = torch.tensor([4, 0, 2, 2, 1, 3, 0], device=DEVICE)
+    options = {"leave_own_out": leave_own_out, "reduction": reduction}
+    found = []
+    for pairs_at_once in (1 << 24, 11):  # two samples
+        monkeypatch.setattr(_estimators, "PAIRS_AT_ONCE", pairs_at_once)
+        given = noisy, centers, stds.abs() + 0.5, weights.log_softmax(0)
+        leaves = [t.detach().requires_grad_() for t in given]
+        value = fused_mi.token_information(leaves[0], tokens, *leaves[1:], **options)
+        upstream = torch.linspace(-1, 2, value.numel(), dtype=value.dtype, device=DEVICE)
+        pulled = torch.autograd.grad(value, leaves, upstream.view(value.shape))
+        found.append([value, *pulled])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
 class Largest(TorchDispatchMode):
     """The most elements of a result of an operator."""
 

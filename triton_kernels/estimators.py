@@ -8,11 +8,8 @@ from collections.abc import Sequence
 import torch
 from fused_mi._estimators import (
     HEADER,
-    TERMS,
     Estimators,
-    Upstream,
     counts_in,
-    jensen_divisor,
     jensen_state,
     kept_mixtures,
     moments_in,
@@ -20,6 +17,7 @@ from fused_mi._estimators import (
 from fused_mi._mixture import Inputs, Mixture, Scoring, mixtures_of
 from fused_mi._passes import nothing
 from fused_mi._precision import accumulation_dtype
+from fused_mi._terms import TERMS, Upstream, jensen_divisor
 from torch import Tensor
 
 from . import logsumexp as _logsumexp

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture, Role, Rows
+from ._mixture import Mixture, Role, Rows, Scoring
 
 Gradients = list[Tensor | None]
 """Of the inputs; None where none is wanted."""
@@ -78,6 +78,15 @@ class Own(NamedTuple):
     first: int = 0  # of sample 0; the next one of sample 1
     of_samples: Tensor | None = None  # (N,) int64, in place of that; then their energies matter
     left_out: bool = True  # of those that a sample meets
+
+    @classmethod
+    def of(cls, scoring: Scoring) -> Own | None:
+        """That of a call, where it matters."""
+        if scoring.pairing == "leave_one_out":
+            return cls()
+        if scoring.origins is None:
+            return None
+        return cls(of_samples=scoring.origins, left_out=scoring.leave_origins_out)
 
     def of_rows(self, rows: Rows) -> Own:
         """That of some of the samples."""

@@ -1,4 +1,4 @@
-"""The two estimators: the terms of their losses, and how they are built from a backend's kernels.
+"""The two estimators: how they are built from a backend's kernels, and what their states hold.
 
 A backend that has nothing faster makes its operators of four building blocks, `variance`,
 `moments`, `pairs` and `logsumexp`: see `Estimators`.
@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._blocks import Block, blocks
 from ._building_blocks import Gradients, Logsumexp, Moments, Own, Pairs, Variance
-from ._mixture import AnyInputs, Inputs, Mixture, Scoring, mixtures_of
+from ._mixture import AnyInputs, Inputs, Mixture, Scoring, Sizes, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
-
-TERMS = (
-    "total",  # the loss
-    "mahalanobis",  # its part in q
-    "log_determinant",  # in g
-    "assignment",  # the divergence of the responsibilities from the weights; 0 for "jensen"
-    "entropy",  # the sum of the three before
-    "std_log",  # its part in k
+from ._terms import (
+    Upstream,
+    jensen_divisor,
+    jensen_terms,
+    logsumexp_terms,
+    logsumexp_terms_of_samples,
+    terms_of_numbers,
+    upstream_of_samples,
+    upstream_of_terms,
 )
-"""Terms of a loss, in the order of the operators' result."""
 
 HEADER = 16
 """Elements at the beginning of a state: eps of the components of D mixtures, of their samples, and
@@ -34,10 +33,6 @@ what else a backend keeps there. A multiple of a cache line, in any dtype."""
 
 ROWS = 5
 """Numbers of each sample that "logsumexp" keeps, see `reference.logsumexp.logsumexp`."""
-
-Upstream = Sequence[Tensor | None]
-"""Gradients of the two results of an estimator, the loss () and its terms (6,); with the reduction
-"none" they are (D N,) and (6, D N)."""
 
 PAIRS_AT_ONCE = 1 << 24
 """Energies of more pairs are found by blocks of samples, and once more for their gradients: memory
@@ -49,20 +44,6 @@ SHORT_ROW = 4096
 
 PAIRS_KEPT = 1 << 19
 """Of short rows, the most pairs whose energies are kept: both ways together take as long then."""
-
-
-class Sizes(NamedTuple):
-    """How many mixtures there are, and the samples and components of each."""
-
-    mixtures: int
-    samples: int
-    components: int
-
-    @classmethod
-    def of(cls, scoring: Scoring, inputs: AnyInputs) -> Sizes:
-        rows = scoring.rows(inputs[0].shape[0], inputs[1].shape[0])
-        (start, stop), (first, last) = rows[0]
-        return cls(len(rows), stop - start, last - first)
 
 
 def online(inputs: AnyInputs, scoring: Scoring) -> bool:
@@ -131,7 +112,7 @@ class Estimators:
     ) -> Gradients:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         mixtures = kept_mixtures(state, scoring, inputs)
-        total, q, g, _, k = _of_terms(upstream, working_dtype(inputs[0].device))
+        total, q, g, _, k = upstream_of_terms(upstream, working_dtype(inputs[0].device))
         of_sums = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, inputs)
         of_sums = of_sums.expand(len(mixtures), 3)
         moments = moments_in(state, scoring, inputs)
@@ -144,7 +125,7 @@ class Estimators:
         rows, energies = logsumexp_parts(state, scoring, inputs)
         mixtures = mixtures_of(scoring, inputs, self._variance)
         keep_stabilisers(state, mixtures)
-        own = own_of(scoring)
+        own = Own.of(scoring)
         if energies is not None:
             self._pairs(*inputs[:4], mixtures, energies)
             weigh(energies, inputs)
@@ -171,7 +152,7 @@ class Estimators:
         rows, energies = logsumexp_parts(state, scoring, inputs)
         mixtures = kept_mixtures(state, scoring, inputs)
         of_samples = upstream_of_samples(upstream, scoring, inputs)
-        own, embeddings = own_of(scoring), inputs[:4]
+        own, embeddings = Own.of(scoring), inputs[:4]
         if energies is not None:
             of_energies = self._logsumexp_backward(of_samples, energies, rows.contiguous(), own)
             of_inputs = self._pairs_backward(of_energies, *embeddings, None, mixtures, wanted[:4])
@@ -213,15 +194,6 @@ class Estimators:
         energies = found[0] if len(found) == 1 else torch.cat(found, -1)
         weigh(energies, inputs)
         return energies
-
-
-def own_of(scoring: Scoring) -> Own | None:
-    """Which component is a sample's own, where that matters."""
-    if scoring.pairing == "leave_one_out":
-        return Own()
-    if scoring.origins is None:
-        return None
-    return Own(of_samples=scoring.origins, left_out=scoring.leave_origins_out)
 
 
 def log_weights(inputs: AnyInputs, dtype: torch.dtype) -> Tensor | None:
@@ -272,114 +244,6 @@ def counts_in(state: Tensor, scoring: Scoring, inputs: Inputs) -> Tensor:
     """(D, 4, S) int32, in the room of a state of `jensen`."""
     d, S, E = Sizes.of(scoring, inputs).mixtures, *inputs[0].shape[1:]
     return state[HEADER + d * 4 * S * E :].view(torch.int32).view(d, 4, S)
-
-
-def jensen_divisor(scoring: Scoring, inputs: Inputs) -> int:
-    """Of the sums over all pairs."""
-    d, n, m = Sizes.of(scoring, inputs)
-    partners = m - int(scoring.pairing == "leave_one_out")
-    return d * partners if scoring.reduction == "sum" else d * n * partners
-
-
-def _in_order(q: Any, g: Any, k: Any, zero: Any) -> tuple[Any, ...]:
-    """The terms of "jensen" in the order of `TERMS`, as numbers or as tensors."""
-    return q + g - k, q, g, zero, q + g, -k
-
-
-def terms_of_numbers(
-    sums: Sequence[Sequence[float]], scoring: Scoring, inputs: Inputs
-) -> tuple[Tensor, Tensor]:
-    """`jensen_terms` on a CPU, of numbers: a dozen operators of torch take as long as a small
-    loss."""
-    divisor = jensen_divisor(scoring, inputs)
-    q, g, k = (sum(of_mixtures) / divisor for of_mixtures in zip(*sums, strict=True))
-    dtype, terms = accumulation_dtype(*inputs), _in_order(q, g, k, 0.0)
-    return torch.tensor(terms[0], dtype=dtype), torch.tensor(terms, dtype=dtype)
-
-
-def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
-    return _jensen_terms(sums.sum(0) / jensen_divisor(scoring, inputs), inputs)
-
-
-def jensen_terms_of_samples(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The loss (D N,) and its terms (6, D N), in T, from means (D, 3, N) of q, g and k."""
-    return _jensen_terms(energies.transpose(0, 1).flatten(1), inputs)
-
-
-def _jensen_terms(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    q, g, k = energies.unbind()
-    terms = torch.stack(_in_order(q, g, k, torch.zeros_like(q)))
-    terms = terms.to(accumulation_dtype(*inputs))
-    return terms[0].clone(), terms
-
-
-def upstream_of_energies(upstream: Upstream, scoring: Scoring, inputs: Inputs) -> Tensor:
-    """Gradients (D, 3, N) of what `jensen_terms_of_samples` takes."""
-    d, n, _ = Sizes.of(scoring, inputs)
-    total, q, g, _, std_log = _of_terms(upstream, working_dtype(inputs[0].device))
-    of_energies = torch.stack((total + q, total + g, -total - std_log))
-    return of_energies.view(3, d, n).transpose(0, 1)
-
-
-def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
-    """The loss and its terms, in T, from the means (5,) of `terms_of_rows` over all samples."""
-    if scoring.reduction == "sum":
-        means = means * Sizes.of(scoring, inputs).samples
-    value, q, g, assignment, std_log = means.unbind()
-    if len(inputs) > 4:  # of the weights, not of equal ones
-        assignment = assignment + std_log
-    terms = torch.stack((value, q, g, assignment, q + g + assignment, std_log))
-    terms = terms.to(accumulation_dtype(*inputs))
-    return terms[0].clone(), terms
-
-
-def logsumexp_terms_of_samples(
-    rows: Tensor, scoring: Scoring, inputs: AnyInputs
-) -> tuple[Tensor, Tensor]:
-    """The loss (D N,) and its terms (6, D N), in T, of each sample."""
-    partners = Own.partners(own_of(scoring), Sizes.of(scoring, inputs).components)
-    of_samples = terms_of_rows(rows, partners).transpose(0, 1).flatten(1)
-    return logsumexp_terms(of_samples, scoring, inputs)
-
-
-def terms_of_rows(rows: Tensor, partners: int) -> Tensor:
-    """Of each sample (D, 5, N) the total, its parts in q and in g, the assignment, and the part in
-    k; of `rows` see `reference.logsumexp.logsumexp`."""
-    log_sums, q, g, k, of_own = rows.unbind(1)
-    log_partners = math.log(max(partners, 1))
-    hopeless = log_sums == -math.inf
-    # Minus the entropy of the responsibilities is their mean log: of k - q - g - log_sums.
-    assignment = torch.where(hopeless, 0, log_partners + (k - q - g - log_sums))
-    # Where nothing is near, and the own component is not either, nothing is known.
-    unknown = hopeless & (of_own == math.inf)
-    total = log_partners - log_sums - of_own.masked_fill(unknown, 0)
-    return torch.stack((total.masked_fill(unknown, 0), q, g, assignment, -k), 1)
-
-
-def upstream_of_samples(upstream: Upstream, scoring: Scoring, inputs: AnyInputs) -> Tensor:
-    """Gradients (D, 5, N) of `terms_of_rows`; (D, 5, 1) where all samples have the same."""
-    d, n, _ = Sizes.of(scoring, inputs)
-    of_terms = _of_terms(upstream, working_dtype(inputs[0].device))
-    if len(inputs) > 4:
-        of_terms[4] = of_terms[4] + of_terms[3]
-    found = torch.stack(of_terms)
-    if scoring.reduction == "none":
-        return found.view(5, d, n).transpose(0, 1)
-    return (found / (d if scoring.reduction == "sum" else d * n))[:, None].expand(d, 5, 1)
-
-
-def _of_terms(upstream: Upstream, dtype: torch.dtype) -> list[Tensor]:
-    """Gradients of the total, and of q, g, the assignment and -k beside it."""
-    of_total, of_terms = upstream
-    if of_terms is None:
-        assert of_total is not None
-        zero = torch.zeros_like(of_total, dtype=dtype)
-        return [of_total.to(dtype), zero, zero, zero, zero]
-    total, q, g, assignment, entropy, std_log = of_terms.to(dtype).unbind()
-    if of_total is not None:
-        total = total + of_total
-    return [total, q + entropy, g + entropy, assignment + entropy, std_log]
 
 
 def logsumexp_parts(

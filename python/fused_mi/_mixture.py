@@ -116,6 +116,20 @@ class Scoring(NamedTuple):
         return self.sample_mask.new_ones(()).expand(x.shape[:2])
 
 
+class Sizes(NamedTuple):
+    """How many mixtures there are, and the samples and components of each."""
+
+    mixtures: int
+    samples: int
+    components: int
+
+    @classmethod
+    def of(cls, scoring: Scoring, inputs: AnyInputs) -> Sizes:
+        rows = scoring.rows(inputs[0].shape[0], inputs[1].shape[0])
+        (start, stop), (first, last) = rows[0]
+        return cls(len(rows), stop - start, last - first)
+
+
 def positions_of_samples(scoring: Scoring, samples: int, components: int) -> Tensor:
     """How many positions weigh in a pair (D, N): of each sample the mean over its pairs."""
     found = []

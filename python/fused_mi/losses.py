@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._estimators import TERMS
 from ._mixture import AnyInputs, Inputs, Scoring, positions_of_samples
+from ._terms import TERMS
 from ._types import Constant, Estimator, Pairing, Reduction
 from ._weighted import weighted
 from .ops.estimators import Estimate, jensen, logsumexp, logsumexp_of_weighted

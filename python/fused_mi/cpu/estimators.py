@@ -12,15 +12,9 @@ from torch import Tensor
 
 from .. import _estimators
 from .._building_blocks import Gradients
-from .._estimators import (
-    HEADER,
-    Upstream,
-    log_weights,
-    logsumexp_parts,
-    logsumexp_terms_of_samples,
-    upstream_of_samples,
-)
-from .._mixture import AnyInputs, Scoring
+from .._estimators import HEADER, log_weights, logsumexp_parts
+from .._mixture import AnyInputs, Scoring, Sizes
+from .._terms import Upstream, logsumexp_terms_of_samples, upstream_of_samples
 from ..reference import estimators as reference
 from . import logsumexp as _logsumexp
 from . import moments as _moments
@@ -152,7 +146,7 @@ def logsumexp_backward(
 
 
 def _many(inputs: AnyInputs, scoring: Scoring) -> bool:
-    _, samples, components = _estimators.Sizes.of(scoring, inputs)
+    _, samples, components = Sizes.of(scoring, inputs)
     return samples * components > _estimators.PAIRS_AT_ONCE and not _estimators.online(
         inputs, scoring
     )

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from .._building_blocks import Gradients
-from .._estimators import TERMS, Sizes, Upstream, jensen_state, logsumexp_state
-from .._mixture import AnyInputs, Scoring
+from .._estimators import jensen_state, logsumexp_state
+from .._mixture import AnyInputs, Scoring, Sizes
 from .._precision import accumulation_dtype
+from .._terms import TERMS, Upstream
 from ..reference import estimators as plain
 from ._operator import Quantity, operator
 

@@ -12,20 +12,21 @@ from .._building_blocks import Gradients, Own
 from .._estimators import (
     HEADER,
     Estimators,
-    Upstream,
     jensen_state,
-    jensen_terms,
-    jensen_terms_of_samples,
     keep_stabilisers,
     kept_mixtures,
     log_weights,
-    logsumexp_terms,
-    logsumexp_terms_of_samples,
     moments_in,
-    own_of,
-    upstream_of_energies,
 )
 from .._mixture import AnyInputs, Inputs, Scoring, mixtures_of
+from .._terms import (
+    Upstream,
+    jensen_terms,
+    jensen_terms_of_samples,
+    logsumexp_terms,
+    logsumexp_terms_of_samples,
+    upstream_of_energies,
+)
 from . import expanded as _expanded
 from . import lean as _lean
 from . import logsumexp as _logsumexp
@@ -103,7 +104,7 @@ def logsumexp_formula(inputs: AnyInputs, scoring: Scoring) -> tuple[Tensor, Tens
     if weights is not None:
         q, g, k = energies.unbind(1)
         energies = torch.stack((q, g, weights.expand_as(k)), 1)
-    own = own_of(scoring)
+    own = Own.of(scoring)
     rows = _logsumexp.logsumexp(energies, own)
     if scoring.reduction == "none":
         return logsumexp_terms_of_samples(rows, scoring, inputs)

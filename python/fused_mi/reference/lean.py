@@ -14,18 +14,10 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Gradients
-from .._estimators import (
-    HEADER,
-    Upstream,
-    jensen_divisor,
-    jensen_state,
-    keep_stabilisers,
-    kept_mixtures,
-    moments_in,
-    terms_of_numbers,
-)
+from .._estimators import HEADER, jensen_state, keep_stabilisers, kept_mixtures, moments_in
 from .._mixture import Inputs, Mixture, Role, Rows, Scoring, mixtures_of
 from .._precision import careful
+from .._terms import Upstream, jensen_divisor, terms_of_numbers
 from .rows import RowsOfRole, gradients_in_rows, is_full, roles_of
 from .streaming import Block, blocks, slices
 from .variance import LOG_2PI, min_positive_variance, stabiliser_factor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Own
-from .._estimators import terms_of_rows
+from .._terms import terms_of_rows
 
 
 class _Rows(NamedTuple):
