@@ -5,6 +5,7 @@ import math
 import fused_mi
 import pytest
 import torch
+import torch.utils.checkpoint
 from cases import DEVICE, assert_same_bits
 from marks import dtypes, options
 
@@ -364,3 +365,26 @@ def test_a_token_that_is_not_there(wrong):
 def test_options_that_are_unknown(options, said):
     with pytest.raises((ValueError, TypeError), match=said):
         information(case(), **options)
+
+
+@leave
+def test_modes(leave_own_out):
+    """Autocast, inference, checkpoints, forward mode."""
+    inputs = case(dtype=torch.float32)
+
+    def function(noisy):
+        return information((noisy, *inputs[1:]), leave_own_out=leave_own_out)
+
+    want = function(inputs[0])
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        assert_same_bits([function(inputs[0])], [want])
+    with torch.inference_mode():
+        assert torch.equal(function(inputs[0]), want)
+    noisy, plain = (inputs[0].clone().requires_grad_() for _ in range(2))
+    value = torch.utils.checkpoint.checkpoint(function, noisy, use_reentrant=False)
+    (found,), (expected,) = pulled(value, [noisy]), pulled(function(plain), [plain])
+    assert_same_bits([value, found], [want, expected])
+    tangent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    _, slope = torch.func.jvp(function, (inputs[0],), (tangent,))
+    (gradient,) = torch.autograd.grad(function(plain), plain)
+    assert slope.item() == pytest.approx((gradient * tangent).sum().item(), rel=1e-4, abs=1e-5)
