@@ -155,6 +155,29 @@ def test_a_run_that_is_not_finite_stops(run, tmp_path, option):
         assert len(curve(out)) == saved.step
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_without_a_terminal_some_steps_have_a_line(run, tmp_path):
+    code, lines = run(tmp_path / "out", "--steps", 30)
+    steps = [line for line in lines if line.startswith("step ")]
+    assert code == 0 and [s.split(":")[0] for s in steps] == [
+        f"step {n}/30" for n in range(3, 31, 3)
+    ]
+    assert all("loss" in line and "found" in line for line in steps)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert checkpoint.read(tmp_path / "out").config.device == device
+
+
+def test_version_and_help_without_a_command(capsys):
+    import fused_mi
+    from fused_mi.train.cli import app
+
+    for arguments, said in ((["--version"], fused_mi.__version__), ([], "train")):
+        with pytest.raises(SystemExit) as stop:
+            app(arguments)
+        assert stop.value.code == 0
+        assert said in capsys.readouterr().out
+
+
 def test_help_names_the_defaults(capsys):
     from fused_mi.train.cli import app
 

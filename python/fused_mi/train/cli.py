@@ -27,6 +27,7 @@ if _MISSING:
 else:
     import typer
 
+    from .. import _version
     from .config import ConfigError, TrainConfig, TrainingError
 
     class _App(typer.Typer):
@@ -60,6 +61,20 @@ else:
         rich_markup_mode=None,  # it takes the brackets of a default for markup
         help="Mutual-information losses: train a noise layer on text with them.",
     )
+
+    @app.callback(invoke_without_command=True)
+    def _main(
+        context: typer.Context,
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and leave.")
+        ] = False,
+    ) -> None:
+        if version:
+            print(_version.__version__)
+            raise typer.Exit
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+            raise typer.Exit
 
     @app.command("info")
     def _info() -> None:
@@ -106,7 +121,9 @@ else:
             str | None,
             _option("pairing", "Scored pairs: sub_batch, symmetric or leave_one_out."),
         ] = None,
-        device: Annotated[str | None, _option("device", "Torch device: cpu, cuda, ...")] = None,
+        device: Annotated[
+            str | None, _option("device", "Torch device: auto, cpu, cuda, ...")
+        ] = None,
         dtype: Annotated[
             str | None, _option("dtype", "Encoder precision: float32, bfloat16 or float64.")
         ] = None,

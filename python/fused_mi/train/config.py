@@ -46,7 +46,7 @@ class TrainConfig:
     seq_len: int = 32
     estimator: Estimator = "jensen"
     pairing: Pairing = "sub_batch"
-    device: str = "cpu"
+    device: str = "auto"  # a GPU where torch can use one
     dtype: str = "float32"
     seed: int = 0
     min_std: float = 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,9 +140,20 @@ def _train_with_bar(run: trainer.Run) -> None:
     )
     nothing: dict[str, Any] = dict.fromkeys(SHOWN, 0.0)
     console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        trainer.train(run, functools.partial(_line, run.config.steps))
+        return
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=run.config.steps, completed=run.step, **nothing)
         trainer.train(run, lambda row: bar.update(task, completed=row["step"], **_shown(row)))
+
+
+def _line(steps: int, row: dict[str, float]) -> None:
+    """Where nobody sees a bar move: ten lines of a run."""
+    step = int(row["step"])
+    if step % max(1, steps // 10) == 0 or step == steps:
+        shown = ", ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in SHOWN[:-1])
+        print(f"step {step}/{steps}: {shown}", file=sys.stderr, flush=True)
 
 
 def _shown(row: dict[str, float]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Run:
 
 def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | None) -> Run:
     """Loads model and text and checks them against config, folder and checkpoint."""
+    if config.device == "auto":
+        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
     _check_device(config)
     _check_writable(folder)
     if saved is not None and saved.step:
