@@ -247,6 +247,7 @@ def test_ctrl_c_while_loading_says_so(tmp_path, model, corpus):
     code = (
         "import os, signal, sys, time\n"
         "from fused_mi.train import cli, encoder\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
         "encoder.load = lambda *a: [os.kill(os.getpid(), signal.SIGINT), time.sleep(60)]\n"
         f"sys.argv = ['fused-mi', 'train', '--output', {str(tmp_path / 'out')!r}, '--text', "
         f"{str(corpus)!r}]\n"
