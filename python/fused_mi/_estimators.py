@@ -23,8 +23,8 @@ from ._terms import (
     logsumexp_terms,
     logsumexp_terms_of_samples,
     terms_of_numbers,
+    upstream_of_energies,
     upstream_of_samples,
-    upstream_of_terms,
 )
 
 HEADER = 16
@@ -112,9 +112,8 @@ class Estimators:
     ) -> Gradients:
         """Gradients of y, x, mu and stds, None where `wanted` is false."""
         mixtures = kept_mixtures(state, scoring, inputs)
-        total, q, g, _, k = upstream_of_terms(upstream, working_dtype(inputs[0].device))
-        of_sums = torch.stack((total + q, total + g, -total - k)) / jensen_divisor(scoring, inputs)
-        of_sums = of_sums.expand(len(mixtures), 3)
+        of_means = upstream_of_energies(upstream, working_dtype(inputs[0].device))
+        of_sums = (of_means / jensen_divisor(scoring, inputs)).expand(len(mixtures), 3)
         moments = moments_in(state, scoring, inputs)
         y, x, mu, stds = inputs
         return self._moments_backward(of_sums, y, x, mu, stds, moments, mixtures, wanted)

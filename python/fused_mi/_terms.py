@@ -69,12 +69,10 @@ def _jensen_terms(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return terms[0].clone(), terms
 
 
-def upstream_of_energies(upstream: Upstream, scoring: Scoring, inputs: Inputs) -> Tensor:
-    """Gradients (D, 3, N) of what `jensen_terms_of_samples` takes."""
-    d, n, _ = Sizes.of(scoring, inputs)
-    total, q, g, _, std_log = upstream_of_terms(upstream, working_dtype(inputs[0].device))
-    of_energies = torch.stack((total + q, total + g, -total - std_log))
-    return of_energies.view(3, d, n).transpose(0, 1)
+def upstream_of_energies(upstream: Upstream, dtype: torch.dtype) -> Tensor:
+    """Gradients (3,) of the means of q, g and k under "jensen"; of each sample (3, D N)."""
+    total, q, g, _, std_log = upstream_of_terms(upstream, dtype)
+    return torch.stack((total + q, total + g, -total - std_log))
 
 
 def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: AnyInputs) -> tuple[Tensor, Tensor]:

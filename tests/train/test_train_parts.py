@@ -211,7 +211,8 @@ def test_words_that_training_never_saw_are_one_word_to_the_chain(parts):
     torch.manual_seed(0)
     single = torch.rand(100, dtype=torch.float64)
     single = single / single.sum()
-    neighbours, mask = Neighbours.of(few, single), held_out.noise_mask[:5]
+    vocabulary, mask = Vocabulary.of(few, len(single)), held_out.noise_mask[:5]
+    neighbours = Neighbours.of(few, vocabulary, single)
     assert len(neighbours.rest) > 20
     densities = 3 * torch.randn(int(mask.sum()), 100, dtype=torch.float64)
     found = neighbours.names(densities, mask)

@@ -82,7 +82,8 @@ def _jensen_of_samples_backward(
     upstream: Upstream, inputs: Inputs, scoring: Scoring, state: Tensor, wanted: Sequence[bool]
 ) -> Gradients:
     mixtures = kept_mixtures(state, scoring, inputs)
-    of_energies = upstream_of_energies(upstream, scoring, inputs)
+    of_energies = upstream_of_energies(upstream, state.dtype)
+    of_energies = of_energies.view(3, len(mixtures), -1).transpose(0, 1)
     return _samples.samples_backward(of_energies, *inputs, mixtures, wanted)
 
 

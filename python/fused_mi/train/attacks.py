@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fused_mi import pairwise_square_mahalanobis_distance
 
 from .noise import IsotropicNoise
-from .text import Passages
+from .text import Passages, Vocabulary
 
 ATTACKS = ("nearest", "informed", "posterior", "neighbours")
 _PASSAGES = 16  # at once: 16 * S * V numbers of memory, a few times
@@ -93,12 +93,11 @@ class Neighbours:
     bigrams: Bigrams  # of W + 1 words, the last of which stands for the rest
 
     @classmethod
-    def of(cls, passages: Passages, single: Tensor) -> Neighbours:
-        """That knows the training passages; `single` (V,) are the frequencies of words."""
-        counts = torch.bincount(passages.ids[passages.noise_mask], minlength=len(single))
-        words, rest = counts.nonzero()[:, 0], (counts == 0).nonzero()[:, 0]
-        row_of = torch.full_like(counts, len(words))
-        row_of[words] = torch.arange(len(words), device=words.device)
+    def of(cls, passages: Passages, vocabulary: Vocabulary, single: Tensor) -> Neighbours:
+        """That knows the training passages and their vocabulary; `single` (V,) are the frequencies
+        of words."""
+        words, unseen = vocabulary.words, vocabulary.row_of < 0
+        rest, row_of = unseen.nonzero()[:, 0], vocabulary.row_of.masked_fill(unseen, len(words))
         chain = Passages(row_of[passages.ids], passages.attention_mask, passages.noise_mask)
         of_chain = torch.cat((single[words], single[rest].sum(0, keepdim=True)))
         return cls(words, rest, single, Bigrams.of(chain, of_chain))

@@ -18,7 +18,7 @@ from .encoder import Encoder
 from .noise import IsotropicNoise
 from .objective import mutual_information
 from .seeds import generator
-from .text import Passages
+from .text import Passages, Vocabulary
 
 DRAWS = 4  # of the noise, of each passage, for the retrieval
 _CHUNK = 64  # passages per forward pass
@@ -56,10 +56,11 @@ class HeldOut:
         self.device = encoder.table.device
         dtype = torch.promote_types(encoder.table.dtype, torch.float32)
         self.table = encoder.table.detach().to(dtype)  # (V, E)
-        counts = torch.bincount(train.ids[train.noise_mask].cpu(), minlength=self.table.shape[0])
-        smoothed = (counts + _SMOOTHING).to(self.table)
+        train = train.to(str(self.device))
+        vocabulary = Vocabulary.of(train, len(self.table))
+        smoothed = (vocabulary.counts + _SMOOTHING).to(self.table)
         self.log_prior = torch.log(smoothed / smoothed.sum())  # (V,)
-        self.neighbours = Neighbours.of(train.to(str(self.device)), self.log_prior.exp())
+        self.neighbours = Neighbours.of(train, vocabulary, self.log_prior.exp())
         self.tokens = passages.ids[passages.noise_mask]  # (T,)
         with torch.no_grad():
             self.x = encoder.embed(passages.ids).to(dtype)  # (P, S, E)
@@ -118,8 +119,10 @@ class HeldOut:
         """Of the noised tokens, those that a guess (T,) names."""
         return float((guess == self.tokens).double().mean())
 
-    def evaluate(self, layer: nn.Module, pairing: Pairing) -> Evaluation:
-        """Everything about one noise layer."""
+    def evaluate(
+        self, layer: nn.Module, pairing: Pairing, guessed: dict[str, Tensor] | None = None
+    ) -> Evaluation:
+        """Everything about one noise layer; `guessed`: its `guesses`, where they are known."""
         y, mu, sigma = self.draw(layer)
         mi: dict[str, float] = {}
         per_feature: dict[str, float] = {}
@@ -129,7 +132,8 @@ class HeldOut:
                 found = mutual_information(self.x, y, mu, sigma, mask, estimator, pairing)
             mi[estimator], per_feature[estimator] = map(float, found)
         nats, error = self.token_information(layer, y)
-        attacks = {name: self.share(guess) for name, guess in self.guesses(layer, y).items()}
+        guessed = self.guesses(layer, y) if guessed is None else guessed
+        attacks = {name: self.share(guess) for name, guess in guessed.items()}
         return Evaluation(*self.retrieval(layer), nats, error, attacks, mi, per_feature)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import plots, report
-from .evaluate import Evaluation, HeldOut, tune_isotropic
+from .evaluate import HeldOut, tune_isotropic
 from .noise import ConstantVector, IsotropicNoise
 from .report import Outcome
 from .trainer import Run
@@ -24,7 +24,8 @@ def finish(run: Run) -> Outcome:
     run.layer.eval()
     pairing = run.config.pairing
     held_out = HeldOut(run.encoder, run.held_out, run.train, run.config.seed)
-    trained = held_out.evaluate(run.layer, pairing)
+    guessed = held_out.guesses(run.layer, held_out.draw(run.layer)[0])
+    trained = held_out.evaluate(run.layer, pairing, guessed)
     isotropic = tune_isotropic(held_out, trained.retrieval_top1)
     few = HeldOut(run.encoder, run.held_out[:CURVE_PASSAGES], run.train, run.config.seed)
     spread = float(held_out.table.std())
@@ -32,7 +33,8 @@ def finish(run: Run) -> Outcome:
         (factor * spread, few.evaluate(IsotropicNoise(factor * spread), pairing))
         for factor in CURVE
     ]
-    kinds, examples = _read(run, held_out, trained)
+    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
+    kinds, examples = _read(run, held_out, guessed[strongest])
     constant = ConstantVector(held_out.table.mean(0))
     outcome = Outcome(
         config=run.config,
@@ -54,11 +56,9 @@ def finish(run: Run) -> Outcome:
 
 
 def _read(
-    run: Run, held_out: HeldOut, trained: Evaluation
+    run: Run, held_out: HeldOut, guess: Tensor
 ) -> tuple[dict[str, tuple[float, float]], list[tuple[str, str]]]:
-    """What the strongest attack names: by kinds of tokens, and in some passages."""
-    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
-    guess = held_out.guesses(run.layer, held_out.draw(run.layer)[0])[strongest]
+    """What an attack that named `guess` (T,) reads: by kinds of tokens, and in some passages."""
     right = (guess == held_out.tokens).double()
     kinds = {
         name: (here.double().mean().item(), right[here].mean().item())
@@ -77,8 +77,7 @@ def _read(
 
 def _kinds(run: Run, tokens: Tensor) -> dict[str, Tensor]:
     """Which of the tokens (T,) are of which kind."""
-    counts = torch.bincount(run.train.ids[run.train.noise_mask], minlength=len(run.encoder.table))
-    counts = counts.to(tokens.device)
+    counts = run.vocabulary.counts
     often = counts.argsort(descending=True)[:FREQUENT]
     words = run.tokenizer.convert_ids_to_tokens(tokens.tolist())
     return {

@@ -44,6 +44,7 @@ class Vocabulary:
     words: Tensor  # (W,) token ids
     log_frequencies: Tensor  # (W,)
     row_of: Tensor  # (V,) where a token id stands in `words`; -1: nowhere
+    counts: Tensor  # (V,) of token ids
 
     @classmethod
     def of(cls, passages: Passages, size: int) -> Vocabulary:
@@ -52,7 +53,8 @@ class Vocabulary:
         words = counts.nonzero()[:, 0]
         row_of = torch.full_like(counts, -1)
         row_of[words] = torch.arange(len(words), device=words.device)
-        return cls(words, (counts[words].double() / counts.sum()).log().float(), row_of)
+        log_frequencies = (counts[words].double() / counts.sum()).log().float()
+        return cls(words, log_frequencies, row_of, counts)
 
     def to(self, device: str) -> Vocabulary:
         return Vocabulary(*(t.to(device) for t in dataclasses.astuple(self)))
