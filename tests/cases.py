@@ -107,6 +107,20 @@ def mixtures(pairing, mask, component_mask=None, eps=1e-3):
     ]
 
 
+def scoring_of(mask, pairing, same_mask=True, own_stds=True):
+    """The sum of a pairing over the samples, as operators take it."""
+    from fused_mi._mixture import Scoring  # here: other trees share the rest
+
+    return Scoring(
+        mask,
+        mask if same_mask else None,
+        pairing=pairing,
+        own_stds=own_stds,
+        reduction="sum",
+        safety_factor=100.0,
+    )
+
+
 def far_apart(tensor):
     """A copy (4, S, E) with rows 2^30 elements apart: the last ones begin beyond 2^31."""
     rows, positions, features = tensor.shape

@@ -205,6 +205,19 @@ def test_nan_and_expanded_upstream(backend):
     assert (spoiled[0, :, ~chosen[0]] == 0).all() and same_bits(spoiled[1], full[1])
 
 
+@pytest.mark.parametrize("wrong", [-1, 6])
+def test_an_origin_that_is_not_there(backend, wrong):
+    """An error of the library, NaN elsewhere, in its row alone."""
+    own = Own(of_samples=torch.tensor([0, 1, wrong, 3, 4]), left_out=False)
+    if backend.startswith("cpu"):
+        with pytest.raises(RuntimeError, match=f"origins: no component {wrong}"):
+            logsumexp(energies_of((1, 5, 6)), own)
+        return
+    terms = logsumexp(energies_of((1, 5, 6)), own, each=True)
+    assert terms[0, TOTAL].isnan().nonzero()[:, 0].tolist() == [2]
+    assert terms[0, 1:].isfinite().all()
+
+
 def test_strides_do_not_matter(backend):
     energies = energies_of((2, 5, 7))
     laid_out = energies.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from blocks import moments, pairs
-from cases import mi, mi_inputs
+from cases import mi, mi_inputs, scoring_of
 from fused_mi import use_backend
 from fused_mi._estimators import moments_in
-from fused_mi._mixture import Mixture, Scoring
+from fused_mi._mixture import Mixture
 from fused_mi.reference import estimators
 from fused_mi.reference.moments import Moments, merge, squared_distances, weighted_moments
 from marks import pairing
@@ -216,14 +216,7 @@ def test_plain_torch_goes_to_float64_where_float32_is_not_enough(pairing, change
     exact = change(exact)
     inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in exact]
     embeddings = [inputs[i].detach() for i in (4, 3, 0, 1)]
-    scoring = Scoring(
-        exact[2],
-        exact[2],
-        pairing=pairing,
-        own_stds=True,
-        reduction="sum",
-        safety_factor=100.0,
-    )
+    scoring = scoring_of(exact[2], pairing)
     with use_backend("reference"):
         _, _, state = estimators.jensen(embeddings, scoring)
         found = mi(inputs, pairing=pairing)

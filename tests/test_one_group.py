@@ -13,9 +13,9 @@ from cases import (
     leaves,
     mi,
     mi_inputs,
+    scoring_of,
 )
 from fused_mi import use_backend
-from fused_mi._mixture import Scoring
 from fused_mi.triton_kernels import _one_group, _one_group_backward
 from fused_mi.triton_kernels._launch import recorded
 from fused_mi.triton_kernels.estimators import jensen, jensen_backward
@@ -72,14 +72,7 @@ def launches(pairing, rows, features=5, own=True, wanted=(True,) * 4, same_mask=
     """Of the loss and of its gradients, which are not executed; inputs and gradients."""
     mu, stds, mask, x, y = mi_inputs(rows, 3, features, torch.float32, seed=1)
     mask[1], mask[:, 2] = False, False
-    scoring = Scoring(
-        mask,
-        mask if same_mask else None,
-        pairing=pairing,
-        own_stds=own,
-        reduction="sum",
-        safety_factor=100.0,
-    )
+    scoring = scoring_of(mask, pairing, same_mask, own)
     inputs = y, x, mu, stds
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)

@@ -344,11 +344,14 @@ def test_errors(index, value, error, said):
         information(inputs)
 
 
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="elsewhere NaN")
 @pytest.mark.parametrize("wrong", [-1, 7])
 def test_a_token_that_is_not_there(wrong):
     noisy, tokens, *rest = case()
     tokens[3] = wrong
+    if DEVICE.type != "cpu":  # where nobody waits for the values of tensors
+        found = information((noisy, tokens, *rest), reduction="none")
+        assert found.isnan().nonzero()[:, 0].tolist() == [3]
+        return
     with pytest.raises(ValueError, match=rf"^tokens: expected rows 0 to 6 .*, got {wrong}$"):
         information((noisy, tokens, *rest))
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import mi_inputs, mixtures
-from fused_mi._mixture import Scoring
+from cases import mi_inputs, mixtures, scoring_of
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._backward_traffic import passes
 from fused_mi.triton_kernels._launch import launch, recorded
@@ -293,14 +292,7 @@ def test_a_call_has_few_launches_and_each_is_modelled(pairing, same_mask, featur
     """Forward 5, and 6 where the batch is split; backward 2."""
     inputs, (mixture, *_) = case(pairing, features)
     mask = mixture.sample_mask
-    scoring = Scoring(
-        mask,
-        mask if same_mask else None,
-        pairing=pairing,
-        own_stds=True,
-        reduction="sum",
-        safety_factor=100.0,
-    )
+    scoring = scoring_of(mask, pairing, same_mask)
     with recorded() as forward:
         total, terms, state = jensen(inputs, scoring)
     with recorded() as backward:

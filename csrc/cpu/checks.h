@@ -77,4 +77,14 @@ inline char* output(const Tensor& t, const char* name, int64_t count, ScalarType
   return static_cast<char*>(t.mutable_data_ptr());
 }
 
+// The components that N samples come from, each one of M.
+inline const int64_t* origins_of(const Tensor& t, int64_t N, int64_t M) {
+  const auto* origins =
+      reinterpret_cast<const int64_t*>(output(t, "origins", N, ScalarType::Long));
+  for (int64_t i = 0; i < N; ++i) {
+    STD_TORCH_CHECK(0 <= origins[i] && origins[i] < M, "origins: no component ", origins[i]);
+  }
+  return origins;
+}
+
 }  // namespace fused_mi

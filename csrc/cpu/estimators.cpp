@@ -109,14 +109,7 @@ Labels labels_of(
     labels.log_weights = reinterpret_cast<const double*>(
         output(*log_weights, "log_weights", M, ScalarType::Double));
   }
-  if (origins) {
-    labels.origins =
-        reinterpret_cast<const int64_t*>(output(*origins, "origins", N, ScalarType::Long));
-    for (int64_t i = 0; i < N; ++i) {
-      STD_TORCH_CHECK(
-          0 <= labels.origins[i] && labels.origins[i] < M, "origins: no component ", labels.origins[i]);
-    }
-  }
+  if (origins) labels.origins = origins_of(*origins, N, M);
   return labels;
 }
 

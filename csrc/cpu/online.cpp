@@ -199,6 +199,7 @@ bool weigh_tile(const OnlineWeigh& call, Room<A>& room, int64_t tile_m) {
         store(of_g + f, load<double>(of_g + f, lanes) + found[1], lanes);
         const Doubles more = inside<double>(found[2], Doubles{}, lanes);
         of_k += more;
+        if (call.labels.of_weights == nullptr) return;
         store(of_weights + f, load<double>(of_weights + f, lanes) + more, lanes);
       });
       const int n = static_cast<int>(row - block.samples.start);

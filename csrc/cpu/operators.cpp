@@ -159,8 +159,7 @@ Logsumexp logsumexp_of(
   STD_TORCH_CHECK(!own || *own >= 0, "own: expected a component");
   in.own.first = own.value_or(Own::kNone);
   if (origins) {
-    in.own.origins =
-        reinterpret_cast<const int64_t*>(output(*origins, "origins", in.N, ScalarType::Long));
+    in.own.origins = origins_of(*origins, in.N, in.M);
     in.own.left_out = leave_out;
   }
   return in;
