@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from fused_mi._building_blocks import BuildingBlocks
 from fused_mi._estimators import (
     HEADER,
     Estimators,
@@ -29,7 +30,8 @@ from ._moments_launch import Terms, swapped
 from ._one_group_launch import one_group
 from ._prepare import counts_of, prepare
 
-_estimators = Estimators(_variance, _moments, _pairs, _logsumexp)
+building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp)
+_estimators = Estimators(*building_blocks)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 
 

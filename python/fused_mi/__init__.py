@@ -7,6 +7,7 @@ from .distances import pairwise_square_mahalanobis_distance, square_mahalanobis_
 from .losses import gaussian_mixture_entropy, mutual_information_sub_batch
 from .modules import GaussianMixtureEntropy, MutualInformationLoss
 from .ops._backends import Backend, Choice, backends, explain, use_backend
+from .ranks import Ranks
 from .standard_errors import standard_error
 from .std_losses import gaussian_entropy_log_loss, masked_negative_log_mean
 from .tokens import token_information
@@ -17,6 +18,7 @@ __all__ = [
     "ComponentLossesDict",
     "GaussianMixtureEntropy",
     "MutualInformationLoss",
+    "Ranks",
     "__version__",
     "backends",
     "explain",

@@ -107,3 +107,12 @@ class Logsumexp(Protocol):
     def logsumexp_backward(
         self, upstream: Tensor, energies: Tensor, rows: Tensor, own: Own | None
     ) -> Tensor: ...
+
+
+class BuildingBlocks(NamedTuple):
+    """The modules of one backend."""
+
+    variance: Variance
+    moments: Moments
+    pairs: Pairs
+    logsumexp: Logsumexp

@@ -125,19 +125,31 @@ class Estimators:
         mixtures = mixtures_of(scoring, inputs, self._variance)
         keep_stabilisers(state, mixtures)
         own = Own.of(scoring)
-        if energies is not None:
-            self._pairs(*inputs[:4], mixtures, energies)
-            weigh(energies, inputs)
-            rows.copy_(self._logsumexp(energies, own))
-        else:
-            for d, block in blocks(mixtures, PAIRS_AT_ONCE):
-                of_block = own and own.of_rows(block.of_rows)
-                found = self._logsumexp(self._block(inputs, block), of_block)
-                rows[d, :, slice(*block.of_rows)] = found[0]
+        self.rows_of(inputs, mixtures, own, rows, energies)
         if scoring.reduction == "none":
             return *logsumexp_terms_of_samples(rows, scoring, inputs), state
         means = self._means(rows, Own.partners(own, mixtures[0].components))
         return *logsumexp_terms(means.mean(0), scoring, inputs), state
+
+    def rows_of(
+        self,
+        inputs: AnyInputs,
+        mixtures: Sequence[Mixture],
+        own: Own | None,
+        rows: Tensor,
+        energies: Tensor | None,
+    ) -> None:
+        """Writes `rows` (D, 5, N) of mixtures, see `reference.logsumexp.logsumexp`, and `energies`
+        (D, 3, N, M) unless they are not kept."""
+        if energies is not None:
+            self._pairs(*inputs[:4], mixtures, energies)
+            weigh(energies, inputs)
+            rows.copy_(self._logsumexp(energies, own))
+            return
+        for d, block in blocks(mixtures, PAIRS_AT_ONCE):
+            of_block = own and own.of_rows(block.of_rows)
+            found = self._logsumexp(self._block(inputs, block), of_block)
+            rows[d, :, slice(*block.of_rows)] = found[0]
 
     def logsumexp_backward(
         self,
@@ -151,7 +163,23 @@ class Estimators:
         rows, energies = logsumexp_parts(state, scoring, inputs)
         mixtures = kept_mixtures(state, scoring, inputs)
         of_samples = upstream_of_samples(upstream, scoring, inputs)
-        own, embeddings = Own.of(scoring), inputs[:4]
+        return self.gradients_of_rows(
+            of_samples, inputs, mixtures, Own.of(scoring), rows, energies, wanted
+        )
+
+    def gradients_of_rows(
+        self,
+        of_samples: Tensor,
+        inputs: AnyInputs,
+        mixtures: Sequence[Mixture],
+        own: Own | None,
+        rows: Tensor,
+        energies: Tensor | None,
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        """Gradients of the inputs, given those of the terms of each sample, (D, 5, N) or (D, 5,
+        1), and what `rows_of` has written."""
+        embeddings = inputs[:4]
         if energies is not None:
             of_energies = self._logsumexp_backward(of_samples, energies, rows.contiguous(), own)
             of_inputs = self._pairs_backward(of_energies, *embeddings, None, mixtures, wanted[:4])

@@ -147,11 +147,29 @@ def positions_of_samples(scoring: Scoring, samples: int, components: int) -> Ten
     return torch.stack(found)
 
 
-def mixtures_of(scoring: Scoring, inputs: AnyInputs, variance: Callable[..., Any]) -> list[Mixture]:
-    """The mixtures with their stabilisers, found by `variance`, see `reference.variance`."""
+def half_of_positions(scoring: Scoring, inputs: AnyInputs) -> Tensor:
+    """d/2 of a loss, d the features that weigh in a pair: the mean over the scored pairs, N of them
+    for "sum"; of each sample for "none"."""
+    (N, _, E), M = inputs[0].shape, inputs[1].shape[0]
+    of_samples = positions_of_samples(scoring, N, M) * E / 2
+    if scoring.reduction == "none":
+        return of_samples.flatten()
+    half = of_samples.mean()
+    return half * of_samples.shape[1] if scoring.reduction == "sum" else half
+
+
+def mixtures_of(
+    scoring: Scoring,
+    inputs: AnyInputs,
+    variance: Callable[..., Any],
+    rows: list[tuple[Rows, Rows]] | None = None,
+) -> list[Mixture]:
+    """The mixtures with their stabilisers, found by `variance`, see `reference.variance`. `rows` of
+    samples and components: those that are here, of a batch that is not all here."""
     y, x, _, stds = inputs[:4]
     sample_mask, component_mask = scoring.sample_mask, scoring.components(x)
-    rows = scoring.rows(y.shape[0], x.shape[0])
+    if rows is None:
+        rows = scoring.rows(y.shape[0], x.shape[0])
     roles = [(component_mask, components) for _, components in rows]
     # With one mask, the rows that are samples of one mixture are components of a mixture.
     shared = scoring.component_mask is not None and scoring.pairing != "sub_batch"

@@ -54,15 +54,16 @@ def terms_of_numbers(
 
 def jensen_terms(sums: Tensor, scoring: Scoring, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss and its terms, in T, from the sums (D, 3) of q, g and k over all pairs."""
-    return _jensen_terms(sums.sum(0) / jensen_divisor(scoring, inputs), inputs)
+    return terms_of_means(sums.sum(0) / jensen_divisor(scoring, inputs), inputs)
 
 
 def jensen_terms_of_samples(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss (D N,) and its terms (6, D N), in T, from means (D, 3, N) of q, g and k."""
-    return _jensen_terms(energies.transpose(0, 1).flatten(1), inputs)
+    return terms_of_means(energies.transpose(0, 1).flatten(1), inputs)
 
 
-def _jensen_terms(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def terms_of_means(energies: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The loss and its terms, in T, from means (3, ...) of q, g and k."""
     q, g, k = energies.unbind()
     terms = torch.stack(_in_order(q, g, k, torch.zeros_like(q)))
     terms = terms.to(accumulation_dtype(*inputs))
@@ -79,6 +80,11 @@ def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: AnyInputs) -> tuple
     """The loss and its terms, in T, from the means (5,) of `terms_of_rows` over all samples."""
     if scoring.reduction == "sum":
         means = means * Sizes.of(scoring, inputs).samples
+    return logsumexp_terms_of_means(means, inputs)
+
+
+def logsumexp_terms_of_means(means: Tensor, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
+    """The same, of means or sums as they are."""
     value, q, g, assignment, std_log = means.unbind()
     if len(inputs) > 4:  # of the weights, not of equal ones
         assignment = assignment + std_log

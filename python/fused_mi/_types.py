@@ -10,6 +10,7 @@ Estimator = Literal["jensen", "logsumexp"]
 Reduction = Literal["mean", "sum", "none"]
 Constant = Literal["keep", "subtract"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
+SmallBatch = Literal["raise", "skip"]
 
 
 class ComponentLossesDict(TypedDict, total=False):

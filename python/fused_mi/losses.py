@@ -1,18 +1,20 @@
-"""The losses of the mixture: checks of arguments, roles of samples and components, reductions."""
+"""The losses of the mixture: from checked arguments to operators, and their results in order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import functools
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _checks
-from ._mixture import AnyInputs, Inputs, Scoring, positions_of_samples
+from . import _calls
+from ._mixture import AnyInputs, Scoring, half_of_positions
+from ._precision import accumulation_dtype
 from ._terms import TERMS
-from ._types import Constant, Estimator, Pairing, Reduction
-from ._weighted import weighted
+from ._types import Constant, Estimator, Pairing, Reduction, SmallBatch
 from .ops.estimators import Estimate, jensen, logsumexp, logsumexp_of_weighted
 
 Losses = MutableMapping[str, Any]
@@ -50,6 +52,7 @@ def gaussian_mixture_entropy(
     estimator: Estimator = "jensen",
     reduction: Reduction = "mean",
     eps: float | None = None,
+    group: Any = None,
 ) -> Tensor:
     """Monte Carlo entropy of a mixture of diagonal Gaussians at samples from another batch.
 
@@ -74,6 +77,8 @@ def gaussian_mixture_entropy(
         reduction: "mean" over the samples, "sum", N times that, or "none", one value each.
         eps: the stabiliser itself, for a value that does not depend on the other rows; then
             `safety_factor` plays no part.
+        group: samples and components of all its ranks, see `mutual_information_sub_batch`; not
+            with weights.
 
     Returns:
         0-dim in T, in nats; (N,) for the reduction "none".
@@ -81,41 +86,26 @@ def gaussian_mixture_entropy(
     Raises:
         TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, a batch is empty, devices differ, an option is unknown, or
-            weights under "jensen".
+            weights under "jensen" or of a group.
     """
-    x, y, means, stds, mask, component_mask = _checks.with_positions(
-        (clean_embeddings, transformed_embeddings, means, stds), mask, component_mask
+    embeddings = (clean_embeddings, transformed_embeddings, means, stds)
+    if _any_distributed(embeddings):
+        group, embeddings, (mask, component_mask) = _local(group, embeddings, mask, component_mask)
+    check = functools.partial(
+        _calls.entropy,
+        *(*embeddings, mask, losses, safety_factor),
+        *(component_mask, component_log_weights, estimator, reduction, eps),
     )
-    weights = component_log_weights
-    named = {} if weights is None else {"component_log_weights": weights}
-    dtype = _checks.floating(
-        clean_embeddings=x, transformed_embeddings=y, means=means, stds=stds, **named
-    )
-    _checks.mapping("losses", losses)
-    safety_factor = _checks.factor_or_fixed(safety_factor, eps)
-    _checks.option("estimator", estimator, Estimator)
-    _checks.option("reduction", reduction, Reduction)
-    _checks.dimensions("clean_embeddings", x, "(M, S, E)")
-    _checks.dimensions("transformed_embeddings", y, "(N, S, E)")
-    _checks.shape("transformed_embeddings", y, (y.shape[0], *x.shape[1:]), "(N, S, E)")
-    _checks.shape("means", means, x.shape, "(M, S, E)")
-    _checks.shape("stds", stds, x.shape, "(M, S, E)")
-    _checks.not_empty("clean_embeddings", x)
-    _checks.not_empty("transformed_embeddings", y)
-    active = _checks.sample_mask(mask, y)
-    components = _checks.component_mask(component_mask, stds)
-    scoring = Scoring(active, components, reduction=reduction, safety_factor=safety_factor)
-    if weights is None:
-        return _evaluate(
-            _ESTIMATORS[estimator], (y, x, means, stds), scoring, losses, _ENTRIES_OF_ENTROPY
-        )
-    if estimator == "jensen":
-        raise ValueError(
-            'component_log_weights: expected None for estimator="jensen", got a tensor'
-        )
-    _checks.shape("component_log_weights", weights, x.shape[:1], "(M,)")
-    inputs, scoring = weighted((y, x, means, stds), weights, scoring, dtype)
-    return _evaluate(logsumexp_of_weighted, inputs, scoring, losses, _ENTRIES_OF_ENTROPY)
+    where = _group_of(group, of_pairs=True)
+    if where is not None:
+        if component_log_weights is not None:
+            raise ValueError("component_log_weights: expected None for a group, got a tensor")
+        total, _ = _of_ranks(where, check, _calls.rows_of_entropy, estimator, losses)
+        return total
+    inputs, scoring = check()
+    _calls.rows_of_entropy(inputs[0].shape[0], inputs[1].shape[0])
+    estimate = logsumexp_of_weighted if len(inputs) > 4 else _ESTIMATORS[estimator]
+    return _evaluate(estimate, inputs, scoring, losses, _ENTRIES_OF_ENTROPY)
 
 
 def mutual_information_sub_batch(
@@ -133,6 +123,8 @@ def mutual_information_sub_batch(
     pairing: Pairing = "sub_batch",
     constant: Constant = "keep",
     eps: float | None = None,
+    small_batch: SmallBatch = "raise",
+    group: Any = None,
 ) -> Tensor:
     """Mutual information, plus d/2, of embeddings x and y = x + mu + sigma * N(0, I).
 
@@ -164,6 +156,14 @@ def mutual_information_sub_batch(
             -h(Y|X). The difference is rounded as the result that keeps it.
         eps: the stabiliser of both roles itself, for a value that does not depend on the other
             rows; then `safety_factor` plays no part.
+        small_batch: of fewer than two rows, "raise" or "skip": 0, whose gradients are 0, for the
+            remainder of an epoch.
+        group: a `torch.distributed.ProcessGroup`, a one-dimensional `DeviceMesh`, or `Ranks`: the
+            batch is that of all its ranks, their rows in rank order, however many each has. Value
+            and `losses` are the same bits on all ranks. The gradient is that of the loss of all
+            ranks, times the number of ranks, for a trainer that averages gradients over them; see
+            `Ranks`. It takes the gradient of the result to be the same on all ranks. Of the
+            reduction "none" the values of the rows that are here, without gradients.
 
     Returns:
         0-dim in T, in nats; for the reduction "none" (B/2,), "symmetric" and "leave_one_out" (B,).
@@ -171,65 +171,37 @@ def mutual_information_sub_batch(
     Raises:
         TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: B < 2, B odd (not for "leave_one_out"), shapes do not match, devices differ, or
-            an option is unknown.
+            an option is unknown; of a group: on any rank, raised on all of them.
     """
-    mu, stds, x, y, noise_mask = _checks.with_positions(
-        (means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings), noise_mask
-    )
-    active = noise_mask
-    if not _checks.all_well((mu, stds, x, y), noise_mask):
-        _checks.floating(
-            means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
-        )
-        _checks.dimensions("means_tensor", mu, "(B, S, E)")
-        _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
-        _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
-        _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
-        active = _checks.activity("noise_mask", noise_mask, y)
-        _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
-    combine = _checks.flag(
-        "combine_noise_masks_for_mutual_information_sub_batches",
+    embeddings = (means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings)
+    if _any_distributed(embeddings):
+        group, embeddings, (noise_mask,) = _local(group, embeddings, noise_mask)
+    check = functools.partial(
+        _calls.information,
+        *(*embeddings, noise_mask),
         combine_noise_masks_for_mutual_information_sub_batches,
+        *(losses, safety_factor, estimator, reduction, pairing, constant, eps, small_batch),
     )
-    _checks.mapping("losses", losses)
-    safety_factor = _checks.factor_or_fixed(safety_factor, eps)
-    _checks.option("estimator", estimator, Estimator)
-    _checks.option("reduction", reduction, Reduction)
-    _checks.option("pairing", pairing, Pairing)
-    _checks.option("constant", constant, Constant)
-    batch = mu.shape[0]
-    if batch < 2:
-        raise ValueError(f"means_tensor: expected a batch of at least 2, got B = {batch}")
-    if pairing != "leave_one_out" and batch % 2:
-        raise ValueError(
-            f"means_tensor: expected an even batch for pairing={pairing!r}, got B = {batch}"
-        )
-    component_mask = active if combine else None
-    scoring = Scoring(
-        active,
-        component_mask,
-        pairing=pairing,
-        own_stds=True,
-        reduction=reduction,
-        safety_factor=safety_factor,
-    )
-    inputs = y, x, mu, stds
-    total = _evaluate(_ESTIMATORS[estimator], inputs, scoring, losses, _ENTRIES_OF_INFORMATION)
-    return total if constant == "keep" else _less_constant(total, inputs, scoring, losses)
+    where = _group_of(group)
+    if where is not None:
+        rows = functools.partial(_rows_of_ranks, pairing=pairing, small_batch=small_batch)
+        options = constant, small_batch
+        total, half = _of_ranks(where, check, rows, estimator, losses, options)
+        return total if constant == "keep" else less_half(half, total, losses)
+    inputs, scoring = check()
+    batch = inputs[0].shape[0]
+    if batch < 2 and small_batch == "skip":
+        return _skipped(inputs, estimator, losses)
+    _calls.rows_of_information(batch, pairing)
+    estimate = _ESTIMATORS[estimator]
+    total = _evaluate(estimate, inputs, scoring, losses, _ENTRIES_OF_INFORMATION)
+    if constant == "keep":
+        return total
+    return less_half(half_of_positions(scoring, inputs), total, losses)
 
 
-def _less_constant(
-    total: Tensor, inputs: Inputs, scoring: Scoring, losses: Losses | None
-) -> Tensor:
+def less_half(half: Tensor, total: Tensor, losses: Losses | None) -> Tensor:
     """Without d/2, in the loss and in the entries that have it."""
-    (N, _, E), M = inputs[0].shape, inputs[1].shape[0]
-    of_samples = positions_of_samples(scoring, N, M) * E / 2
-    if scoring.reduction == "none":
-        half = of_samples.flatten()
-    else:
-        half = of_samples.mean()
-        if scoring.reduction == "sum":
-            half = half * of_samples.shape[1]
     if losses is not None:
         for term in ("std_log", "total"):
             name = _ENTRIES_OF_INFORMATION[term]
@@ -250,11 +222,82 @@ def _evaluate(
         total = estimate(inputs, scoring, True)
         return total
     total, terms = estimate(inputs, scoring, False)
+    enter(losses, terms, estimate is jensen, entries)
+    return total
+
+
+def enter(
+    losses: Losses,
+    terms: Tensor,
+    of_jensen: bool,
+    entries: Mapping[str, str] = _ENTRIES_OF_INFORMATION,
+) -> None:
+    """The terms of an operator, by the names of a loss."""
     # Copies: who writes into one entry must not write into another.
     copies: tuple[Tensor, ...] = torch.unbind_copy(terms)  # type: ignore
     for term, value in zip(TERMS, copies, strict=True):
-        if term == "assignment" and estimate is jensen:
+        if term == "assignment" and of_jensen:
             losses.pop(entries[term], None)  # of another estimator, in a mapping used again
         elif term in entries:
             losses[entries[term]] = value
+
+
+def _skipped(inputs: AnyInputs, estimator: Estimator, losses: Losses | None) -> Tensor:
+    """0 with a graph, of which every gradient is 0."""
+    total = torch.stack([t[:0].sum(dtype=accumulation_dtype(*inputs)) for t in inputs]).sum()
+    if losses is not None:
+        terms = total.expand(len(TERMS))
+        enter(losses, terms, estimator == "jensen")
     return total
+
+
+def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether any is a `DTensor`."""
+    module = sys.modules.get("torch.distributed.tensor")  # else there is none
+    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+
+
+def _local(group: Any, embeddings: Any, *masks: Any) -> tuple[Any, Any, Any]:
+    """The ranks of distributed tensors, and what is here of each."""
+    from .ranks._dtensors import local
+
+    return local(group, embeddings, masks)
+
+
+def _group_of(group: Any, of_pairs: bool = False) -> Any:
+    """What operators take of a group, None for this process alone."""
+    if group is None:
+        return None
+    from .ranks import group_of  # here: few need torch.distributed
+
+    return group_of(group, of_pairs)
+
+
+def _of_ranks(
+    where: Any,
+    check: Callable[[], tuple[AnyInputs, Scoring]],
+    rows: Callable[[int, int], bool | None],
+    estimator: Estimator,
+    losses: Losses | None,
+    options: tuple[str, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of the batch of all ranks, and d/2; its terms go into `losses`."""
+    from .ranks._evaluate import evaluate
+
+    entries = _ENTRIES_OF_ENTROPY if options is None else _ENTRIES_OF_INFORMATION
+    inputs, found = evaluate(where, check, rows, estimator, options)
+    if found is None:
+        total = _skipped(inputs, estimator, losses)
+        return total, torch.zeros_like(total)
+    total, terms, half = found
+    if losses is not None:
+        enter(losses, terms, estimator == "jensen", entries)
+    return total, half
+
+
+def _rows_of_ranks(samples: int, components: int, pairing: str, small_batch: str) -> bool:
+    """Whether there are enough rows, and not too few to count."""
+    if samples < 2 and small_batch == "skip":
+        return False
+    _calls.rows_of_information(samples, pairing)
+    return True

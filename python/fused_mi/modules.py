@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _checks
-from ._types import Constant, Estimator, Pairing, Reduction
+from ._types import Constant, Estimator, Pairing, Reduction, SmallBatch
 from .losses import Losses, gaussian_mixture_entropy, mutual_information_sub_batch
+from .micro_batches import MicroBatches
+from .ranks import ranks_of
 
 _TRUE: Any = object()  # the default of an option with two names: tells whether both were given
 
@@ -19,7 +21,8 @@ class MutualInformationLoss(nn.Module):
 
     Options have the names, the order and the defaults of the function. Its first one, True by
     default, may be given as `combine_noise_masks` too, which is the name of the attribute; both at
-    once are a TypeError.
+    once are a TypeError. A group stays with a deep copy; to pickle a loss that has one is a
+    TypeError.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class MutualInformationLoss(nn.Module):
         pairing: Pairing = "sub_batch",
         constant: Constant = "keep",
         eps: float | None = None,
+        small_batch: SmallBatch = "raise",
+        group: Any = None,
         combine_noise_masks: bool = _TRUE,
     ) -> None:
         super().__init__()
@@ -50,6 +55,7 @@ class MutualInformationLoss(nn.Module):
         _checks.option("reduction", reduction, Reduction)
         _checks.option("pairing", pairing, Pairing)
         _checks.option("constant", constant, Constant)
+        _checks.option("small_batch", small_batch, SmallBatch)
         self.combine_noise_masks = combine
         self.safety_factor = safety_factor
         self.eps = _checks.fixed(eps)
@@ -57,6 +63,8 @@ class MutualInformationLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.pairing: Pairing = pairing
         self.constant: Constant = constant
+        self.small_batch: SmallBatch = small_batch
+        self.group = ranks_of(group)
 
     def forward(
         self,
@@ -81,13 +89,24 @@ class MutualInformationLoss(nn.Module):
             pairing=self.pairing,
             constant=self.constant,
             eps=self.eps,
+            small_batch=self.small_batch,
+            group=self.group,
         )
+
+    def micro_batches(self, rows: int) -> MicroBatches:
+        """A step over micro-batches that have `rows` rows together, on this rank.
+
+        Raises:
+            ValueError: the estimator is not "jensen", or the reduction is "none".
+        """
+        return MicroBatches(self, rows)
 
     def extra_repr(self) -> str:
         return (
             f"combine_noise_masks={self.combine_noise_masks}, safety_factor={self.safety_factor}, "
             f"estimator={self.estimator!r}, reduction={self.reduction!r}, "
-            f"pairing={self.pairing!r}, constant={self.constant!r}, eps={self.eps}"
+            f"pairing={self.pairing!r}, constant={self.constant!r}, eps={self.eps}, "
+            f"small_batch={self.small_batch!r}, group={self.group}"
         )
 
 
@@ -102,6 +121,7 @@ class GaussianMixtureEntropy(nn.Module):
         estimator: Estimator = "jensen",
         reduction: Reduction = "mean",
         eps: float | None = None,
+        group: Any = None,
     ) -> None:
         super().__init__()
         safety_factor = _checks.factor(safety_factor)
@@ -111,6 +131,7 @@ class GaussianMixtureEntropy(nn.Module):
         self.eps = _checks.fixed(eps)
         self.estimator: Estimator = estimator
         self.reduction: Reduction = reduction
+        self.group = ranks_of(group)
 
     def forward(
         self,
@@ -137,10 +158,11 @@ class GaussianMixtureEntropy(nn.Module):
             estimator=self.estimator,
             reduction=self.reduction,
             eps=self.eps,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
         return (
             f"safety_factor={self.safety_factor}, estimator={self.estimator!r}, "
-            f"reduction={self.reduction!r}, eps={self.eps}"
+            f"reduction={self.reduction!r}, eps={self.eps}, group={self.group}"
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _estimators
-from .._building_blocks import Gradients
+from .._building_blocks import BuildingBlocks, Gradients
 from .._estimators import HEADER, log_weights, logsumexp_parts
 from .._mixture import AnyInputs, Scoring, Sizes
 from .._terms import Upstream, logsumexp_terms_of_samples, upstream_of_samples
@@ -28,7 +28,8 @@ _PAIRINGS = {  # as the library has them
     "symmetric": 2,
     "leave_one_out": 3,
 }
-_by_blocks = _estimators.Estimators(_variance, _moments, _pairs, _logsumexp)
+building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp)
+_by_blocks = _estimators.Estimators(*building_blocks)
 
 
 class _Estimator:

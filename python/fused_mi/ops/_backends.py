@@ -18,6 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import _checks
+from .._building_blocks import BuildingBlocks
 from .._environment import Variable
 from . import _cpu, _triton
 
@@ -123,6 +124,12 @@ def choose(operator: str, *tensors: Tensor) -> ModuleType:
     """
     choice = _choose(operator, tensors[0].device.type, forced())
     return _module(choice.backend, operator)
+
+
+def building_blocks(*tensors: Tensor) -> BuildingBlocks:
+    """Those of the backend that serves estimators of these tensors; see `choose`."""
+    found: BuildingBlocks = choose("jensen", *tensors).building_blocks
+    return found
 
 
 def forced() -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._building_blocks import Gradients, Own
+from .._building_blocks import BuildingBlocks, Gradients, Own
 from .._estimators import (
     HEADER,
     Estimators,
@@ -35,7 +35,8 @@ from . import pairs as _pairs
 from . import samples as _samples
 from . import variance as _variance
 
-_estimators = Estimators(_lean, _moments, _expanded, _logsumexp)
+building_blocks = BuildingBlocks(_lean, _moments, _expanded, _logsumexp)
+_estimators = Estimators(*building_blocks)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 
 

@@ -23,14 +23,24 @@ def min_positive_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype)
         dtype: the accumulation type; squares that underflow in it, overflow in it, or are NaN do
             not count.
     """
+    return or_one(least_variance(stds, mask, dtype))
+
+
+def least_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same, and infinity when there is none: of several sets of rows the least is that of
+    all."""
     variance = stds.detach().to(dtype).square()
     counts = variance > 0
     if mask is not None:
         counts = counts & mask[..., None]
     if variance.numel() == 0:
-        return torch.ones((), dtype=dtype, device=stds.device)
-    smallest = torch.where(counts, variance, math.inf).amin()
-    return torch.where(smallest < math.inf, smallest, 1)
+        return torch.full((), math.inf, dtype=dtype, device=stds.device)
+    return torch.where(counts, variance, math.inf).amin()
+
+
+def or_one(least: Tensor) -> Tensor:
+    """1 where nothing counted."""
+    return torch.where(least < math.inf, least, 1)
 
 
 def stabiliser_factor(dtype: torch.dtype, safety_factor: float) -> tuple[float, float]:

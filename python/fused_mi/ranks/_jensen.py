@@ -1,0 +1,226 @@
+"""Operator `jensen_of_ranks`: the Jensen loss of the batch of all ranks.
+
+Its forward pass sends moments, see `_moments`; its backward pass sends nothing: it takes the
+gradient of the result to be the same on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._building_blocks import Gradients
+from .._mixture import Inputs, Scoring
+from .._precision import accumulation_dtype
+from .._terms import TERMS, terms_of_means, upstream_of_energies
+from ..ops._backends import building_blocks
+from ..reference.parts import PLANES, parts, pull
+from . import Group
+from ._layout import Layout, divisor_of
+from ._meeting import Meeting, half_of
+from ._moments import met_moments
+from ._peers import Peers
+from ._sizes import sizes_of
+
+_STATE = 4
+"""Planes that pairs of rows of one rank keep, see `reference.moments.moments`."""
+
+
+def _apart(scoring: Scoring) -> bool:
+    """Whether pairs of rows of one rank are found by themselves: a row does not meet itself, and a
+    difference of sums over all would lose its digits."""
+    return scoring.pairing == "leave_one_out"
+
+
+@torch.library.custom_op("fused_mi::jensen_of_ranks", mutates_args=())
+def jensen_of_ranks(
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    sample_mask: Tensor,
+    component_mask: Tensor | None,
+    pairing: str,
+    own_stds: bool,
+    reduction: str,
+    safety_factor: float,
+    rows: str,
+    shards: str,
+    sizes: Sequence[int],
+    averaged: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss (), its terms (6,), d/2 (), what the backward pass needs, and the sizes of all
+    ranks.
+
+    Args:
+        y, x, mu, stds: rows of this rank.
+        rows, shards: names of groups, "" for none.
+        sizes: samples and components of each rank, one pair after the other; empty: they are asked.
+        averaged: factor of the gradients.
+    """
+    inputs = y, x, mu, stds
+    scoring = _scoring(sample_mask, component_mask, pairing, own_stds, reduction, safety_factor)
+    peers, sharing = Peers(rows), Peers(shards)
+    known = len(sizes) > 0
+    layout = Layout.of(peers.rank, sizes_of(peers, y, x, sizes), pairing)
+    meeting = Meeting.of_ranks(layout, peers, sharing, inputs, scoring)
+    D, E = len(meeting.mixtures), y.shape[2]
+    local = torch.zeros((D, 3), dtype=torch.float64, device=y.device)
+    kept = [meeting.keep()]
+    if _apart(scoring):
+        local, of_local = building_blocks(y).moments.moments(*inputs, meeting.mixtures)
+        kept.append(of_local.flatten().to(torch.float64))
+    check = not (known and y.is_cuda)  # where sizes are given, nobody waits for a GPU
+    for dtype in (accumulation_dtype(*inputs), torch.float64):
+        of_rows = parts(*inputs, meeting.mixtures, meeting.partners, dtype)
+        found = met_moments(peers, layout, of_rows, local, _apart(scoring), check)
+        if found is not None:
+            break
+    assert found is not None
+    planes, sums = found
+    divisor = divisor_of(layout, scoring)
+    total, terms = terms_of_means(sharing.sum(sums).sum(0) / divisor, inputs)
+    half = half_of(meeting, E, divisor, sharing)
+    state = torch.cat((*kept, planes.flatten()))
+    return total, terms, half, state, torch.tensor(layout.sizes, dtype=torch.int64)
+
+
+@jensen_of_ranks.register_fake
+def _(
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    sample_mask: Tensor,
+    component_mask: Tensor | None,
+    pairing: str,
+    own_stds: bool,
+    reduction: str,
+    safety_factor: float,
+    rows: str,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    S, E = y.shape[1:]
+    D = 2 if pairing == "symmetric" else 1
+    local = _STATE * S * E if pairing == "leave_one_out" else 0
+    terms = y.new_empty(len(TERMS), dtype=accumulation_dtype(y, x, mu, stds))
+    state = y.new_empty(2 * D + 2 * D * S + local + D * PLANES * S * E, dtype=torch.float64)
+    sizes = torch.empty((Peers(rows).size, 2), dtype=torch.int64)
+    return terms.new_empty(()), terms, state.new_empty(()), state, sizes
+
+
+@torch.library.custom_op("fused_mi::jensen_of_ranks_backward", mutates_args=())
+def jensen_of_ranks_backward(
+    of_total: Tensor | None,
+    of_terms: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    stds: Tensor,
+    sample_mask: Tensor,
+    component_mask: Tensor | None,
+    state: Tensor,
+    sizes: Tensor,
+    pairing: str,
+    own_stds: bool,
+    reduction: str,
+    rows: str,
+    averaged: float,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of the wanted ones among y, x, mu and stds: of the loss of all ranks, times
+    `averaged`. Nothing is sent."""
+    inputs = y, x, mu, stds
+    scoring = _scoring(sample_mask, component_mask, pairing, own_stds, reduction, 0.0)
+    pairs_of_sizes = [(n, m) for n, m in sizes.tolist()]
+    layout = Layout.of(Peers(rows).rank, pairs_of_sizes, pairing)
+    D, S, E = len(layout.samples), y.shape[1], y.shape[2]
+    planes = state[-D * PLANES * S * E :] if S * E else state[:0]
+    meeting = Meeting.kept(layout, inputs, scoring, state[: 2 * D + 2 * D * S])
+    of_means = upstream_of_energies((of_total, of_terms), torch.float64) * averaged
+    of_sums = (of_means / divisor_of(layout, scoring)).expand(D, 3)
+    found = pull(
+        of_sums, *inputs, meeting.mixtures, meeting.partners, planes.view(D, PLANES, S, E), wanted
+    )
+    if _apart(scoring):
+        of_local = state[2 * D + 2 * D * S : len(state) - len(planes)].view(D, _STATE, S, E)
+        more = building_blocks(y).moments.moments_backward(
+            of_sums, *inputs, of_local, meeting.mixtures, wanted
+        )
+        found = _both(found, more)
+    return [g for g in found if g is not None]
+
+
+@jensen_of_ranks_backward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    inputs, wanted = arguments[2:6], arguments[-1]
+    return [t.new_empty(t.shape) for t, needed in zip(inputs, wanted, strict=True) if needed]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, pairing, own_stds, reduction, _, rows, _, _, averaged = inputs
+    *_, half, state, sizes = output
+    ctx.mark_non_differentiable(half, state, sizes)
+    ctx.set_materialize_grads(False)
+    ctx.options = pairing, own_stds, reduction, rows, averaged
+    ctx.save_for_backward(*tensors, state, sizes)
+
+
+def _backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: Any) -> Any:
+    nothing = (None,) * 10
+    if of_total is None and of_terms is None:
+        return (None,) * 4 + nothing
+    wanted = list(ctx.needs_input_grad[:4])
+    found = iter(
+        jensen_of_ranks_backward(of_total, of_terms, *ctx.saved_tensors, *ctx.options, wanted)
+    )
+    return *(next(found) if needed else None for needed in wanted), *nothing
+
+
+jensen_of_ranks.register_autograd(_backward, setup_context=_setup)
+
+
+def _scoring(
+    sample_mask: Tensor,
+    component_mask: Tensor | None,
+    pairing: str,
+    own_stds: bool,
+    reduction: str,
+    safety_factor: float,
+) -> Scoring:
+    return Scoring(
+        sample_mask,
+        component_mask,
+        pairing=pairing,
+        own_stds=own_stds,
+        reduction=reduction,
+        safety_factor=safety_factor,
+    )
+
+
+def _both(a: Gradients, b: Gradients) -> Gradients:
+    """The sums of two lists of gradients."""
+    return [
+        None if p is None or q is None else p + q.to(p.dtype) for p, q in zip(a, b, strict=True)
+    ]
+
+
+def jensen(inputs: Inputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its terms, and d/2."""
+    total, terms, half, _, _ = jensen_of_ranks(
+        *inputs,
+        scoring.sample_mask,
+        scoring.component_mask,
+        scoring.pairing,
+        scoring.own_stds,
+        scoring.reduction,
+        scoring.safety_factor,
+        where.rows,
+        where.shards,
+        where.sizes,
+        where.averaged,
+    )
+    return total, terms, half
