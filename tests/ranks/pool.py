@@ -1,4 +1,5 @@
-"""Processes that are ranks of one group, one thread each, kept for many tests; a hang is a failure."""
+"""Processes that are ranks of one group, one thread each, kept for many tests; a hang is a
+failure."""
 
 import contextlib
 import multiprocessing
@@ -22,7 +23,8 @@ class Pool:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # torch is imported once for all
+        context.set_forkserver_preload(["torch.distributed", "fused_mi", "pool"])
         self.world, self._pipes, self._processes = world, [], []
         for rank in range(world):
             ours, theirs = context.Pipe()
@@ -33,7 +35,7 @@ class Pool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, function, *arguments, only=None):
+    def run(self, function, *arguments):
         """What the function returns, of each rank; an exception is raised here, of the first."""
         for pipe in self._pipes:
             pipe.send((function, arguments))

@@ -17,6 +17,7 @@ from .._mixture import Inputs, Scoring
 from .._precision import accumulation_dtype
 from .._terms import TERMS, terms_of_means, upstream_of_energies
 from ..ops._backends import building_blocks
+from ..ops._library import define, differentiate
 from ..reference.parts import PLANES, parts, pull
 from . import Group
 from ._layout import Layout, divisor_of
@@ -35,8 +36,7 @@ def _apart(scoring: Scoring) -> bool:
     return scoring.pairing == "leave_one_out"
 
 
-@torch.library.custom_op("fused_mi::jensen_of_ranks", mutates_args=())
-def jensen_of_ranks(
+def _forward(
     y: Tensor,
     x: Tensor,
     mu: Tensor,
@@ -88,8 +88,7 @@ def jensen_of_ranks(
     return total, terms, half, state, torch.tensor(layout.sizes, dtype=torch.int64)
 
 
-@jensen_of_ranks.register_fake
-def _(
+def _fake(
     y: Tensor,
     x: Tensor,
     mu: Tensor,
@@ -112,8 +111,7 @@ def _(
     return terms.new_empty(()), terms, state.new_empty(()), state, sizes
 
 
-@torch.library.custom_op("fused_mi::jensen_of_ranks_backward", mutates_args=())
-def jensen_of_ranks_backward(
+def _backward(
     of_total: Tensor | None,
     of_terms: Tensor | None,
     y: Tensor,
@@ -154,8 +152,7 @@ def jensen_of_ranks_backward(
     return [g for g in found if g is not None]
 
 
-@jensen_of_ranks_backward.register_fake
-def _(*arguments: Any) -> list[Tensor]:
+def _backward_fake(*arguments: Any) -> list[Tensor]:
     inputs, wanted = arguments[2:6], arguments[-1]
     return [t.new_empty(t.shape) for t, needed in zip(inputs, wanted, strict=True) if needed]
 
@@ -169,18 +166,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(*tensors, state, sizes)
 
 
-def _backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: Any) -> Any:
+def _pull_back(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: Any) -> Any:
     nothing = (None,) * 10
     if of_total is None and of_terms is None:
         return (None,) * 4 + nothing
     wanted = list(ctx.needs_input_grad[:4])
     found = iter(
-        jensen_of_ranks_backward(of_total, of_terms, *ctx.saved_tensors, *ctx.options, wanted)
+        _jensen_of_ranks_backward(of_total, of_terms, *ctx.saved_tensors, *ctx.options, wanted)
     )
     return *(next(found) if needed else None for needed in wanted), *nothing
 
 
-jensen_of_ranks.register_autograd(_backward, setup_context=_setup)
+_INPUTS = "Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tensor? component_mask, "
+_jensen_of_ranks = differentiate(
+    define(
+        f"jensen_of_ranks({_INPUTS}str pairing, bool own_stds, str reduction, float safety_factor, "
+        "str rows, str shards, int[] sizes, float averaged)"
+        " -> (Tensor total, Tensor terms, Tensor half, Tensor state, Tensor sizes_of_all)",
+        _forward,
+        _fake,
+    ),
+    _setup,
+    _pull_back,
+)
+_jensen_of_ranks_backward = define(
+    f"jensen_of_ranks_backward(Tensor? of_total, Tensor? of_terms, {_INPUTS}Tensor state, "
+    "Tensor sizes, str pairing, bool own_stds, str reduction, str rows, float averaged, "
+    "bool[] wanted) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
 
 
 def _scoring(
@@ -210,7 +225,7 @@ def _both(a: Gradients, b: Gradients) -> Gradients:
 
 def jensen(inputs: Inputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its terms, and d/2."""
-    total, terms, half, _, _ = jensen_of_ranks(
+    total, terms, half, _, _ = _jensen_of_ranks(
         *inputs,
         scoring.sample_mask,
         scoring.component_mask,
