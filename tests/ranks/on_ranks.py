@@ -1,4 +1,4 @@
-"""A loss on the ranks of a pool: each has some rows of one batch; what comes back is put together."""
+"""A loss on the ranks of a pool: each has some rows of a batch; what comes back is put together."""
 
 import contextlib
 

@@ -7,7 +7,7 @@ gradient of the result to be the same on all ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -177,6 +177,10 @@ def _pull_back(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: A
     return *(next(found) if needed else None for needed in wanted), *nothing
 
 
+def _no_second(*_: Any) -> NoReturn:
+    raise RuntimeError("group: the loss of several ranks has no second derivative")
+
+
 _INPUTS = "Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tensor? component_mask, "
 _jensen_of_ranks = differentiate(
     define(
@@ -189,12 +193,16 @@ _jensen_of_ranks = differentiate(
     _setup,
     _pull_back,
 )
-_jensen_of_ranks_backward = define(
-    f"jensen_of_ranks_backward(Tensor? of_total, Tensor? of_terms, {_INPUTS}Tensor state, "
-    "Tensor sizes, str pairing, bool own_stds, str reduction, str rows, float averaged, "
-    "bool[] wanted) -> Tensor[]",
-    _backward,
-    _backward_fake,
+_jensen_of_ranks_backward = differentiate(
+    define(
+        f"jensen_of_ranks_backward(Tensor? of_total, Tensor? of_terms, {_INPUTS}Tensor state, "
+        "Tensor sizes, str pairing, bool own_stds, str reduction, str rows, float averaged, "
+        "bool[] wanted) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+    lambda ctx, inputs, output: None,
+    _no_second,
 )
 
 
