@@ -79,9 +79,8 @@ def twice(rank, inputs, sizes, estimator):
     value = fused_mi.mutual_information_sub_batch(
         *mine, group=dist.group.WORLD, estimator=estimator
     )
-    (grad,) = torch.autograd.grad(value, mine[0], create_graph=True)
     try:
-        grad.sum().backward()
+        torch.autograd.grad(value, mine[0], create_graph=True)
     except RuntimeError as e:
         return str(e)
     return None
@@ -91,7 +90,7 @@ def twice(rank, inputs, sizes, estimator):
 def test_second_derivatives_are_refused(estimator):
     found = pool(2).run(twice, mi_inputs(4, 2, 3), (2, 2), estimator)
     for message in found:
-        assert "second derivative" in message or "once_differentiable" in message
+        assert "no second derivative" in message
 
 
 def kept(rank):

@@ -1,5 +1,7 @@
 """Gradients of parameters, by every way that trainers share work, are those of one process."""
 
+from typing import Any
+
 import fused_mi
 import pytest
 import torch
@@ -46,6 +48,7 @@ def train(rank, sizes, options, how, averaged):
 
     x, noise, mask = share(rank, data(), sizes)
     model = Noise()
+    wrapped: Any
     if how == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard

@@ -24,6 +24,7 @@ from ._layout import Layout, divisor_of
 from ._meeting import Meeting, half_of
 from ._moments import met_moments
 from ._peers import Peers
+from ._refuse import refuse_second_derivative
 from ._sizes import sizes_of
 
 _STATE = 4
@@ -167,6 +168,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _pull_back(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: Any) -> Any:
+    refuse_second_derivative()
     nothing = (None,) * 10
     if of_total is None and of_terms is None:
         return (None,) * 4 + nothing
@@ -177,8 +179,8 @@ def _pull_back(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: A
     return *(next(found) if needed else None for needed in wanted), *nothing
 
 
-def _no_second(*_: Any) -> NoReturn:
-    raise RuntimeError("group: the loss of several ranks has no second derivative")
+def _no_gradient(*_: Any) -> NoReturn:
+    raise RuntimeError("fused_mi::jensen_of_ranks_backward has no gradient")
 
 
 _INPUTS = "Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tensor? component_mask, "
@@ -202,7 +204,7 @@ _jensen_of_ranks_backward = differentiate(
         _backward_fake,
     ),
     lambda ctx, inputs, output: None,
-    _no_second,
+    _no_gradient,
 )
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._mixture import Inputs, Scoring
 from .._terms import logsumexp_terms_of_means, terms_of_rows, upstream_of_terms
 from . import Group
 from ._pairs import Pairs
 from ._peers import Peers
+from ._refuse import refuse_second_derivative
 from ._spread import ByFeatures, BySamples
 
 _FEATURES = 3
@@ -77,8 +77,8 @@ class _OfRanks(torch.autograd.Function):
         return total, terms, pairs.half
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, _: None) -> Any:
+        refuse_second_derivative()
         inputs, pairs = ctx.saved_tensors, ctx.pairs
         parts = upstream_of_terms((of_total, of_terms), torch.float64)
         D = len(pairs.mixtures)

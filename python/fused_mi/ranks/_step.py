@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._building_blocks import Gradients
 from .._mixture import Inputs, Rows, Scoring
@@ -20,6 +19,7 @@ from ._layout import Layout, Sizes, divisor_of
 from ._meeting import Meeting, Ranges, Seen, half_of
 from ._moments import met_moments
 from ._peers import Peers
+from ._refuse import refuse_second_derivative
 
 
 class _Unit(NamedTuple):
@@ -174,8 +174,8 @@ class Share(torch.autograd.Function):
         return step.total_and_terms(share)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None) -> Any:
+        refuse_second_derivative()
         step, meeting, wanted = ctx.step, ctx.meeting, ctx.needs_input_grad[4:]
         y, x, mu, stds = ctx.saved_tensors
         of_means = upstream_of_energies((of_total, of_terms), torch.float64) * step.where.averaged
