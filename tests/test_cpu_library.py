@@ -29,15 +29,15 @@ def test_wrong_arguments_are_refused(monkeypatch, path):
     raw, number = _library.operators(), _library.path()
     eps = torch.empty(())
     with pytest.raises(RuntimeError, match="last dimension must be contiguous"):
-        raw.variance(stds.transpose(1, 2), mask[:, :3], 0, 3, 1.0, 0.0, number, eps)
+        raw.variance(stds.transpose(1, 2), mask[:, :3], 0, 3, 1.0, 0.0, 1.0, number, eps)
     with pytest.raises(RuntimeError, match="rows 0 to 9 of 6"):
-        raw.variance(stds, mask, 0, 9, 1.0, 0.0, number, eps)
+        raw.variance(stds, mask, 0, 9, 1.0, 0.0, 1.0, number, eps)
     with pytest.raises(RuntimeError, match="unsupported dtype"):
-        raw.variance(stds.long(), mask, 0, 3, 1.0, 0.0, number, eps)
+        raw.variance(stds.long(), mask, 0, 3, 1.0, 0.0, 1.0, number, eps)
     with pytest.raises(RuntimeError, match="instruction path 7"):
-        raw.variance(stds, mask, 0, 3, 1.0, 0.0, 7, eps)
+        raw.variance(stds, mask, 0, 3, 1.0, 0.0, 1.0, 7, eps)
     with pytest.raises(RuntimeError, match="mask: expected a bool"):
-        raw.variance(stds, mask.float(), 0, 3, 1.0, 0.0, number, eps)
+        raw.variance(stds, mask.float(), 0, 3, 1.0, 0.0, 1.0, number, eps)
 
 
 def test_an_unknown_instruction_path_is_refused(monkeypatch):

@@ -19,6 +19,7 @@ from fused_mi._mixture import Inputs, Mixture, Scoring, mixtures_of
 from fused_mi._passes import nothing
 from fused_mi._precision import accumulation_dtype
 from fused_mi._terms import TERMS, Upstream, jensen_divisor
+from fused_mi.reference import parts as _parts
 from torch import Tensor
 
 from . import logsumexp as _logsumexp
@@ -30,8 +31,8 @@ from ._moments_launch import Terms, swapped
 from ._one_group_launch import one_group
 from ._prepare import counts_of, prepare
 
-building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp)
-_estimators = Estimators(*building_blocks)
+building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp, _parts)
+_estimators = Estimators(building_blocks)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 
 

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from fused_mi._mixture import Role
+from fused_mi.reference.variance import least as least
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 

@@ -48,6 +48,10 @@ inline void join_positions(MomentsInputs& in, std::initializer_list<const View*>
     const Mixture& m = in.mixtures[d];
     if (!same_everywhere(in.sample_mask, m.samples, in.S)) return;
     if (!same_everywhere(in.component_mask, m.components, in.S)) return;
+    for (int64_t s = 1; in.partners != nullptr && s < in.S; ++s) {
+      if (in.met_by_samples(d, s) != in.met_by_samples(d, 0)) return;
+      if (in.met_by_components(d, s) != in.met_by_components(d, 0)) return;
+    }
   }
   in.E *= in.S;
   in.S = 1;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "moments_sums.h"
+#include "parts_finish.h"
 
 namespace fused_mi::FUSED_MI_PATH {
 namespace {
@@ -116,6 +117,7 @@ template <class A, class P>
 bool finish_moments(
     const MomentsForward& call, const Place& at, int64_t d, int64_t tile, const Planes<P>& m,
     Totals& t) {
+  if (call.in.partners != nullptr) return finish_part(call, at, d, tile, m, t);
   const bool nothing = at.position.samples == 0 || at.position.components == 0;
   if (sizeof(A) == 8 || !call.in.exclude_diagonal) return finish_tile<A>(call, at, d, tile, m, t);
   if (nothing) return finish_tile<double>(call, at, d, tile, m, t);
@@ -184,19 +186,29 @@ bool finish(const MomentsForward& call, int64_t begin, int64_t end) {
   return exact;
 }
 
+void count_active(
+    const MomentsInputs& in, const Mixture& m, Position* here, int64_t begin, int64_t end) {
+  for (int64_t row = m.samples.start; row < m.samples.stop; ++row) {
+    for (int64_t s = begin; s < end; ++s) here[s].active_samples += in.sample_mask.at(row, s);
+  }
+  for (int64_t row = m.components.start; row < m.components.stop; ++row) {
+    for (int64_t s = begin; s < end; ++s) here[s].active_components += in.component_mask.at(row, s);
+  }
+}
+
 void positions(const MomentsInputs& in, Position* found, int64_t begin, int64_t end) {
   for (int64_t d = 0; d < in.count; ++d) {
     const Mixture& m = in.mixtures[d];
     Position* here = found + d * in.S;
     for (int64_t s = begin; s < end; ++s) here[s] = {0, 0, 0, 0, -1, -1};
     // Rows outside, positions inside: as the masks lie in memory.
-    for (int64_t row = m.samples.start; row < m.samples.stop; ++row) {
-      for (int64_t s = begin; s < end; ++s) here[s].active_samples += in.sample_mask.at(row, s);
-    }
-    for (int64_t row = m.components.start; row < m.components.stop; ++row) {
+    if (in.partners != nullptr) {
       for (int64_t s = begin; s < end; ++s) {
-        here[s].active_components += in.component_mask.at(row, s);
+        here[s].active_samples = in.met_by_components(d, s);
+        here[s].active_components = in.met_by_samples(d, s);
       }
+    } else {
+      count_active(in, m, here, begin, end);
     }
     for (int64_t row = m.samples.start; row < m.samples.stop; ++row) {
       for (int64_t s = begin; s < end; ++s) {

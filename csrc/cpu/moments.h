@@ -30,7 +30,18 @@ struct MomentsInputs {
   bool own_stds = false;          // samples have variances of their own: k
   bool exclude_diagonal = false;  // leave the pairs (i, i) out
   bool wide = false;              // compute in float64, not in float32
+  // Where the rows that these meet are elsewhere: of each mixture how many components a sample meets,
+  // and how many samples a component, (count, 2, S). Then every role is there for itself.
+  const int64_t* partners = nullptr;
+  int64_t partners_row = 0;  // its last dimension, also where positions are joined
   int64_t S = 0, E = 0;
+
+  FUSED_MI_INLINE int64_t met_by_samples(int64_t d, int64_t s) const {
+    return partners[2 * d * partners_row + s];
+  }
+  FUSED_MI_INLINE int64_t met_by_components(int64_t d, int64_t s) const {
+    return partners[(2 * d + 1) * partners_row + s];
+  }
 
   // Of moments: without the diagonal, differences of them follow.
   FUSED_MI_INLINE bool wide_state() const {
@@ -81,7 +92,8 @@ struct MomentsForward {
   Totals* totals = nullptr;       // (count, tiles, splits), where there are several splits
   double* partial_sums = nullptr;  // (count, tiles, 3): of q, g and k
   char* state = nullptr;  // (count, 4, S, E) float32 or float64: delta, m2 of the samples, delta,
-                          // weight of the components
+                          // weight of the components; for partners elsewhere see parts_finish.h
+  bool wide_planes = false;  // that has float64, then
 };
 
 // A pass over rows that are samples of one mixture, components of one, or both; -1 = none.
@@ -95,7 +107,7 @@ struct MomentsBackward {
   MomentsInputs in;
   Cut cut;
   Position* positions = nullptr;  // (count, S)
-  const char* state = nullptr;    // see MomentsForward
+  const char* state = nullptr;    // see MomentsForward; float64 for partners elsewhere
   const double* upstream = nullptr;  // (count, 3): gradients of the sums of q, g and k
   const Pass* passes = nullptr;
   int64_t pass_count = 0;

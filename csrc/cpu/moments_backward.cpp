@@ -87,6 +87,49 @@ void share_mean(
   shift = shifts, delta = rests;
 }
 
+// Plane i of what partners elsewhere have told, as A; false where A has no room for it, or for a mean.
+template <class A>
+bool told_plane(
+    const MomentsBackward& call, const Item& at, int64_t d, int i, A (&buffer)[kWidth],
+    const A*& plane) {
+  const MomentsInputs& in = call.in;
+  const double* from = reinterpret_cast<const double*>(call.state) +
+      ((d * 6 + i) * in.S + at.s) * in.E + at.e;
+  const bool split = i % 3 == 0;  // a mean: its rest is of no use beside another number
+  double lost = 0;
+  for (int f = 0; f < at.width; ++f) {
+    buffer[f] = static_cast<A>(from[f]);
+    const double back = buffer[f];
+    lost += (split ? back == from[f] : std::isfinite(back)) ? 0.0 : 1.0;
+  }
+  plane = buffer;
+  return lost == 0;
+}
+
+// What all rows of an item share, of partners elsewhere.
+template <class A, class In>
+bool told_row(const MomentsBackward& call, const Item& at, Shared<A>& buffers, Row<A, In>& r) {
+  const MomentsInputs& in = call.in;
+  const int64_t as_samples = at.pass.as_samples, as_components = at.pass.as_components;
+  bool kept = true;
+  if (as_samples >= 0) {
+    kept &= told_plane(call, at, as_samples, 3, buffers.shifts[0], r.x_shift);
+    kept &= told_plane(call, at, as_samples, 4, buffers.state[0], r.delta_c);
+    kept &= told_plane(call, at, as_samples, 5, buffers.state[1], r.weight);
+    r.sample_eps = static_cast<A>(in.mixtures[as_samples].sample_eps);
+    r.upstream_y = static_cast<A>(call.upstream[as_samples * 3]);
+  }
+  if (as_components >= 0) {
+    kept &= told_plane(call, at, as_components, 0, buffers.shifts[1], r.y_shift);
+    kept &= told_plane(call, at, as_components, 1, buffers.state[2], r.delta_y);
+    kept &= told_plane(call, at, as_components, 2, buffers.state[3], r.m2_y);
+    r.component_eps = static_cast<A>(in.mixtures[as_components].component_eps);
+    r.upstream_c = static_cast<A>(call.upstream[as_components * 3]);
+    r.samples = static_cast<A>(in.met_by_components(as_components, at.s));
+  }
+  return kept;
+}
+
 // What all rows of an item share.
 template <class A, class In>
 Row<A, In> shared_row(const MomentsBackward& call, const Item& at, Shared<A>& buffers) {
@@ -132,7 +175,12 @@ bool pull_item(const MomentsBackward& call, const Item& at) {
       as_component ? call.positions + pass.as_components * in.S + at.s : nullptr;
   alignas(64) In buffers[4][sizeof(In) > 2 ? kWidth : 1];
   Shared<A> shared;
-  Row<A, In> r = shared_row<A, In>(call, at, shared);
+  Row<A, In> r{};
+  if (in.partners == nullptr) {
+    r = shared_row<A, In>(call, at, shared);
+  } else if (!told_row(call, at, shared, r)) {
+    return false;
+  }
   r.stream = call.stream;
   Shared<double> shared_exact;
   Row<double, double> exact{};
@@ -158,12 +206,16 @@ bool pull_item(const MomentsBackward& call, const Item& at) {
     if (component) {
       r.x = read(in.x, row, at.s, at.e, at.width, buffers[2]);
       r.mu = read(in.mu, row, at.s, at.e, at.width, buffers[3]);
-      int64_t partners = component_position->samples - diagonal;
+      const int64_t partners = in.partners != nullptr
+          ? in.met_by_components(pass.as_components, at.s)
+          : component_position->samples - diagonal;
       exact.upstream_g = call.upstream[pass.as_components * 3 + 1] * static_cast<double>(partners);
       r.upstream_g = static_cast<A>(exact.upstream_g);
     }
     if (own) {
-      int64_t partners = sample_position->components - diagonal;
+      const int64_t partners = in.partners != nullptr
+          ? in.met_by_samples(pass.as_samples, at.s)
+          : sample_position->components - diagonal;
       exact.upstream_k = call.upstream[pass.as_samples * 3 + 2] * static_cast<double>(partners);
       r.upstream_k = static_cast<A>(exact.upstream_k);
     }

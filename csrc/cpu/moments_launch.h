@@ -12,6 +12,8 @@ inline int64_t state_size(const MomentsInputs& in) {
   return in.count * 4 * in.S * in.E;
 }
 
+constexpr int64_t kPlanesOfParts = 6;  // see parts_finish.h
+
 // Without the diagonal a row of few is most of what it is taken from, time and again.
 inline bool needs_float64(const MomentsInputs& in) {
   return in.exclude_diagonal && most_rows(in) < kFewRows;
@@ -19,11 +21,14 @@ inline bool needs_float64(const MomentsInputs& in) {
 
 // Writes `state` and `sums`, in the type of `in`.
 template <class Parallel>
-bool try_moments(MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel) {
+bool try_moments(
+    MomentsInputs in, char* state, double* sums, Path path, Parallel&& parallel,
+    bool wide_planes = false) {
   join_positions(in);
   const int64_t rows = most_rows(in);
   MomentsForward call;
   call.in = in;
+  call.wide_planes = wide_planes;
   call.cut = Cut(in.S, in.E, rows, in.wide);
   call.state = state;
   const int64_t tiles = call.cut.tiles(), splits = call.cut.splits;
@@ -101,6 +106,18 @@ bool launch_moments(
   return sums_of_pairs(in.exclude_diagonal ? wide : in, sums, path, parallel);
 }
 
+// Of rows whose partners are elsewhere: `planes`, in float32 or float64, and `sums` of what these rows
+// have to say. False where float64 has no room for it.
+template <class Parallel>
+bool launch_parts(
+    MomentsInputs in, char* planes, bool wide_planes, double* sums, Path path,
+    Parallel&& parallel) {
+  if (try_moments(in, planes, sums, path, parallel, wide_planes)) return true;
+  if (in.wide) return false;
+  in.wide = true;
+  return try_moments(in, planes, sums, path, parallel, wide_planes);
+}
+
 inline bool has_moments(const char* state, bool wide) {
   return wide ? std::isfinite(*reinterpret_cast<const double*>(state))
               : std::isfinite(*reinterpret_cast<const float*>(state));
@@ -151,6 +168,15 @@ bool gradients_of_pairs(const MomentsBackward& call, Path path, Parallel&& paral
   pairs.pass_count = call.pass_count;
   pairs.d_y = call.d_y, pairs.d_x = call.d_x, pairs.d_mu = call.d_mu, pairs.d_stds = call.d_stds;
   return launch_pairs_gradients(pairs, path, parallel);
+}
+
+// Of rows whose partners are elsewhere. False where float64 has no room for them.
+template <class Parallel>
+bool launch_pull(MomentsBackward call, Path path, Parallel&& parallel) {
+  if (try_gradients(call, path, parallel)) return true;
+  if (call.in.wide) return false;
+  call.in.wide = true;
+  return try_gradients(call, path, parallel);
 }
 
 // Writes the gradients that `call` names.

@@ -164,12 +164,16 @@ void accumulate_rows(
     const Place& at, Rows of_samples, Rows of_components, bool merge, Work<A>& work,
     Totals& total) {
   clear(merge ? at.width : 0, total);
-  if (at.position.samples == 0 || at.position.components == 0) return;
   const MomentsInputs& in = at.in;
+  const bool no_samples = at.position.samples == 0, no_components = at.position.components == 0;
+  if (in.partners == nullptr ? no_samples || no_components : no_samples && no_components) return;
   const View* inputs[] = {&in.x, &in.mu, &in.stds, &in.y};
-  with_input<A>(inputs, in.exclude_diagonal ? 4 : 3, [&](auto type) {
-    components<A, decltype(type)>(at, of_components, merge, work, total);
-  });
+  if (!no_components) {
+    with_input<A>(inputs, in.exclude_diagonal ? 4 : 3, [&](auto type) {
+      components<A, decltype(type)>(at, of_components, merge, work, total);
+    });
+  }
+  if (no_samples) return;
   with_input<A>(inputs + 2, 2, [&](auto type) {
     samples<A, decltype(type)>(at, of_samples, merge, work, total);
   });

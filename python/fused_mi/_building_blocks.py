@@ -23,6 +23,8 @@ class Variance(Protocol):
         safety_factor: float,
     ) -> list[Tensor]: ...
 
+    def least(self, stds: Tensor, roles: Sequence[Role], dtype: torch.dtype) -> list[Tensor]: ...
+
 
 class Moments(Protocol):
     def moments(
@@ -109,6 +111,56 @@ class Logsumexp(Protocol):
     ) -> Tensor: ...
 
 
+class Partners(NamedTuple):
+    """How many rows, wherever they are, a row of one mixture meets at each position."""
+
+    of_samples: Tensor  # (S,) integers: components
+    of_components: Tensor  # (S,) integers: samples
+
+    def contributing(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
+        """Positions of its samples (N, S) and components (M, S) that have weight in some pair."""
+        m = mixture
+        return (
+            m.sample_mask[slice(*m.sample_rows)] & (self.of_samples > 0),
+            m.component_mask[slice(*m.component_rows)] & (self.of_components > 0),
+        )
+
+
+class Parts(NamedTuple):
+    """What rows of D mixtures tell those that they meet elsewhere; see `reference.parts`."""
+
+    planes: Tensor  # (D, 6, S, E) in the dtype that travels
+    counts: Tensor  # (D, S) int64: contributing samples
+    components: Tensor  # (D, S) int64: contributing components
+    sums: Tensor  # (D, 3) of what pairs with the partners add, see `parts`
+
+
+class PartsAndPull(Protocol):
+    def parts(
+        self,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        mixtures: Sequence[Mixture],
+        partners: Sequence[Partners],
+        dtype: torch.dtype,
+    ) -> Parts: ...
+
+    def pull(
+        self,
+        upstream: Tensor,
+        y: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        stds: Tensor,
+        mixtures: Sequence[Mixture],
+        partners: Sequence[Partners],
+        planes: Tensor,
+        wanted: Sequence[bool],
+    ) -> Gradients: ...
+
+
 class BuildingBlocks(NamedTuple):
     """The modules of one backend."""
 
@@ -116,3 +168,4 @@ class BuildingBlocks(NamedTuple):
     moments: Moments
     pairs: Pairs
     logsumexp: Logsumexp
+    parts: PartsAndPull

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Block, blocks
-from ._building_blocks import Gradients, Logsumexp, Moments, Own, Pairs, Variance
+from ._building_blocks import BuildingBlocks, Gradients, Own
 from ._mixture import AnyInputs, Inputs, Mixture, Scoring, Sizes, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
 from ._terms import (
@@ -78,14 +78,12 @@ def logsumexp_state(inputs: AnyInputs, scoring: Scoring) -> Tensor:
 class Estimators:
     """`jensen` and `logsumexp`, each way, from the modules of a backend's building blocks."""
 
-    def __init__(
-        self, variance: Variance, moments: Moments, pairs: Pairs, logsumexp: Logsumexp
-    ) -> None:
-        self._variance = variance.variance
-        self._moments, self._moments_backward = moments.moments, moments.moments_backward
-        self._pairs, self._pairs_backward = pairs.pairs, pairs.pairs_backward
-        self._logsumexp, self._means = logsumexp.logsumexp, logsumexp.means
-        self._logsumexp_backward = logsumexp.logsumexp_backward
+    def __init__(self, of: BuildingBlocks) -> None:
+        self._variance = of.variance.variance
+        self._moments, self._moments_backward = of.moments.moments, of.moments.moments_backward
+        self._pairs, self._pairs_backward = of.pairs.pairs, of.pairs.pairs_backward
+        self._logsumexp, self._means = of.logsumexp.logsumexp, of.logsumexp.means
+        self._logsumexp_backward = of.logsumexp.logsumexp_backward
 
     def jensen(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         """`mean_il e_il` of the energies e = q + g - k, and its terms.

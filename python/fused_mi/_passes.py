@@ -60,10 +60,13 @@ class Gradients(NamedTuple):
 
 
 def gradients(
-    inputs: Sequence[Tensor | None], mixtures: Sequence[Mixture], wanted: Sequence[bool]
+    inputs: Sequence[Tensor | None],
+    mixtures: Sequence[Mixture],
+    wanted: Sequence[bool],
+    apart: bool = False,
 ) -> Gradients:
     """Fresh gradients of `inputs` (y, x, mu, stds), not filled where passes write every row; all 0,
-    and no passes, where there is no element or no pair.
+    and no passes, where there is no element or no pair. `apart`: partners are elsewhere.
 
     Raises:
         NotImplementedError: see `passes`.
@@ -73,7 +76,10 @@ def gradients(
     of_stds = components if mixtures[0].sample_eps is None else [*samples, *components]
     roles = (samples, components, components, of_stds)  # rows that have a gradient, of each input
     y = inputs[0]
-    everything = [] if y is None or nothing(y, mixtures) else passes(mixtures)
+    empty = y is None or (
+        not any(t is not None and t.numel() for t in inputs) if apart else nothing(y, mixtures)
+    )
+    everything = [] if empty else passes(mixtures)
     tensors: list[Tensor | None] = []
     for tensor, needed, of_role in zip(inputs, wanted, roles, strict=True):
         if tensor is None or not needed:

@@ -20,11 +20,13 @@ _variable = Variable(VARIABLE)
 PATHS = ("plain", "avx2", "avx512")  # instruction paths, the fastest last
 LIBRARY = Path(__file__).with_name("libfused_mi_cpu.so")
 HEADER = "torch/csrc/stable/library.h"
-_VERSION = 5  # of the operators' schemas
+_VERSION = 6  # of the operators' schemas
 OPERATORS = (
     "variance",
     "moments",
     "moments_backward",
+    "parts",
+    "pull",
     "pairs",
     "pairs_backward",
     "logsumexp",

@@ -19,6 +19,7 @@ from ..reference import estimators as reference
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
+from . import parts as _parts
 from . import variance as _variance
 from ._library import operators, path
 
@@ -28,8 +29,8 @@ _PAIRINGS = {  # as the library has them
     "symmetric": 2,
     "leave_one_out": 3,
 }
-building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp)
-_by_blocks = _estimators.Estimators(*building_blocks)
+building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp, _parts)
+_by_blocks = _estimators.Estimators(building_blocks)
 
 
 class _Estimator:

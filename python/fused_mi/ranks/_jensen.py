@@ -18,7 +18,7 @@ from .._precision import accumulation_dtype
 from .._terms import TERMS, terms_of_means, upstream_of_energies
 from ..ops._backends import building_blocks
 from ..ops._library import define, differentiate
-from ..reference.parts import PLANES, parts, pull
+from ..reference.parts import PLANES
 from . import Group
 from ._layout import Layout, divisor_of
 from ._meeting import Meeting, half_of
@@ -70,13 +70,13 @@ def _forward(
     meeting = Meeting.of_ranks(layout, peers, sharing, inputs, scoring)
     D, E = len(meeting.mixtures), y.shape[2]
     local = torch.zeros((D, 3), dtype=torch.float64, device=y.device)
-    kept = [meeting.keep()]
+    blocks, kept = building_blocks(y), [meeting.keep()]
     if _apart(scoring):
-        local, of_local = building_blocks(y).moments.moments(*inputs, meeting.mixtures)
+        local, of_local = blocks.moments.moments(*inputs, meeting.mixtures)
         kept.append(of_local.flatten().to(torch.float64))
     check = not (known and y.is_cuda)  # where sizes are given, nobody waits for a GPU
     for dtype in (accumulation_dtype(*inputs), torch.float64):
-        of_rows = parts(*inputs, meeting.mixtures, meeting.partners, dtype)
+        of_rows = blocks.parts.parts(*inputs, meeting.mixtures, meeting.partners, dtype)
         found = met_moments(peers, layout, of_rows, local, _apart(scoring), check)
         if found is not None:
             break
@@ -141,14 +141,13 @@ def _backward(
     meeting = Meeting.kept(layout, inputs, scoring, state[: 2 * D + 2 * D * S])
     of_means = upstream_of_energies((of_total, of_terms), torch.float64) * averaged
     of_sums = (of_means / divisor_of(layout, scoring)).expand(D, 3)
-    found = pull(
+    blocks = building_blocks(y)
+    found = blocks.parts.pull(
         of_sums, *inputs, meeting.mixtures, meeting.partners, planes.view(D, PLANES, S, E), wanted
     )
     if _apart(scoring):
         of_local = state[2 * D + 2 * D * S : len(state) - len(planes)].view(D, _STATE, S, E)
-        more = building_blocks(y).moments.moments_backward(
-            of_sums, *inputs, of_local, meeting.mixtures, wanted
-        )
+        more = blocks.moments.moments_backward(of_sums, *inputs, of_local, meeting.mixtures, wanted)
         found = _both(found, more)
     return [g for g in found if g is not None]
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._building_blocks import Partners
 from .._mixture import Inputs, Mixture, Role, Rows, Scoring, mixtures_of
-from ..reference.parts import Partners
-from ..reference.variance import least_variance, or_one, stabiliser_of
+from ..ops._backends import building_blocks
+from ..reference.variance import or_one, stabiliser_of
 from ._layout import Layout
 from ._peers import Peers
 
@@ -32,10 +33,7 @@ class Seen(NamedTuple):
         def variance(
             stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, _: float
         ) -> list[None]:
-            found.extend(
-                least_variance(stds[start:stop], mask[start:stop], dtype)
-                for mask, (start, stop) in roles
-            )
+            found.extend(building_blocks(stds).variance.least(stds, roles, dtype))
             return [None] * len(roles)
 
         mixtures = mixtures_of(scoring, inputs, variance, rows)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference.parts import PLANES, Merged, Parts, cross, merged
+from .._building_blocks import Parts
+from ..reference.parts import PLANES, Merged, cross, merged
 from ._layout import Layout
 from ._peers import Peers, cuts, in_order
 

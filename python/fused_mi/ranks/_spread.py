@@ -156,7 +156,7 @@ class BySamples:
     def forward(self, inputs: Inputs) -> Tensor:
         """As `ByFeatures.forward`."""
         pairs, T = self.pairs, accumulation_dtype(*inputs)
-        self.estimators = Estimators(*building_blocks(inputs[0]))
+        self.estimators = Estimators(building_blocks(inputs[0]))
         self.blocks = building_blocks(inputs[0])
         self.inputs: list[Inputs] = []
         self.mixtures: list[Mixture] = []

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._building_blocks import Gradients
+from .._building_blocks import Gradients, Parts
 from .._mixture import Inputs, Rows, Scoring
 from .._precision import accumulation_dtype
 from .._terms import terms_of_means, upstream_of_energies
 from ..ops._backends import building_blocks
-from ..reference.parts import Parts, cross, merged, narrowed, parts, pull
+from ..reference.parts import cross, merged, narrowed
 from . import Group
 from ._layout import Layout, Sizes, divisor_of
 from ._meeting import Meeting, Ranges, Seen, half_of
@@ -70,11 +70,11 @@ class Step:
         meeting = self.meeting(number, window, inputs, mask)
         self.meeting_of_one = meeting
         self.T = accumulation_dtype(*inputs)
-        found = parts(*inputs, meeting.mixtures, meeting.partners, torch.float64)
+        blocks = building_blocks(inputs[0])
+        found = blocks.parts.parts(*inputs, meeting.mixtures, meeting.partners, torch.float64)
         local, state = torch.zeros_like(found.sums), None
         if self.apart:
-            blocks = building_blocks(inputs[0]).moments
-            local, state = blocks.moments(*inputs, meeting.mixtures)
+            local, state = blocks.moments.moments(*inputs, meeting.mixtures)
         unit = _Unit(found, local, state)
         if self.apart or not self.units:
             self.units.append(unit)
@@ -181,12 +181,14 @@ class Share(torch.autograd.Function):
         of_means = upstream_of_energies((of_total, of_terms), torch.float64) * step.where.averaged
         of_sums = (of_means / step.divisor).expand(len(meeting.mixtures), 3)
         planes, state = step.planes_of(ctx.number), step.pairs_here(ctx.number)
-        found: Gradients = pull(
+        blocks = building_blocks(y)
+        found: Gradients = blocks.parts.pull(
             of_sums, y, x, mu, stds, meeting.mixtures, meeting.partners, planes, wanted
         )
         if state is not None:
-            blocks = building_blocks(y).moments
-            more = blocks.moments_backward(of_sums, y, x, mu, stds, state, meeting.mixtures, wanted)
+            more = blocks.moments.moments_backward(
+                of_sums, y, x, mu, stds, state, meeting.mixtures, wanted
+            )
             found = [
                 None if a is None or b is None else a + b.to(a.dtype)
                 for a, b in zip(found, more, strict=True)

@@ -32,11 +32,12 @@ from . import lean as _lean
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import pairs as _pairs
+from . import parts as _parts
 from . import samples as _samples
 from . import variance as _variance
 
-building_blocks = BuildingBlocks(_lean, _moments, _expanded, _logsumexp)
-_estimators = Estimators(*building_blocks)
+building_blocks = BuildingBlocks(_lean, _moments, _expanded, _logsumexp, _parts)
+_estimators = Estimators(building_blocks)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 
 

@@ -21,6 +21,7 @@ from .._terms import Upstream, jensen_divisor, terms_of_numbers
 from .rows import RowsOfRole, gradients_in_rows, is_full, roles_of
 from .streaming import Block, blocks, slices
 from .variance import LOG_2PI, min_positive_variance, stabiliser_factor
+from .variance import least as least
 from .variance import variance as careful_variance
 
 # Bounds of variances and of sums, so that the parts of gradients stay in range.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._building_blocks import Partners, Parts
 from .._mixture import Mixture
 from .._precision import working_dtype
 from .moments import Moments, weighted_moments
@@ -21,30 +22,6 @@ from .variance import log_determinant_terms, stabilised_root
 PLANES = 6
 """Of one mixture (6, S, E): mean, rest and m2 of the samples, mean, rest and weight of the
 components. A mean is the nearest number of the planes' dtype, and what is left of it."""
-
-
-class Partners(NamedTuple):
-    """How many rows, wherever they are, a row of one mixture meets at each position."""
-
-    of_samples: Tensor  # (S,) int64 components
-    of_components: Tensor  # (S,) int64 samples
-
-    def contributing(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
-        """Positions of its samples (N, S) and components (M, S) that have weight in some pair."""
-        m = mixture
-        return (
-            m.sample_mask[slice(*m.sample_rows)] & (self.of_samples > 0),
-            m.component_mask[slice(*m.component_rows)] & (self.of_components > 0),
-        )
-
-
-class Parts(NamedTuple):
-    """Of the rows of D mixtures."""
-
-    planes: Tensor  # (D, 6, S, E) in the dtype that travels
-    counts: Tensor  # (D, S) int64: contributing samples
-    components: Tensor  # (D, S) int64: contributing components
-    sums: Tensor  # (D, 3) of what pairs with the partners add, see `parts`
 
 
 def parts(

@@ -38,6 +38,13 @@ def least_variance(stds: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Ten
     return torch.where(counts, variance, math.inf).amin()
 
 
+def least(stds: Tensor, roles: Sequence[Role], dtype: torch.dtype) -> list[Tensor]:
+    """The least positive active variance of each role, infinity where there is none."""
+    return [
+        least_variance(stds[start:stop], mask[start:stop], dtype) for mask, (start, stop) in roles
+    ]
+
+
 def or_one(least: Tensor) -> Tensor:
     """1 where nothing counted."""
     return torch.where(least < math.inf, least, 1)
