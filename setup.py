@@ -26,6 +26,7 @@ KERNELS = (
     "variance",
     "moments",
     "moments_backward",
+    "merge",
     "pairs",
     "pairs_backward",
     "logsumexp",

@@ -1,6 +1,7 @@
 // From a call of the moments to items of work for threads, see launch.h.
 #pragma once
 
+#include "merge.h"
 #include "pairs_launch.h"
 
 namespace fused_mi {
@@ -116,6 +117,22 @@ bool launch_parts(
   if (in.wide) return false;
   in.wide = true;
   return try_moments(in, planes, sums, path, parallel, wide_planes);
+}
+
+// Writes `merged`, and `sums` (count,); false where the type has no room for it.
+template <class Parallel>
+bool launch_merge(Merge in, double* sums, Path path, Parallel&& parallel) {
+  const int64_t items = in.items();
+  std::unique_ptr<double[]> of_items(new double[in.count * items]);
+  in.sums = of_items.get();
+  const bool room = all_of(
+      parallel, in.count * items, grain(in.sets * in.results() * Merge::kWidth),
+      [&](int64_t begin, int64_t end) { return merge_kernels(path).merge(in, begin, end); });
+  for (int64_t d = 0; d < in.count; ++d) {
+    sums[d] = 0;
+    for (int64_t item = 0; item < items; ++item) sums[d] += of_items[d * items + item];
+  }
+  return room;
 }
 
 inline bool has_moments(const char* state, bool wide) {

@@ -160,6 +160,26 @@ bool pull(
   return launch_pull(call, checked(path), Threads{});
 }
 
+// Of sets of rows that were told apart: what they meet, see merge.h; false where the type has no room.
+bool merge(
+    const Tensor& planes, const Tensor& counts, int64_t features, int64_t first, bool apart,
+    int64_t path, const Tensor& merged, const Tensor& sums) {
+  STD_TORCH_CHECK(planes.dim() == 4 && planes.size(2) == 6, "planes: expected (D, sets, 6, n)");
+  Merge in;
+  in.count = planes.size(0), in.sets = planes.size(1), in.n = planes.size(3);
+  in.wide = planes.scalar_type() == ScalarType::Double;
+  const ScalarType type = in.wide ? ScalarType::Double : ScalarType::Float;
+  in.planes = output(planes, "planes", planes.numel(), type);
+  in.features = features, in.first = first, in.apart = apart;
+  STD_TORCH_CHECK(features > 0 && first >= 0, "features, first: expected a column");
+  in.positions = in.n == 0 ? 0 : (first + in.n - 1) / features - first / features + 1;
+  in.counts = reinterpret_cast<const int64_t*>(
+      output(counts, "counts", in.count * in.sets * in.positions, ScalarType::Long));
+  in.merged = output(merged, "merged", in.count * in.results() * 6 * in.n, type);
+  char* to_sums = output(sums, "sums", in.count, ScalarType::Double);
+  return launch_merge(in, reinterpret_cast<double*>(to_sums), checked(path), Threads{});
+}
+
 // How many energies there are; all mixtures have as many samples, and as many components.
 int64_t energies_count(const MomentsInputs& in) {
   STD_TORCH_CHECK(in.count > 0 && in.S * in.E > 0, "pairs: no mixture or no element");
@@ -301,6 +321,9 @@ STABLE_TORCH_LIBRARY(fused_mi_cpu, m) {
       " Tensor partners, Tensor planes, int[] passes, int path, Tensor(a!)? d_y, Tensor(b!)? d_x,"
       " Tensor(c!)? d_mu, Tensor(d!)? d_stds) -> bool");
   m.def(
+      "merge(Tensor planes, Tensor counts, int features, int first, bool apart, int path,"
+      " Tensor(a!) merged, Tensor(b!) sums) -> bool");
+  m.def(
       "pairs(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
       " Tensor component_mask, float[] component_eps, float[] sample_eps, int[] rows,"
       " bool exclude_diagonal, bool wide, int path, Tensor(a!) energies) -> bool");
@@ -326,6 +349,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_mi_cpu, CompositeExplicitAutograd, m) {
   m.impl("moments_backward", TORCH_BOX(&fused_mi::moments_backward));
   m.impl("parts", TORCH_BOX(&fused_mi::parts));
   m.impl("pull", TORCH_BOX(&fused_mi::pull));
+  m.impl("merge", TORCH_BOX(&fused_mi::merge));
   m.impl("pairs", TORCH_BOX(&fused_mi::pairs));
   m.impl("pairs_backward", TORCH_BOX(&fused_mi::pairs_backward));
   m.impl("logsumexp", TORCH_BOX(&fused_mi::logsumexp));

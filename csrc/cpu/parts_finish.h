@@ -46,7 +46,9 @@ bool write_part(
       const double size = (weight * centre) * centre + m2 + static_cast<double>(p.components);
       lost += (weight * mean) * mean > farthest * size ? 1.0 : 0.0;
       split(x[f], mean, to + 3 * plane + f, to + 4 * plane + f);
-      to[5 * plane + f] = static_cast<Out>(weight);
+      // NaN says that float32 has no room: see LEAST_WEIGHT of the Python side.
+      const bool light = sizeof(Out) == 4 && weight < 0x1p-100;
+      to[5 * plane + f] = light ? NAN : static_cast<Out>(weight);
     }
     *squares = sum_of(m.m2_c, at.width);
   }

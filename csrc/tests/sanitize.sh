@@ -4,7 +4,7 @@
 # they are installed, in an emulator.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-KERNELS="variance moments moments_backward pairs pairs_backward logsumexp online"
+KERNELS="variance moments moments_backward merge pairs pairs_backward logsumexp online"
 OUT=$(mktemp -d)
 trap 'rm -rf "$OUT"' EXIT
 

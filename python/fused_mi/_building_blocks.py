@@ -160,6 +160,10 @@ class PartsAndPull(Protocol):
         wanted: Sequence[bool],
     ) -> Gradients: ...
 
+    def merge(
+        self, planes: Tensor, counts: Tensor, features: int, first: int, apart: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
 
 class BuildingBlocks(NamedTuple):
     """The modules of one backend."""

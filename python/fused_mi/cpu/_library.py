@@ -27,6 +27,7 @@ OPERATORS = (
     "moments_backward",
     "parts",
     "pull",
+    "merge",
     "pairs",
     "pairs_backward",
     "logsumexp",

@@ -86,3 +86,16 @@ def _elsewhere(mixtures: Sequence[Mixture]) -> tuple[object, ...]:
 def _numbers(partners: Sequence[Partners]) -> Tensor:
     """(D, 2, S) int64."""
     return torch.stack([torch.stack(tuple(p)) for p in partners]).to(torch.int64).contiguous()
+
+
+def merge(
+    planes: Tensor, counts: Tensor, features: int, first: int, apart: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `fused_mi.reference.parts.merge`."""
+    D, sets, _, n = planes.shape
+    merged = torch.empty((D, sets if apart else 1, PLANES, n), dtype=planes.dtype)
+    sums = torch.zeros(D, dtype=torch.float64)
+    room = operators().merge(
+        planes.contiguous(), counts.contiguous(), features, first, apart, path(), merged, sums
+    )
+    return merged, sums, torch.tensor(room)

@@ -48,15 +48,9 @@ class Group(NamedTuple):
     sizes: tuple[int, ...]  # samples and components of each rank; none: asked
 
 
-def ranks_of(group: Any) -> Ranks:
-    """`group` as an argument of a loss.
-
-    Raises:
-        TypeError: it is none of the three kinds.
-    """
-    if isinstance(group, Ranks):
-        return group
-    return Ranks(group)
+def ranks_of(group: Any) -> Ranks | None:
+    """`group` as an argument of a loss, or None."""
+    return group if group is None or isinstance(group, Ranks) else Ranks(group)
 
 
 def group_of(group: Any, of_pairs: bool = False) -> Group | None:
@@ -68,6 +62,8 @@ def group_of(group: Any, of_pairs: bool = False) -> Group | None:
         ValueError: of several dimensions, without this process, or with other sizes than ranks.
     """
     ranks = ranks_of(group)
+    if ranks is None:
+        return None
     rows, shards = _resolved("rows", ranks.rows), _resolved("shards", ranks.shards)
     count = 1 if rows is None else dist.get_world_size(rows)
     averaged = count if ranks.averaged is None else ranks.averaged

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Parts
-from ..reference.parts import PLANES, Merged, cross, merged
+from ..ops._backends import building_blocks
+from ..reference.parts import PLANES
 from ._layout import Layout
 from ._peers import Peers, cuts, in_order
-
-_LEAST_WEIGHT = 2.0**-100
-"""A weight 1 / v that is less has lost digits in float32, or soon has."""
 
 
 def met_moments(
@@ -37,70 +35,23 @@ def met_moments(
         the same on all ranks; None, on all ranks, where the dtype has no room.
     """
     D, _, S, E = parts.planes.shape
-    dtype, wide = parts.planes.dtype, local.dtype
     bounds = cuts(S * E, rows.size)
     sent = [_packet(layout, rows.rank, parts, bound, E) for bound in bounds]
     here = bounds[rows.rank]
     lengths = [_length(layout, rank, here, D, E) for rank in range(rows.size)]
-    packets = rows.exchange(sent, lengths)
-    planes, counts = _opened(layout, packets, here, D, E, wide)
-    found, sums = _merge(planes, counts, layout.rank, apart, dtype)
-    sums = torch.stack((sums, *(torch.zeros_like(sums),) * 2), 1)
-    room = (
-        parts.planes.isfinite().all()
-        & torch.stack([m.planes for m in _all(found)]).to(dtype).isfinite().all()
-    )
-    room &= _heavy_enough(parts)
-    told = torch.cat(((parts.sums + local + sums).flatten(), room.to(wide)[None]))
-    every = rows.gather(told)
-    if check and dtype != torch.float64 and not bool((every[:, -1] > 0).all().item()):
+    planes, counts = _opened(layout, rows.exchange(sent, lengths), here, D, E)
+    blocks = building_blocks(planes)
+    merged, sums, room = blocks.parts.merge(planes, counts, max(E, 1), here[0], apart)
+    of_q = torch.nn.functional.pad(sums[:, None], (0, 2))
+    every = rows.gather(torch.cat(((parts.sums + local + of_q).flatten(), room.to(local)[None])))
+    if check and planes.dtype != torch.float64 and not bool((every[:, -1] > 0).all().item()):
         return None
     replies = [
-        _reply(layout, rank, [of_rank[min(rank, len(of_rank) - 1)] for of_rank in found], dtype)
-        for rank in range(rows.size)
+        _reply(layout, rank, merged[:, min(rank, merged.shape[1] - 1)]) for rank in range(rows.size)
     ]
     wanted = [_reply_length(layout, rows.rank, bound, D) for bound in bounds]
     answers = rows.exchange(replies, wanted)
-    return _assembled(layout, answers, bounds, D, S, E).to(wide), in_order(every[:, :-1]).view(D, 3)
-
-
-def _all(found: Sequence[Sequence[Merged]]) -> list[Merged]:
-    return [m for of_mixture in found for m in of_mixture]
-
-
-def _heavy_enough(parts: Parts) -> Tensor:
-    """Whether no weight has left the range of its dtype."""
-    weights = parts.planes[:, 5]
-    light = (weights < _LEAST_WEIGHT) & (parts.components[..., None] > 0)
-    return ~light.any()
-
-
-def _merge(
-    planes: Tensor, counts: Tensor, rank: int, apart: bool, dtype: torch.dtype
-) -> tuple[list[list[Merged]], Tensor]:
-    """Of each mixture what the rows of each rank meet, or of all ranks the same; and (D,) its part
-    of q.
-
-    `planes` (D, ranks, 6, n), `counts` (D, ranks, n).
-    """
-    everybody = range(planes.shape[1])
-    found, sums = [], []
-    for of_planes, of_counts in zip(planes, counts, strict=True):
-        if apart:
-            met = [
-                merged(of_planes, of_counts, [r for r in everybody if r != k], dtype)
-                for k in everybody
-            ]
-            of_q = [
-                cross(of_rank, count, others).sum()
-                for of_rank, count, others in zip(of_planes, of_counts, met, strict=True)
-            ]
-        else:
-            met = [merged(of_planes, of_counts, everybody, dtype)]
-            of_q = [cross(met[0].planes, met[0].counts, met[0]).sum()]
-        found.append(met)
-        sums.append(in_order(torch.stack(of_q)))
-    return found, torch.stack(sums)
+    return _assembled(layout, answers, bounds, D, S, E), in_order(every[:, :-1]).view(D, 3)
 
 
 def _span(bound: tuple[int, int], E: int) -> tuple[int, int]:
@@ -119,9 +70,11 @@ def _packet(layout: Layout, rank: int, parts: Parts, bound: tuple[int, int], E: 
     for d in range(len(planes)):
         samples, components = layout.has(d, rank)
         if samples:
-            said += [planes[d, :3].flatten(), counts[d]]
+            said.append(planes[d, :3].flatten())
         if components:
             said.append(planes[d, 3:].flatten())
+        if samples:
+            said.append(counts[d])
     return torch.cat(said)
 
 
@@ -133,47 +86,43 @@ def _length(layout: Layout, rank: int, bound: tuple[int, int], D: int, E: int) -
 
 
 def _opened(
-    layout: Layout,
-    packets: Sequence[Tensor],
-    bound: tuple[int, int],
-    D: int,
-    E: int,
-    wide: torch.dtype,
+    layout: Layout, packets: Sequence[Tensor], bound: tuple[int, int], D: int, E: int
 ) -> tuple[Tensor, Tensor]:
-    """Planes (D, ranks, 6, n) in the dtype `wide` and counts (D, ranks, n) of a slice, 0 where a
-    rank has no such rows."""
+    """Planes (D, ranks, 6, n) and counts (D, ranks, positions) of a slice, 0 where a rank has no
+    such rows."""
     width, (first, last) = bound[1] - bound[0], _span(bound, E)
-    device, ranks = packets[0].device, len(packets)
-    planes = torch.zeros((D, ranks, PLANES, width), dtype=wide, device=device)
-    counts = torch.zeros((D, ranks, width), dtype=torch.int64, device=device)
-    position = torch.arange(*bound, device=device) // max(E, 1) - first
+    planes = packets[0].new_empty((D, len(packets), PLANES, width))
+    counts = torch.zeros(
+        (D, len(packets), last - first), dtype=torch.int64, device=packets[0].device
+    )
+    integer = torch.int32 if planes.dtype == torch.float32 else torch.int64
     for rank, packet in enumerate(packets):
-        integer = torch.int32 if packet.dtype == torch.float32 else torch.int64
         for d in range(D):
             samples, components = layout.has(d, rank)
+            for has, to in ((samples, planes[d, rank, :3]), (components, planes[d, rank, 3:])):
+                if has:
+                    head, packet = packet.split([3 * width, len(packet) - 3 * width])
+                    to.copy_(head.view(3, width))
+                else:
+                    to.zero_()
             if samples:
-                of_samples, of_counts, packet = packet.split(
-                    [3 * width, last - first, len(packet) - 3 * width - (last - first)]
-                )
-                planes[d, rank, :3] = of_samples.view(3, width)
+                of_counts, packet = packet.split([last - first, len(packet) - (last - first)])
                 # The bits may lie at any offset: a copy is aligned.
-                counts[d, rank] = of_counts.clone().view(integer)[position]
-            if components:
-                of_components, packet = packet.split([3 * width, len(packet) - 3 * width])
-                planes[d, rank, 3:] = of_components.view(3, width)
+                counts[d, rank] = of_counts.clone().view(integer)
     return planes, counts
 
 
-def _reply(layout: Layout, rank: int, met: Sequence[Merged], dtype: torch.dtype) -> Tensor:
-    """To samples the moments of the components, to components those of the samples."""
-    said = [met[0].planes.new_empty(0)]
+def _reply(layout: Layout, rank: int, met: Tensor) -> Tensor:
+    """To components the moments of the samples, to samples those of the components; `met` (D, 6,
+    n)."""
+    said = [met.new_empty(0)]
     for d, of_mixture in enumerate(met):
         samples, components = layout.has(d, rank)
         if components:
-            said.append(of_mixture.planes[:3].flatten())
+            said.append(of_mixture[:3].flatten())
         if samples:
-            said.append(of_mixture.planes[3:].flatten())
-    return torch.cat(said).to(dtype)
+            said.append(of_mixture[3:].flatten())
+    return torch.cat(said)
 
 
 def _reply_length(layout: Layout, rank: int, bound: tuple[int, int], D: int) -> int:
@@ -189,8 +138,9 @@ def _assembled(
     S: int,
     E: int,
 ) -> Tensor:
-    """The planes (D, 6, S, E) from the slices of all ranks, 0 where no row here needs them."""
-    planes = answers[0].new_zeros((D, PLANES, S * E))
+    """The planes (D, 6, S, E) in float64 from the slices of all ranks, 0 where no row here needs
+    them."""
+    planes = torch.zeros((D, PLANES, S * E), dtype=torch.float64, device=answers[0].device)
     for answer, bound in zip(answers, bounds, strict=True):
         width = bound[1] - bound[0]
         for d in range(D):

@@ -6,6 +6,7 @@ alone, see `reference.moments`: these merge exactly (Chan, Golub & LeVeque 1979,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ from .variance import log_determinant_terms, stabilised_root
 PLANES = 6
 """Of one mixture (6, S, E): mean, rest and m2 of the samples, mean, rest and weight of the
 components. A mean is the nearest number of the planes' dtype, and what is left of it."""
+
+LEAST_WEIGHT = 2.0**-100
+"""A sum of weights 1 / v that is less has lost digits in float32, or soon has: it is NaN then,
+which says that the planes have to be float64."""
 
 
 def parts(
@@ -79,7 +84,11 @@ def _part(
     if m.sample_eps is not None:
         own = stabilised_root(stds[samples], of_samples, m.sample_eps, wide)
         k = (count * log_determinant_terms(own, of_samples).sum(0)).sum()
-    planes = (*mean_of(of_y, dtype), of_y.m2, *mean_of(of_c, dtype), of_c.weight)
+    weight = of_c.weight
+    if dtype != wide:
+        light = (weight < LEAST_WEIGHT) & of_components.any(0)[:, None]
+        weight = weight.masked_fill(light, math.nan)
+    planes = (*mean_of(of_y, dtype), of_y.m2, *mean_of(of_c, dtype), weight)
     return (
         torch.stack([plane.to(dtype) for plane in planes]),
         of_samples.sum(0),
@@ -205,6 +214,46 @@ def merged(planes: Tensor, counts: Tensor, chosen: Sequence[int], dtype: torch.d
         components.weight,
     )
     return Merged(torch.stack(of_both), samples.weight, components.m2)
+
+
+def merge(
+    planes: Tensor, counts: Tensor, features: int, first: int, apart: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What several sets of rows meet.
+
+    Args:
+        planes: (D, sets, 6, n) of n columns of (S, E), in any dtype.
+        counts: (D, sets, positions) of samples, of the positions of these columns.
+        features, first: E, and the number of the first column.
+        apart: each set meets all others, and not itself.
+
+    Returns:
+        (D, sets or 1, 6, n) in the dtype of `planes`: what each set meets, or all of them the same;
+        (D,) what that adds to the sum of q; and () whether the dtype has room for all of it.
+    """
+    sets, n = planes.shape[1], planes.shape[3]
+    dtype, wide = planes.dtype, planes.to(working_dtype(planes.device))
+    column = torch.arange(first, first + n, device=planes.device)
+    of_columns = counts[..., column // features - first // features]
+    found, sums = [], []
+    for of_planes, of_counts in zip(wide, of_columns, strict=True):
+        everybody = range(sets)
+        if apart:
+            met = [
+                merged(of_planes, of_counts, [r for r in everybody if r != k], dtype)
+                for k in everybody
+            ]
+            of_q = [
+                cross(of_set, count, others).sum()
+                for of_set, count, others in zip(of_planes, of_counts, met, strict=True)
+            ]
+        else:
+            met = [merged(of_planes, of_counts, everybody, dtype)]
+            of_q = [cross(met[0].planes, met[0].counts, met[0]).sum()]
+        found.append(torch.stack([m.planes for m in met]))
+        sums.append(torch.stack(of_q).sum())
+    result = torch.stack(found).to(dtype)
+    return result, torch.stack(sums), result.isfinite().all() & planes.isfinite().all()
 
 
 def _union(weights: Tensor, means: Tensor, rests: Tensor, n: int) -> Moments:
