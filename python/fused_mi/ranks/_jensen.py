@@ -37,6 +37,19 @@ def _apart(scoring: Scoring) -> bool:
     return scoring.pairing == "leave_one_out"
 
 
+def _empty_state(y: Tensor, D: int, apart: bool) -> Tensor:
+    """Stabilisers and partners, what the pairs of rows of this rank keep, and planes."""
+    S, E = y.shape[1:]
+    planes = PLANES + (_STATE if apart else 0)
+    return y.new_empty(2 * D + 2 * D * S + D * planes * S * E, dtype=torch.float64)
+
+
+def _parts_of(state: Tensor, D: int, S: int, E: int) -> tuple[Tensor, Tensor, Tensor]:
+    first, last = 2 * D + 2 * D * S, len(state) - D * PLANES * S * E
+    of_local = state[first:last].view(-1, _STATE, S, E) if last > first else state[:0]
+    return state[:first], of_local, state[last:].view(D, PLANES, S, E)
+
+
 def _forward(
     y: Tensor,
     x: Tensor,
@@ -68,24 +81,24 @@ def _forward(
     known = len(sizes) > 0
     layout = Layout.of(peers.rank, sizes_of(peers, y, x, sizes), pairing)
     meeting = Meeting.of_ranks(layout, peers, sharing, inputs, scoring)
-    D, E = len(meeting.mixtures), y.shape[2]
+    D, S, E = len(meeting.mixtures), y.shape[1], y.shape[2]
+    state = _empty_state(y, D, _apart(scoring))
+    head, of_local, planes = _parts_of(state, D, S, E)
+    head.copy_(meeting.keep())
     local = torch.zeros((D, 3), dtype=torch.float64, device=y.device)
-    blocks, kept = building_blocks(y), [meeting.keep()]
+    blocks = building_blocks(y)
     if _apart(scoring):
-        local, of_local = blocks.moments.moments(*inputs, meeting.mixtures)
-        kept.append(of_local.flatten().to(torch.float64))
+        local, _ = blocks.moments.moments(*inputs, meeting.mixtures, of_local)
     check = not (known and y.is_cuda)  # where sizes are given, nobody waits for a GPU
     for dtype in (accumulation_dtype(*inputs), torch.float64):
         of_rows = blocks.parts.parts(*inputs, meeting.mixtures, meeting.partners, dtype)
-        found = met_moments(peers, layout, of_rows, local, _apart(scoring), check)
-        if found is not None:
+        sums = met_moments(peers, layout, of_rows, local, _apart(scoring), check, planes)
+        if sums is not None:
             break
-    assert found is not None
-    planes, sums = found
+    assert sums is not None
     divisor = divisor_of(layout, scoring)
     total, terms = terms_of_means(sharing.sum(sums).sum(0) / divisor, inputs)
     half = half_of(meeting, E, divisor, sharing)
-    state = torch.cat((*kept, planes.flatten()))
     return total, terms, half, state, torch.tensor(layout.sizes, dtype=torch.int64)
 
 
@@ -103,11 +116,9 @@ def _fake(
     rows: str,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    S, E = y.shape[1:]
     D = 2 if pairing == "symmetric" else 1
-    local = _STATE * S * E if pairing == "leave_one_out" else 0
     terms = y.new_empty(len(TERMS), dtype=accumulation_dtype(y, x, mu, stds))
-    state = y.new_empty(2 * D + 2 * D * S + local + D * PLANES * S * E, dtype=torch.float64)
+    state = _empty_state(y, D, pairing == "leave_one_out")
     sizes = torch.empty((Peers(rows).size, 2), dtype=torch.int64)
     return terms.new_empty(()), terms, state.new_empty(()), state, sizes
 
@@ -137,16 +148,13 @@ def _backward(
     pairs_of_sizes = [(n, m) for n, m in sizes.tolist()]
     layout = Layout.of(Peers(rows).rank, pairs_of_sizes, pairing)
     D, S, E = len(layout.samples), y.shape[1], y.shape[2]
-    planes = state[-D * PLANES * S * E :] if S * E else state[:0]
-    meeting = Meeting.kept(layout, inputs, scoring, state[: 2 * D + 2 * D * S])
+    head, of_local, planes = _parts_of(state, D, S, E)
+    meeting = Meeting.kept(layout, inputs, scoring, head)
     of_means = upstream_of_energies((of_total, of_terms), torch.float64) * averaged
     of_sums = (of_means / divisor_of(layout, scoring)).expand(D, 3)
     blocks = building_blocks(y)
-    found = blocks.parts.pull(
-        of_sums, *inputs, meeting.mixtures, meeting.partners, planes.view(D, PLANES, S, E), wanted
-    )
+    found = blocks.parts.pull(of_sums, *inputs, meeting.mixtures, meeting.partners, planes, wanted)
     if _apart(scoring):
-        of_local = state[2 * D + 2 * D * S : len(state) - len(planes)].view(D, _STATE, S, E)
         more = blocks.moments.moments_backward(of_sums, *inputs, of_local, meeting.mixtures, wanted)
         found = _both(found, more)
     return [g for g in found if g is not None]
@@ -226,10 +234,8 @@ def _scoring(
 
 
 def _both(a: Gradients, b: Gradients) -> Gradients:
-    """The sums of two lists of gradients."""
-    return [
-        None if p is None or q is None else p + q.to(p.dtype) for p, q in zip(a, b, strict=True)
-    ]
+    """The sums of two lists of gradients, in the memory of the first."""
+    return [p if p is None or q is None else p.add_(q) for p, q in zip(a, b, strict=True)]
 
 
 def jensen(inputs: Inputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,10 +55,16 @@ class Peers:
         dtype."""
         if self.size == 1:
             return list(parts)
-        send = torch.cat(list(parts))
+        return self.exchange_joined(torch.cat(list(parts)), [p.numel() for p in parts], sizes)
+
+    def exchange_joined(
+        self, send: Tensor, sent: Sequence[int], sizes: Sequence[int]
+    ) -> list[Tensor]:
+        """The same, of a vector of all parts, `sent[r]` elements for rank r."""
+        if self.size == 1:
+            return [send]
         out = send.new_empty(sum(sizes))
-        numbers = [p.numel() for p in parts]
-        dist.all_to_all_single(out, send, list(sizes), numbers, group=self.group)
+        dist.all_to_all_single(out, send, list(sizes), list(sent), group=self.group)
         return list(out.split(list(sizes)))
 
 

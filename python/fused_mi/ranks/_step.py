@@ -84,14 +84,14 @@ class Step:
     def finish(self) -> None:
         """Asks all ranks for their moments."""
         of_rank, local = self._joined(self.units)
+        self.planes = torch.empty_like(of_rank.planes)
         # Alone nothing is sent, and no digits need be lost.
         for dtype in (self.T, torch.float64) if self.rows.size > 1 else (torch.float64,):
             told = of_rank._replace(planes=narrowed(of_rank.planes, dtype))
-            found = met_moments(self.rows, self.layout, told, local, self.apart, check=True)
-            if found is not None:
+            sums = met_moments(self.rows, self.layout, told, local, self.apart, True, self.planes)
+            if sums is not None:
                 break
-        assert found is not None
-        self.planes, sums = found
+        assert sums is not None
         self.divisor = divisor_of(self.layout, self.scoring)
         self.means = self.shards.sum(sums).sum(0) / self.divisor
         self.half = half_of(self.meeting_of_one, self.features, self.divisor, self.shards)
