@@ -1,9 +1,10 @@
 """Measure the losses against everything else that computes them.
 
-python -m benchmarks run, report or compare; `--help` after each has its options.
+python -m benchmarks run, report, compare or ranks; `--help` after each has its options.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -93,11 +94,27 @@ def compare(given: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def ranks(given: argparse.Namespace) -> None:
+    """Time and bytes of the losses of several ranks, over gloo on this machine."""
+    _source_tree.use()
+    from . import machine, ranks
+
+    about = machine.describe("cpu", given.commit, _source_tree.ROOT)
+    print(f"{about['device']}, commit {about['commit']}")
+    found = []
+    for record in ranks.measured():
+        found.append(record)
+        print(ranks.lines([record])[0], flush=True)
+        if given.out is not None:
+            with given.out.open("a") as file:
+                file.write(json.dumps({**about, **record}) + "\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="run, report or compare")
+    commands = parser.add_subparsers(required=True, metavar="run, report, compare or ranks")
     made = {}
-    for function in (run, report, compare):
+    for function in (run, report, compare, ranks):
         said = function.__doc__
         made[function] = commands.add_parser(function.__name__, help=said, description=said)
         made[function].set_defaults(function=function)
@@ -113,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--without-peers", action="store_true", help="ours only; on a GPU the fastest of them")
     made[report].add_argument("files", type=Path, nargs="+", help="files that `run` wrote")
     made[report].add_argument("--out", type=Path, required=True, help="folder of page and pictures")
+    made[ranks].add_argument("--out", type=Path, help="file to append JSON lines to")
+    made[ranks].add_argument("--commit", help="for the records; default: git's")
     made[compare].add_argument("a", type=Path, help="a file that `run` wrote")
     made[compare].add_argument("b", type=Path, help="another one; it is judged against A")
     return parser

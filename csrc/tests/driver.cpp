@@ -5,6 +5,7 @@
 #include "logsumexp_case.h"
 #include "online_case.h"
 #include "pairs_case.h"
+#include "parts_case.h"
 
 #include <random>
 
@@ -94,6 +95,13 @@ void run(const Case& c, Path path) {
       std::printf("other bytes with %d threads\n", threads);
       ++failures;
     }
+  }
+
+  if (!c.exclude_diagonal) {
+    const auto& r = results[0];
+    run_parts(
+        in, passes, y, upstream, reinterpret_cast<const double*>(r[0].data()), c.scale,
+        {r[2], r[3], r[4], r[5]}, path);
   }
 
   // The naive double sum over pairs.
