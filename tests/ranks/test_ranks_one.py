@@ -1,0 +1,31 @@
+"""One rank that is told to scale its gradient takes the operator of ranks, on whatever device."""
+
+import fused_mi
+import pytest
+import torch
+import torch.distributed as dist
+from cases import FLOATING, PAIRINGS, leaves, mi_inputs
+from rules import assert_by_rule10
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("estimator", ["jensen", "logsumexp"])
+def test_one_rank(group, estimator, pairing, dtype):
+    inputs = mi_inputs(6, 3, 5, dtype)
+    options = {"estimator": estimator, "pairing": pairing}
+    mine = leaves(inputs)
+    value = fused_mi.mutual_information_sub_batch(
+        *mine, group=fused_mi.Ranks(group, averaged=2), **options
+    )
+    value.backward()
+    grads = [mine[i].grad / 2 for i in FLOATING]
+    assert_by_rule10(value.detach(), grads, inputs, options)
