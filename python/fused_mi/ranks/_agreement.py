@@ -68,14 +68,10 @@ def agree(
 
 def _facts(inputs: AnyInputs, scoring: Scoring, options: object) -> _Facts:
     y, x = inputs[0], inputs[1]
-    of_scoring = [
-        None if value is None or isinstance(value, Tensor) else value
-        for name, value in scoring._asdict().items()
-    ]
-    masks = scoring.component_mask is None
+    of_scoring = [value for value in scoring if not isinstance(value, Tensor)]
     return _Facts(
         0,
-        zlib.crc32(repr((of_scoring, masks, options)).encode()),
+        zlib.crc32(repr((of_scoring, options)).encode()),
         zlib.crc32(repr([str(t.dtype) for t in inputs]).encode()),
         y.shape[0],
         x.shape[0],
