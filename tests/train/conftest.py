@@ -98,8 +98,8 @@ def run(model, corpus, capsys):
 @pytest.fixture(scope="module")
 def parts(model, corpus):
     """Encoder, training and held-out passages."""
-    from fused_mi.train import encoder, text
+    from fused_mi.train import loading, text
 
-    found, tokenizer = encoder.load(str(model), "cpu", "float32", 12)
+    found, tokenizer = loading.load(str(model), "cpu", "float32", 12)
     passages = text.cut(tokenizer, text.read_documents(str(corpus)), 12)
     return found, *text.split(passages, 0, 8)

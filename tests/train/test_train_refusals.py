@@ -246,9 +246,9 @@ def test_names_that_the_terminal_cannot_show(tmp_path, model, corpus):
 def test_ctrl_c_while_loading_says_so(tmp_path, model, corpus):
     code = (
         "import os, signal, sys, time\n"
-        "from fused_mi.train import cli, encoder\n"
+        "from fused_mi.train import cli, loading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
-        "encoder.load = lambda *a: [os.kill(os.getpid(), signal.SIGINT), time.sleep(60)]\n"
+        "loading.load = lambda *a: [os.kill(os.getpid(), signal.SIGINT), time.sleep(60)]\n"
         f"sys.argv = ['fused-mi', 'train', '--output', {str(tmp_path / 'out')!r}, '--text', "
         f"{str(corpus)!r}]\n"
         "cli.app()"

@@ -98,7 +98,8 @@ else:
             _option("objective", "What noise has to hide: tokens, passages, std or none."),
         ] = None,
         utility: Annotated[
-            str | None, _option("utility", "What is to be kept: retrieval or cosine.")
+            str | None,
+            _option("utility", "What is to be kept: retrieval, cosine or kl.", "by the model"),
         ] = None,
         alpha: Annotated[
             float | None, _option("alpha", "Weight of the objective, in nats.", _OF_OBJECTIVE)
@@ -131,7 +132,7 @@ else:
         min_std: Annotated[float | None, _option("min_std", "Lower bound of sigma.")] = None,
         max_std: Annotated[float | None, _option("max_std", "Upper bound of sigma.")] = None,
         model: Annotated[
-            str | None, _option("model", "Packaged model, a local folder or a hub name.")
+            str | None, _option("model", "minilm, smollm2, a local path or a hub name.")
         ] = None,
         text: Annotated[
             str | None,
@@ -154,7 +155,7 @@ else:
             typer.Option(help="alpha=a,b,c: one run per alpha, and the privacy-utility curve."),
         ] = None,
     ) -> int:
-        """Train a noise layer against a frozen sentence encoder and report what it hides."""
+        """Train a noise layer against a frozen model and report what it hides."""
         options = {k: v for k, v in locals().items() if k not in {"output", "resume", "sweep"}}
         given = {name: value for name, value in options.items() if value is not None}
         if sweep is not None and "alpha" in given:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from . import checkpoint as checkpoints
-from . import encoder as encoders
-from . import metrics, text
+from . import loading, metrics, text
 from .config import ConfigError, TrainConfig, TrainingError
+from .encoder import Model
 from .metrics import MetricsWriter
 from .noise import NoiseLayer
 from .objective import objective
@@ -40,7 +40,7 @@ class Run:
 
     config: TrainConfig
     folder: Path
-    encoder: encoders.Encoder
+    encoder: Model
     tokenizer: Any
     layer: NoiseLayer
     optimizer: torch.optim.Optimizer
@@ -59,7 +59,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     if saved is not None and saved.step:
         metrics.read(folder)
     documents = text.read_documents(config.text)  # the cheap checks come before the model loads
-    encoder, tokenizer = encoders.load(config.model, config.device, config.dtype, config.seq_len)
+    encoder, tokenizer = loading.load(config.model, config.device, config.dtype, config.seq_len)
+    config = replace(config, utility=config.utility_for(encoder.causal))
     passages = text.cut(tokenizer, documents, config.seq_len)
     train, held_out = text.split(passages, config.seed, config.batch_size)
     held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
@@ -75,7 +76,7 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     return Run(config, folder, *model, train, held_out, vocabulary, step)
 
 
-def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
+def build_layer(config: TrainConfig, encoder: Model) -> NoiseLayer:
     """The noise layer; float32 at least, because Adam's small steps vanish in bfloat16."""
     table = encoder.table
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +96,8 @@ def train(run: Run, progress: Progress = lambda row: None) -> None:
     config = run.config
     if run.step == 0:
         claim(run.folder)
-    with MetricsWriter(run.folder, run.step) as writer, _ctrl_c() as stopped:
+    columns = metrics.columns(config.utility_for(run.encoder.causal))
+    with MetricsWriter(run.folder, run.step, columns) as writer, _ctrl_c() as stopped:
         while run.step < config.steps:
             row = _one_step(run)
             writer.write(row)
@@ -116,7 +118,7 @@ def _one_step(run: Run) -> dict[str, float]:
     terms.loss.backward()
     run.optimizer.step()
     run.step += 1
-    row = {name: float(value.detach()) for name, value in vars(terms).items()}
+    row = terms.numbers()
     if not _finite(run.layer, row.values()):
         raise TrainingError(
             f"step {run.step}: loss {row['loss']:g}, and what follows from it would mean nothing; "
