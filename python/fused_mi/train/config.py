@@ -21,6 +21,7 @@ OF_ENCODERS: tuple[Utility, ...] = ("retrieval", "cosine")  # the first is the d
 OF_CAUSAL: tuple[Utility, ...] = ("kl",)
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 _ALPHA: dict[Objective, float] = {"tokens": 0.3, "passages": 3.0, "std": 0.5, "none": 0.0}
+PRECISIONS = ("no", "bf16")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -50,6 +51,8 @@ class TrainConfig:
     pairing: Pairing = "sub_batch"
     device: str = "auto"  # a GPU where torch can use one
     dtype: str = "float32"
+    precision: str = "no"  # of autocast
+    tracker: str = "tensorboard"
     seed: int = 0
     min_std: float = 0.01
     max_std: float = 1.0
@@ -75,6 +78,7 @@ class TrainConfig:
         one_of("estimator", self.estimator, ESTIMATORS)
         one_of("pairing", self.pairing, PAIRINGS)
         one_of("dtype", self.dtype, DTYPES)
+        one_of("precision", self.precision, PRECISIONS)
         if self.alpha is not None and self.alpha < 0:
             raise ConfigError(f"--alpha must not be negative, got {self.alpha}")
         if self.start is not None and not 0 < self.start < 1:

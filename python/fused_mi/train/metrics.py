@@ -1,4 +1,4 @@
-"""One row per step: as CSV, exact enough to compare runs, and as TensorBoard events."""
+"""One row per step: as CSV, exact enough to compare runs, and for the tracker."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .checkpoint import replacing
 from .config import ConfigError, Utility
 from .utility import MEASURES
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FILE_NAME = "metrics.csv"
 
@@ -23,9 +27,9 @@ def columns(utility: Utility) -> tuple[str, ...]:
 class MetricsWriter:
     """Appends rows; opened at step k it drops the later rows, written after the last checkpoint."""
 
-    def __init__(self, folder: Path, step: int, columns: Sequence[str]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self, folder: Path, step: int, columns: Sequence[str], accelerator: Accelerator
+    ) -> None:
         path = folder / FILE_NAME
         kept = [row for row in read(folder) if row["step"] <= step] if step else []
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
@@ -34,14 +38,14 @@ class MetricsWriter:
             writer.writerows(_text(row) for row in kept)
         self._file = path.open("a", newline="")
         self._csv = csv.DictWriter(self._file, columns)
-        self._events = SummaryWriter(str(folder / "events"), purge_step=step + 1)
+        self._accelerator = accelerator
+        accelerator.init_trackers("events", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
     def write(self, row: Mapping[str, float]) -> None:
         self._csv.writerow(_text(row))
         self._file.flush()  # a killed run keeps its curve
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, value, int(row["step"]))
+        values = {name: value for name, value in row.items() if name != "step"}
+        self._accelerator.log(values, int(row["step"]))
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -53,7 +57,7 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._events.close()
+        self._accelerator.end_training()
 
 
 def read(folder: Path) -> list[dict[str, float]]:

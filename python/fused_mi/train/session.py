@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import checkpoint, language_report, metrics, plots, report, trainer
+from . import checkpoint, language_report, metrics, plots, ranks, report, trainer
 from .config import ConfigError, TrainConfig
 from .finish import finish, finish_language
 from .language_report import LanguageOutcome
@@ -59,7 +59,11 @@ def or_nothing(folder: Path) -> Iterator[None]:
 
 def run_one(given: dict[str, Any], folder: Path, resume: bool) -> int:
     run = _prepare(given, folder, resume)
-    outcome = _train_and_finish(run)
+    if not _train(run):
+        return 130
+    if not ranks.is_main():
+        return 0
+    outcome = _finish(run)
     if outcome is None:
         return 130
     if isinstance(outcome, LanguageOutcome):
@@ -86,7 +90,7 @@ def run_sweep(given: dict[str, Any], alphas: list[float], folder: Path, resume: 
         run = _prepare(config, sub, resume and saved)
         if run.encoder.causal:
             raise ConfigError("--sweep is for sentence encoders: give --alpha with a causal model")
-        outcome = _train_and_finish(run)
+        outcome = _finish(run) if _train(run) else None
         if outcome is None:
             return 130
         assert isinstance(outcome, Outcome)
@@ -100,7 +104,8 @@ def run_sweep(given: dict[str, Any], alphas: list[float], folder: Path, resume: 
 
 def _prepare(given: dict[str, Any], folder: Path, resume: bool) -> trainer.Run:
     if not resume:
-        _check_free(folder)
+        if ranks.is_main():
+            _check_free(folder)
         return trainer.prepare(TrainConfig(**given), folder, None)
     saved = checkpoint.read(folder)
     return trainer.prepare(trainer.resumed_config(saved.config, given), folder, saved)
@@ -112,17 +117,26 @@ def _check_free(folder: Path) -> None:
         raise ConfigError(f"--output {folder} holds a run: add --resume or name another folder")
 
 
-def _train_and_finish(run: trainer.Run) -> Outcome | LanguageOutcome | None:
-    """None after Ctrl-C, which has then been explained."""
+def _train(run: trainer.Run) -> bool:
+    """False after Ctrl-C, which has then been explained."""
     try:
-        _train_with_bar(run)
+        if ranks.is_main():
+            _train_with_bar(run)
+        else:
+            trainer.train(run)
     except trainer.Interrupted as stop:
-        print(
-            f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
-            f"go on with --resume --output {run.folder}",
-            file=sys.stderr,
-        )
-        return None
+        if ranks.is_main():
+            print(
+                f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
+                f"go on with --resume --output {run.folder}",
+                file=sys.stderr,
+            )
+        return False
+    return True
+
+
+def _finish(run: trainer.Run) -> Outcome | LanguageOutcome | None:
+    """None after Ctrl-C, which has then been explained."""
     try:
         with rich.console.Console(stderr=True).status("evaluating on held-out text"):
             return finish_language(run) if run.encoder.causal else finish(run)
