@@ -121,10 +121,10 @@ class TrainConfig:
     @property
     def start_of_sigma(self) -> float:
         """Where sigma starts between its bounds, in the logarithm: as long as every token is told
-        apart, "tokens" has no gradient."""
+        apart, "tokens" has no gradient. Under so much noise a causal model expects nothing."""
         if self.start is not None:
             return self.start
-        return 0.9 if self.objective == "tokens" else 0.5
+        return 0.9 if self.objective == "tokens" and self.utility != "kl" else 0.5
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

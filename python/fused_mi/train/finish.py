@@ -18,6 +18,8 @@ from .trainer import Run
 # The isotropic curve: multiples of the table's spread, from harmless to illegible.
 CURVE = (1.0, 2.0, 3.5, 5.0, 7.0, 11.0)
 CURVE_PASSAGES = 64
+LANGUAGE_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+LANGUAGE_PASSAGES = 16
 EXAMPLES, FREQUENT, RARE = 4, 50, 3
 
 
@@ -67,6 +69,9 @@ def finish_language(run: Run) -> LanguageOutcome:
     strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
     kinds, examples = _read(run, held_out, guessed[strongest])
     constant = ConstantVector(held_out.table.mean(0))
+    passages = run.held_out[:LANGUAGE_PASSAGES]
+    few = HeldOutLanguage(run.encoder, passages, run.train, run.config.seed)
+    stds = [factor * float(held_out.table.std()) for factor in LANGUAGE_CURVE]
     outcome = LanguageOutcome(
         config=run.config,
         seeds=[run.config.seed],
@@ -81,6 +86,7 @@ def finish_language(run: Run) -> LanguageOutcome:
         kinds=kinds,
         examples=examples,
         isotropic_std=isotropic.std,
+        isotropic_curve=[(std, few.evaluate_language(IsotropicNoise(std))) for std in stds],
     )
     _draw_sigma(run, held_out, isotropic.std)
     plots.curves(run.folder)

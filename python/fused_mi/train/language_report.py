@@ -50,6 +50,7 @@ class LanguageOutcome:
     kinds: dict[str, tuple[float, float]]  # of tokens: their share, and what of them is recovered
     examples: list[tuple[str, str]]  # clean, and what the strongest attack reads
     isotropic_std: float
+    isotropic_curve: list[tuple[float, LanguageEvaluation]]
 
     def save(self, folder: Path) -> None:
         with replacing(folder / "evaluation.json") as path:
@@ -128,6 +129,14 @@ def write_markdown(outcome: LanguageOutcome, folder: Path) -> None:
         "Held-out passages, and what that attack reads under the trained noise:",
         "",
         *(f"- {clean}\n  - {read}" for clean, read in outcome.examples),
+        "",
+        "| isotropic sigma | KL | same next token | token information | posterior |",
+        "|---:|---:|---:|---:|---:|",
+        *(
+            f"| {std:.4f} | {e.kl_nats:.3f} | {e.top1_agreement:.3f} | "
+            f"{e.token_information_nats:.3f} | {e.attacks['posterior']:.3f} |"
+            for std, e in outcome.isotropic_curve
+        ),
         "",
         "![training curves](curves.png)",
         "![sigma](sigma.png)",
