@@ -1,4 +1,4 @@
-"""What docs/training.md says of a trained layer: each line of its code, on a layer of a tiny run."""
+"""What docs/training.md says of a trained layer: each line of its code, on that of a tiny run."""
 
 import re
 
