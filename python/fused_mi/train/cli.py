@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-EXTRA = ("typer", "rich", "transformers", "safetensors", "tensorboard", "matplotlib")
+EXTRA = ("typer", "rich", "transformers", "accelerate", "safetensors", "tensorboard", "matplotlib")
 _MISSING = [name for name in EXTRA if importlib.util.find_spec(name) is None]
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    print("fused-mi: " + " ".join(message.split()), file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # the others would say the same
+        print("fused-mi: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
 
@@ -98,7 +99,8 @@ else:
             _option("objective", "What noise has to hide: tokens, passages, std or none."),
         ] = None,
         utility: Annotated[
-            str | None, _option("utility", "What is to be kept: retrieval or cosine.")
+            str | None,
+            _option("utility", "What is to be kept: retrieval, cosine or kl.", "by the model"),
         ] = None,
         alpha: Annotated[
             float | None, _option("alpha", "Weight of the objective, in nats.", _OF_OBJECTIVE)
@@ -127,11 +129,18 @@ else:
         dtype: Annotated[
             str | None, _option("dtype", "Encoder precision: float32, bfloat16 or float64.")
         ] = None,
+        precision: Annotated[
+            str | None, _option("precision", "Mixed precision of a step: no or bf16.")
+        ] = None,
+        tracker: Annotated[
+            str | None,
+            _option("tracker", "none, or what Accelerate knows: tensorboard, wandb, ..."),
+        ] = None,
         seed: Annotated[int | None, _option("seed", "Fixes split, batches and noise.")] = None,
         min_std: Annotated[float | None, _option("min_std", "Lower bound of sigma.")] = None,
         max_std: Annotated[float | None, _option("max_std", "Upper bound of sigma.")] = None,
         model: Annotated[
-            str | None, _option("model", "Packaged model, a local folder or a hub name.")
+            str | None, _option("model", "minilm, smollm2, a local path or a hub name.")
         ] = None,
         text: Annotated[
             str | None,
@@ -154,7 +163,7 @@ else:
             typer.Option(help="alpha=a,b,c: one run per alpha, and the privacy-utility curve."),
         ] = None,
     ) -> int:
-        """Train a noise layer against a frozen sentence encoder and report what it hides."""
+        """Train a noise layer against a frozen model and report what it hides."""
         options = {k: v for k, v in locals().items() if k not in {"output", "resume", "sweep"}}
         given = {name: value for name, value in options.items() if value is not None}
         if sweep is not None and "alpha" in given:
@@ -162,10 +171,12 @@ else:
         alphas = _alphas(sweep) if sweep is not None else None
         TrainConfig(**given)  # wrong values fail here, before anything heavy is imported
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from . import session
+        from . import ranks, session
 
         if output == "":
             raise ConfigError("--output must not be empty")
+        if ranks.count() > 1 and (output is None or alphas is not None):
+            raise ConfigError("several ranks need --output, and take no --sweep")
         folder = Path(output).expanduser() if output is not None else session.pick_folder(resume)
         try:
             with session.or_nothing(folder):

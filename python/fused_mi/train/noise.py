@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 def sample(x: Tensor, mu: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
     """One reparametrised draw of y, all (B, S, E); gradients reach mu and sigma."""
+    if generator is None:
+        return x + mu + sigma * torch.randn_like(x)  # the other form cannot be exported
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return x + mu + sigma * noise
 

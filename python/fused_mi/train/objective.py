@@ -15,23 +15,27 @@ from fused_mi import (
 from fused_mi._mixture import Scoring, positions_of_samples
 
 from .config import Estimator, Pairing, TrainConfig
-from .encoder import Encoder
+from .encoder import Model
 from .text import Passages, Vocabulary
-
-TEMPERATURE = 0.05  # of the cosines among which a passage finds its own
+from .utility import lost
 
 
 @dataclass(frozen=True)
 class Terms:
-    """0-dim tensors. ``found``: share of the passages of the batch whose noisy embedding is nearest
-    to their own clean one; ``information`` in nats, of what see `information`."""
+    """0-dim tensors. ``kept``: what of the utility is shown, see `utility.lost`; ``information`` in
+    nats, of what see `information`."""
 
     loss: Tensor
     utility_loss: Tensor
-    cosine: Tensor
-    found: Tensor
+    kept: dict[str, Tensor]
     information: Tensor
     sigma_mean: Tensor
+
+    def numbers(self) -> dict[str, float]:
+        """By their names, in the order of the curve."""
+        both = {**vars(self), **self.kept}
+        names = "loss", "utility_loss", *self.kept, "information", "sigma_mean"
+        return {name: float(both[name].detach()) for name in names}
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def mutual_information(
 def information(
     draw: Draw,
     layer: nn.Module,
-    encoder: Encoder,
+    encoder: Model,
     vocabulary: Vocabulary,
     config: TrainConfig,
     generator: torch.Generator,
@@ -109,7 +113,7 @@ def information(
 
 def objective(
     layer: nn.Module,
-    encoder: Encoder,
+    encoder: Model,
     vocabulary: Vocabulary,
     batch: Passages,
     config: TrainConfig,
@@ -122,20 +126,14 @@ def objective(
     x = clean.to(torch.promote_types(clean.dtype, torch.float32))
     y, mu, sigma = layer(x, generator)
     noisy = torch.where(batch.noise_mask[..., None], y, x)
-    cosines = encoder.encode(noisy, batch.attention_mask) @ target.T
-    own = torch.arange(len(cosines), device=cosines.device)
-    cosine = cosines.diagonal().mean()
-    if config.utility == "retrieval":
-        lost = nn.functional.cross_entropy(cosines / TEMPERATURE, own)
-    else:
-        lost = 1 - cosine
+    found = encoder.encode(noisy, batch.attention_mask)
+    cost, kept = lost(config.utility_for(encoder.causal), target, found, batch.noise_mask)
     draw = Draw(batch, x, y, mu, sigma)
     nats = information(draw, layer, encoder, vocabulary, config, generator)
     return Terms(
-        lost + config.weight * nats if config.weight else lost,
-        lost,
-        cosine,
-        (cosines.argmax(1) == own).float().mean(),
+        cost + config.weight * nats if config.weight else cost,
+        cost,
+        kept,
         nats,
         sigma.detach()[batch.noise_mask].mean(),
     )

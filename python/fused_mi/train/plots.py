@@ -25,7 +25,8 @@ def curves(folder: Path) -> None:
     """Loss, own passages found and the information over the steps."""
     rows = metrics.read(folder)
     figure = Figure(figsize=(12, 3.5))
-    for axes, name in zip(figure.subplots(1, 3), ("loss", "found", "information"), strict=True):
+    kept = "found" if "found" in rows[0] else "agreement"
+    for axes, name in zip(figure.subplots(1, 3), ("loss", kept, "information"), strict=True):
         axes.plot([row["step"] for row in rows], [row[name] for row in rows])
         axes.set(xlabel="step", title=name.replace("_", " "))
         if name == "information":

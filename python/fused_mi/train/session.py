@@ -18,13 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import checkpoint, metrics, plots, report, trainer
+from . import checkpoint, language_report, metrics, plots, ranks, report, trainer
 from .config import ConfigError, TrainConfig
-from .finish import finish
+from .finish import finish, finish_language
+from .language_report import LanguageOutcome
 from .report import Outcome
 
 ROOT = Path("runs")
-SHOWN = ("loss", "information", "found", "tokens_per_second")  # in the progress bar
+SHOWN = {"loss": "loss", "information": "nats", "found": "found", "agreement": "agreement"}
 
 
 def pick_folder(resume: bool) -> Path:
@@ -58,10 +59,17 @@ def or_nothing(folder: Path) -> Iterator[None]:
 
 def run_one(given: dict[str, Any], folder: Path, resume: bool) -> int:
     run = _prepare(given, folder, resume)
-    outcome = _train_and_finish(run)
+    if not _train(run):
+        return 130
+    if not ranks.is_main():
+        return 0
+    outcome = _finish(run)
     if outcome is None:
         return 130
-    report.print_table(outcome)
+    if isinstance(outcome, LanguageOutcome):
+        language_report.print_table(outcome)
+    else:
+        report.print_table(outcome)
     print(f"Written to {folder}/: report.md, plots, metrics.csv, events/, {checkpoint.FILE_NAME}")
     return 0
 
@@ -79,9 +87,13 @@ def run_sweep(given: dict[str, Any], alphas: list[float], folder: Path, resume: 
         TrainConfig(**config)
     outcomes = []
     for config, sub, saved in zip(configs, folders, exists, strict=True):
-        outcome = _train_and_finish(_prepare(config, sub, resume and saved))
+        run = _prepare(config, sub, resume and saved)
+        if run.encoder.causal:
+            raise ConfigError("--sweep is for sentence encoders: give --alpha with a causal model")
+        outcome = _finish(run) if _train(run) else None
         if outcome is None:
             return 130
+        assert isinstance(outcome, Outcome)
         report.print_table(outcome)
         outcomes.append(outcome)
     plots.sweep(outcomes, folder)
@@ -92,7 +104,8 @@ def run_sweep(given: dict[str, Any], alphas: list[float], folder: Path, resume: 
 
 def _prepare(given: dict[str, Any], folder: Path, resume: bool) -> trainer.Run:
     if not resume:
-        _check_free(folder)
+        if ranks.is_main():
+            _check_free(folder)
         return trainer.prepare(TrainConfig(**given), folder, None)
     saved = checkpoint.read(folder)
     return trainer.prepare(trainer.resumed_config(saved.config, given), folder, saved)
@@ -104,20 +117,29 @@ def _check_free(folder: Path) -> None:
         raise ConfigError(f"--output {folder} holds a run: add --resume or name another folder")
 
 
-def _train_and_finish(run: trainer.Run) -> Outcome | None:
+def _train(run: trainer.Run) -> bool:
+    """False after Ctrl-C, which has then been explained."""
+    try:
+        if ranks.is_main():
+            _train_with_bar(run)
+        else:
+            trainer.train(run)
+    except trainer.Interrupted as stop:
+        if ranks.is_main():
+            print(
+                f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
+                f"go on with --resume --output {run.folder}",
+                file=sys.stderr,
+            )
+        return False
+    return True
+
+
+def _finish(run: trainer.Run) -> Outcome | LanguageOutcome | None:
     """None after Ctrl-C, which has then been explained."""
     try:
-        _train_with_bar(run)
-    except trainer.Interrupted as stop:
-        print(
-            f"fused-mi: stopped at step {stop.step} of {run.config.steps}, saved; "
-            f"go on with --resume --output {run.folder}",
-            file=sys.stderr,
-        )
-        return None
-    try:
         with rich.console.Console(stderr=True).status("evaluating on held-out text"):
-            return finish(run)
+            return finish_language(run) if run.encoder.causal else finish(run)
     except KeyboardInterrupt:
         print(
             f"fused-mi: stopped during the evaluation, the layer is saved; "
@@ -133,28 +155,31 @@ def _train_with_bar(run: trainer.Run) -> None:
         BarColumn(bar_width=10),
         TextColumn(
             # Short, so that the line fits into 80 columns.
-            "loss {task.fields[loss]:.3f} nats {task.fields[information]:.3f} "
-            "found {task.fields[found]:.2f} {task.fields[tokens_per_second]:.0f} tokens/s ETA"
+            "{task.description} {task.fields[tokens_per_second]:.0f} tokens/s ETA"
         ),
         TimeRemainingColumn(),
     )
-    nothing: dict[str, Any] = dict.fromkeys(SHOWN, 0.0)
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
         trainer.train(run, functools.partial(_line, run.config.steps))
         return
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=run.config.steps, completed=run.step, **nothing)
-        trainer.train(run, lambda row: bar.update(task, completed=row["step"], **_shown(row)))
+        total = run.config.steps
+        task = bar.add_task("", total=total, completed=run.step, tokens_per_second=0)
+
+        def show(row: dict[str, float]) -> None:
+            speed = row["tokens_per_second"]
+            bar.update(task, completed=row["step"], description=_said(row), tokens_per_second=speed)
+
+        trainer.train(run, show)
 
 
 def _line(steps: int, row: dict[str, float]) -> None:
     """Where nobody sees a bar move: ten lines of a run."""
     step = int(row["step"])
     if step % max(1, steps // 10) == 0 or step == steps:
-        shown = ", ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in SHOWN[:-1])
-        print(f"step {step}/{steps}: {shown}", file=sys.stderr, flush=True)
+        print(f"step {step}/{steps}: {_said(row)}", file=sys.stderr, flush=True)
 
 
-def _shown(row: dict[str, float]) -> dict[str, Any]:
-    return {name: row[name] for name in SHOWN}
+def _said(row: dict[str, float]) -> str:
+    return " ".join(f"{said} {row[name]:.3f}" for name, said in SHOWN.items() if name in row)

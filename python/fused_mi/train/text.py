@@ -102,13 +102,17 @@ def cut(tokenizer: Any, documents: list[str], seq_len: int) -> Passages:
         documents,
         max_length=seq_len,
         truncation=True,
-        padding="max_length",
         return_overflowing_tokens=True,
         return_special_tokens_mask=True,
     )
-    ids = torch.tensor(encoded["input_ids"])
-    attention = torch.tensor(encoded["attention_mask"]).bool()
-    noise = attention & ~torch.tensor(encoded["special_tokens_mask"]).bool()
+
+    def padded(name: str, value: int) -> Tensor:
+        # By hand: not every tokenizer has a token for it, and some pad on the left.
+        return torch.tensor([row + [value] * (seq_len - len(row)) for row in encoded[name]])
+
+    ids = padded("input_ids", tokenizer.pad_token_id or 0)
+    attention = padded("attention_mask", 0).bool()
+    noise = attention & ~padded("special_tokens_mask", 1).bool()
     enough = noise.sum(1) >= min(MIN_TOKENS, seq_len // 2)
     first: dict[tuple[int, ...], int] = {}
     for row in enough.nonzero().flatten().tolist():

@@ -7,21 +7,24 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import checkpoint as checkpoints
-from . import encoder as encoders
-from . import metrics, text
+from . import loading, metrics, ranks, text
 from .config import ConfigError, TrainConfig, TrainingError
+from .encoder import Model
 from .metrics import MetricsWriter
 from .noise import NoiseLayer
 from .objective import objective
 from .seeds import generator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -40,13 +43,14 @@ class Run:
 
     config: TrainConfig
     folder: Path
-    encoder: encoders.Encoder
+    encoder: Model
     tokenizer: Any
     layer: NoiseLayer
     optimizer: torch.optim.Optimizer
     train: text.Passages
     held_out: text.Passages
     vocabulary: text.Vocabulary  # of the training passages
+    accelerator: Accelerator
     step: int = 0
 
 
@@ -56,10 +60,12 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
         config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
     _check_device(config)
     _check_writable(folder)
+    accelerator = ranks.accelerator_of(config, folder)
     if saved is not None and saved.step:
         metrics.read(folder)
     documents = text.read_documents(config.text)  # the cheap checks come before the model loads
-    encoder, tokenizer = encoders.load(config.model, config.device, config.dtype, config.seq_len)
+    encoder, tokenizer = loading.load(config.model, config.device, config.dtype, config.seq_len)
+    config = replace(config, utility=config.utility_for(encoder.causal))
     passages = text.cut(tokenizer, documents, config.seq_len)
     train, held_out = text.split(passages, config.seed, config.batch_size)
     held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
@@ -72,10 +78,10 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     if step > config.steps:
         raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
     model = encoder, tokenizer, layer, optimizer
-    return Run(config, folder, *model, train, held_out, vocabulary, step)
+    return Run(config, folder, *model, train, held_out, vocabulary, accelerator, step)
 
 
-def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
+def build_layer(config: TrainConfig, encoder: Model) -> NoiseLayer:
     """The noise layer; float32 at least, because Adam's small steps vanish in bfloat16."""
     table = encoder.table
     with torch.random.fork_rng(devices=[]):
@@ -91,40 +97,51 @@ def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
 
 
 def train(run: Run, progress: Progress = lambda row: None) -> None:
-    """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted)."""
-    config = run.config
-    if run.step == 0:
+    """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted). Of
+    several ranks the first writes; they all stop after the same step."""
+    config, main = run.config, run.accelerator.is_main_process
+    if run.step == 0 and main:
         claim(run.folder)
-    with MetricsWriter(run.folder, run.step) as writer, _ctrl_c() as stopped:
+    columns = metrics.columns(config.utility_for(run.encoder.causal))
+    curve = MetricsWriter(run.folder, run.step, columns, run.accelerator) if main else None
+    with curve or contextlib.nullcontext(), _ctrl_c() as signals:
         while run.step < config.steps:
-            row = _one_step(run)
-            writer.write(row)
+            row, stopped = _one_step(run, signals)
+            if curve is not None:
+                curve.write(row)
             progress(row)
-            if run.step % config.save_every == 0 or run.step == config.steps or stopped:
+            due = run.step % config.save_every == 0 or run.step == config.steps
+            if main and (due or stopped):
                 checkpoints.save(run.folder, config, run.step, run.layer, run.optimizer)
             if stopped:
                 raise Interrupted(run.step)
 
 
-def _one_step(run: Run) -> dict[str, float]:
-    config, start = run.config, time.perf_counter()
+def _one_step(run: Run, signals: Sequence[int] = ()) -> tuple[dict[str, float], bool]:
+    """The row of the curve, and whether a signal has reached any rank; both the same on all."""
+    config, accelerator, start = run.config, run.accelerator, time.perf_counter()
     rows = text.batch_rows(len(run.train), config.batch_size, config.seed, run.step)
-    batch = run.train[rows].to(config.device)
-    noise = generator(config.device, config.seed, "noise", run.step)
-    terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise)
+    rank, ranks_there = accelerator.process_index, accelerator.num_processes
+    batch = run.train[rows[rank::ranks_there]].to(config.device)
+    noise = generator(config.device, config.seed, "noise", run.step, *([rank] if rank else []))
+    with accelerator.autocast():
+        terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise)
     run.optimizer.zero_grad()
-    terms.loss.backward()
+    accelerator.backward(terms.loss)
+    ranks.average_gradients(accelerator, run.layer.parameters())
     run.optimizer.step()
     run.step += 1
-    row = {name: float(value.detach()) for name, value in vars(terms).items()}
+    row = terms.numbers()
+    row["tokens_per_second"] = float(batch.attention_mask.sum()) * ranks_there
+    *numbers, stopped = ranks.average(accelerator, [*row.values(), float(bool(signals))])
+    row = dict(zip(row, numbers, strict=True))
     if not _finite(run.layer, row.values()):
         raise TrainingError(
             f"step {run.step}: loss {row['loss']:g}, and what follows from it would mean nothing; "
             "what was saved before is kept. A smaller --lr or --max-std may help"
         )
-    seconds = time.perf_counter() - start
-    tokens = int(batch.attention_mask.sum())
-    return {"step": run.step, **row, "tokens_per_second": tokens / seconds}
+    row["tokens_per_second"] /= time.perf_counter() - start
+    return {"step": run.step, **row}, stopped > 0
 
 
 def _finite(layer: torch.nn.Module, numbers: Iterable[float]) -> bool:
