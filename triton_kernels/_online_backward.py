@@ -95,6 +95,8 @@ def weigh_kernel(
             *(of_components, of_samples, log_weights, first_n, first_m),
             *(UNIT, EVEN, CAREFUL, ACC, SAMPLES, COMPONENTS, FEATURES, VECTOR, AHEAD, CHUNK),
         )
+        # As N >= 0; but these are not kept in registers over the loop over features.
+        first_n, first_m = first_n + (N >> 31), first_m + (N >> 31)
         n, m = first_n + tl.arange(0, SAMPLES), first_m + tl.arange(0, COMPONENTS)
         inside = n < N
         here = inside[:, None] & (m < M)[None, :]

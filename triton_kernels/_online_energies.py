@@ -77,10 +77,12 @@ def energies_of(
         s, begin = chunk // chunks, (chunk % chunks) * CHUNK
         here_n = here_at(sample_active, first_n, local_n, N, s, S)
         here_m = here_at(component_active, first_m, local_m, M, s, S)
+        # As s >= 0; but addresses are not kept in registers from chunk to chunk.
+        row_n, row_m = sample_start + n + (s >> 31), component_start + m + (s >> 31)
         if some_of(here_n, here_m) > 0:
             within = squares_of(
                 *(y, x, mu, stds, shift, eps),
-                *(sample_start + n, component_start + m, here_n, here_m, s, begin, E),
+                *(row_n, row_m, here_n, here_m, s, begin, E),
                 *(UNIT, EVEN, CAREFUL, ACC, FEATURES, VECTOR, AHEAD, CHUNK),
             )
             # Select here: an infinite sample must not reach a pair that lacks the position.

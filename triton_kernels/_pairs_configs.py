@@ -122,9 +122,12 @@ def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
 
 
 def online_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int = 4) -> PairsTile:
-    """That of the energies, whatever the number of pairs without what is next in registers: those
-    of its own loop over the components are between."""
-    return pairs_tile(samples, components, dtype, itemsize)._replace(AHEAD=False)
+    """That of the energies, always with the registers of 16 warps and so without what is next in
+    them: between loops over the features there are those over positions and components."""
+    tile = pairs_tile(samples, components, dtype, itemsize)._replace(AHEAD=False)
+    if dtype == torch.float64:
+        return tile
+    return tile._replace(num_warps=max(tile.num_warps, 4), maxnreg=REGISTERS_OF_16_WARPS)
 
 
 def online_splits(tiles_n: int, tiles_m: int, device: torch.device) -> tuple[int, int]:

@@ -29,11 +29,11 @@ class ActivePairs(NamedTuple):
 
 
 # Operations per element, as in the source: of a difference and its square; of the gradients.
-_DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
-_SAMPLE, _COMPONENT = 1, 2 + 3 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
+DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
+SAMPLE, COMPONENT = 1, 2 + 3 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
 _LOG_DETERMINANT, _SLOPE = 2 + 3 + 1, 3 + 2 + 3
 # Of a pair: density, exponential, four sums, three of them weighted, all rescaled; of its gradient.
-_DENSITY, _PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
+DENSITY, PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
 
 
 def expected(a: Arguments, density: float) -> ActivePairs:
@@ -107,7 +107,7 @@ def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     }
     if "mu" in a:
         read["mu"] = active.components * E
-    flops = _DISTANCE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
+    flops = DISTANCE * active.pairs + SAMPLE * active.samples + COMPONENT * active.components
     return read, {"parts": splits * a["N"] * a["M"]}, flops * E
 
 
@@ -129,18 +129,21 @@ def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Eleme
     summed = -(-a["M"] // a["SUMMED"]) * a["SUMMED"]
     read = {
         "component_eps": programs,
-        "sample_active": a["tiles_e"] * a["N"] * a["S"],
+        "sample_active": a["splits"] * a["tiles_e"] * a["N"] * a["S"],
         "component_active": tiles * a["M"],
-        "shift": active.tiles * E,
+        "shift": a["splits"] * active.tiles * E,
         "pull": tiles * summed * a["ROWS"],
-        "y": active.samples * E,
+        "y": a["splits"] * active.samples * E,
         "x": active.components * E,
         "stds": active.components * E,
     }
     if "mu" in a:
         read["mu"] = active.components * E
-    flops = _PULL_SAMPLE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
-    return read, {"d_y": a["N"] * a["S"] * E}, flops * E
+    written = a["splits"] * a["N"] * a["S"] * E
+    if a["add"]:
+        read["d_y"] = written
+    flops = _PULL_SAMPLE * active.pairs + SAMPLE * active.samples + COMPONENT * active.components
+    return read, {"d_y": written}, flops * E
 
 
 def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -163,8 +166,8 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
         }
         if "mu" in a:
             read["mu"] = active.components * E
-        flops += _PULL_COMPONENT * active.pairs + _SAMPLE * active.samples
-        flops += _COMPONENT * active.components
+        flops += _PULL_COMPONENT * active.pairs + SAMPLE * active.samples
+        flops += COMPONENT * active.components
     if "d_stds" in a:
         read["stds"] = read.get("stds", 0) + active.either * E  # again, for the slope
         flops += _SLOPE * active.either
@@ -172,7 +175,8 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
             read["of_logs"] = a["tiles_e"] * M
     if "own_eps" in a:
         read |= {"own_active": a["tiles_e"] * M, "own_eps": programs, "of_own": a["tiles_e"] * M}
-    return read, {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}, flops * E
+    written = {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}
+    return (read | written if a["add"] else read), written, flops * E
 
 
 def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -182,7 +186,7 @@ def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elemen
     read = {"energies": 3 * pairs}
     if "origins" in a:
         read["origins"] = samples
-    return read, {"state": 5 * samples}, _DENSITY * pairs
+    return read, {"state": 5 * samples}, DENSITY * pairs
 
 
 def _logsumexp_means(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -198,7 +202,7 @@ def _logsumexp_gradient(programs: int, a: Arguments, active: ActivePairs) -> Ele
     read = {"upstream": 5 * of_terms, "energies": 3 * pairs, "state": 4 * rows}
     if "origins" in a:
         read["origins"] = rows
-    return read, {"gradient": 3 * pairs}, _PULL_DENSITY * pairs
+    return read, {"gradient": 3 * pairs}, PULL_DENSITY * pairs
 
 
 KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
