@@ -1,5 +1,5 @@
-"""What the pairs of a block weigh in the gradients, from energies that are found once more; sums of
-it over one role; and sums of gradients, of programs that shared the components.
+"""What the pairs of a block weigh in the gradients, from energies that are found once more; and
+sums of gradients, of programs that shared the components.
 
 Gradients follow by the kernels of the pairs, which read the weights: an energy has all features,
 and its weight is known before the first feature of a gradient.
@@ -139,48 +139,6 @@ def weigh_kernel(
         _store(of_g, to, of_logs)
         _store(of_k, to, tl.where(never, 0.0, r * (of_own + of_density)))
         _store(by_component, m.to(tl.int64)[None, :] * (tiles_n * SAMPLES) + n[:, None], of_q)
-
-
-@triton.jit(do_not_specialize=["kept", "summed", "S", "add"])
-def sum_weights_kernel(
-    weights,  # (kept, summed) by strides, 0 outside of whole tiles
-    along_kept,
-    along_summed,
-    active,  # (summed, S) uint8, or None
-    irregular,  # (1,) int32; where CAREFUL, 0: nothing to do
-    sums,  # (kept, S) float64, written
-    kept,
-    summed,
-    S,
-    add,  # not 0: on top of what is there
-    CAREFUL: tl.constexpr,
-    KEPT: tl.constexpr,
-    SUMMED: tl.constexpr,
-    POSITIONS: tl.constexpr,
-):
-    """Sums of weights over the rows of a role that contribute at a position, in a fixed order."""
-    if CAREFUL:  # noqa: SIM102 (decided at compile time)
-        if tl.load(irregular) == 0:
-            return
-    blocks = tl.cdiv(S, POSITIONS)
-    i = tl.program_id(0) // blocks * KEPT + tl.arange(0, KEPT)
-    s = (tl.program_id(0) % blocks) * POSITIONS + tl.arange(0, POSITIONS)
-    total = tl.zeros((KEPT, POSITIONS), tl.float64)
-    for begin in range(0, summed, SUMMED):
-        j = begin + tl.arange(0, SUMMED)
-        at = i.to(tl.int64)[:, None] * along_kept + j.to(tl.int64)[None, :] * along_summed
-        found = tl.load(weights + at, mask=(i < kept)[:, None] & (j < summed)[None, :], other=0.0)
-        if active is not None:
-            at = j.to(tl.int64)[:, None] * S + s[None, :]
-            here = tl.load(active + at, mask=(j < summed)[:, None] & (s < S)[None, :], other=0) != 0
-            found = tl.where(here[None, :, :], found[:, :, None], 0.0)
-            total += cast(tl.sum(found, 1), tl.float64)
-        else:
-            total += cast(tl.sum(found, 1), tl.float64)[:, None]
-    to = sums + i.to(tl.int64)[:, None] * S + s[None, :]
-    inside = (i < kept)[:, None] & (s < S)[None, :]
-    before = tl.load(to, mask=inside & (add != 0), other=0.0)
-    tl.store(to, before + total, mask=inside)
 
 
 @triton.jit(

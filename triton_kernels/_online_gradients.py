@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._configs import ceil_div
 from ._launch import launch, strided
-from ._online_backward import add_gradients_kernel, sum_weights_kernel, weigh_kernel
+from ._online_backward import add_gradients_kernel, weigh_kernel
 from ._online_launch import Pairs
 from ._pairs_backward import components_gradient_kernel, samples_gradient_kernel
 from ._pairs_configs import (
@@ -17,9 +17,10 @@ from ._pairs_configs import (
     PAIRS_PADDING,
     careful_programs,
     gradient_splits,
-    sum_weights_tile,
 )
-from .pairs import dtype_of, launch_gradient
+from ._pairs_logs import dtype_of
+from ._sum_weights import sum_weights
+from .pairs import launch_gradient
 
 
 class Written(NamedTuple):
@@ -107,22 +108,8 @@ class Sums(NamedTuple):
     def _sum(
         self, weights: Tensor, active: Tensor | None, to: Tensor, summed: int, add: bool
     ) -> None:
-        kept, S = len(to), 1 if active is None else active.shape[1]
-        tile = sum_weights_tile(S)
-        launch(
-            sum_weights_kernel,
-            ceil_div(kept, tile["KEPT"]) * ceil_div(S, tile["POSITIONS"]),
-            weights,
-            *weights.stride(),
-            active,
-            self.block.where.irregular,
-            to,
-            kept,
-            summed,
-            S,
-            int(add),
-            CAREFUL=self.careful,
-            **tile,
+        sum_weights(
+            weights, active, self.block.where.irregular, to, summed, add=add, careful=self.careful
         )
 
 

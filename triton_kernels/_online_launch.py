@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ._launch import accumulator, unit
 from ._pairs_configs import CHUNK, PairsTile, online_tile
+from ._pairs_logs import Inputs, logs_of
 from ._positions import Positions
 from ._shift import shift_of
 from .logsumexp import own_arguments
-from .pairs import Inputs, log_determinants, of_mixture
+from .pairs import of_mixture
 
 
 class Labels(NamedTuple):
@@ -39,12 +40,7 @@ class Pairs(NamedTuple):
     def of(cls, inputs: Inputs, mixture: Mixture, where: Positions, labels: Labels) -> Pairs:
         """All of them."""
         # First: it looks at every variance.
-        rows, eps, active = mixture.component_rows, mixture.component_eps, where.component_active
-        of_components = log_determinants(inputs, rows, eps, active, where.irregular)
-        of_samples = None
-        if mixture.sample_eps is not None:
-            rows, eps, active = mixture.sample_rows, mixture.sample_eps, where.sample_active
-            of_samples = log_determinants(inputs, rows, eps, active, where.irregular)
+        of_components, of_samples = logs_of(inputs, mixture, where)
         shift = shift_of(inputs[1], inputs[3], mixture, where.component_active)
         return cls(inputs, mixture, where, shift, of_components, of_samples, labels)
 

@@ -98,21 +98,9 @@ def _weigh(programs: int, a: Arguments, active: ActiveOnline) -> Elements:
     rows = tiles_m * a["N"]
     read |= {"state": 4 * rows, "upstream": 5 * (rows if a["EACH"] else programs)}
     padded = tiles_n * a["SAMPLES"] * tiles_m * a["COMPONENTS"]
-    written = {n: padded for n in ("by_sample", "by_component", "of_g", "of_k") if n in a}
+    names = [n for n in ("by_sample", "by_component", "of_g", "of_k") if n in a]
+    written: dict[str, float] = dict.fromkeys(names, padded)
     return read, written, flops + PULL_DENSITY * a["N"] * a["M"]
-
-
-def _sum_weights(programs: int, a: Arguments, active: ActiveOnline) -> Elements:
-    if a["CAREFUL"]:
-        return {"irregular": programs}, {}, 0
-    blocks, tiles = -(-a["S"] // a["POSITIONS"]), -(-a["kept"] // a["KEPT"])
-    read = {"weights": a["kept"] * a["summed"] * blocks}
-    if "active" in a:
-        read["active"] = a["summed"] * a["S"] * tiles
-    sums = a["kept"] * a["S"]
-    if a["add"]:
-        read["sums"] = sums
-    return read, {"sums": sums}, sums * a["summed"]
 
 
 def _add_gradients(programs: int, a: Arguments, active: ActiveOnline) -> Elements:
@@ -128,6 +116,5 @@ KERNELS: dict[str, Callable[[int, Arguments, ActiveOnline], Elements]] = {
     "online_kernel": _online,
     "online_finish_kernel": _finish,
     "weigh_kernel": _weigh,
-    "sum_weights_kernel": _sum_weights,
     "add_gradients_kernel": _add_gradients,
 }

@@ -105,6 +105,12 @@ def log_tile(features: int) -> dict[str, int]:
     return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
 
 
+def logs_tile(components: int) -> dict[str, int]:
+    """For sums over the positions of pairs: 8 of a thread, which reads little for each."""
+    width = between(components, 1, 64)
+    return {"ROWS": 1024 // width, "COLUMNS": width, "num_warps": 4}
+
+
 class LogsumexpTile(NamedTuple):
     """ROWS x COLUMNS pairs of a program at a time."""
 

@@ -11,7 +11,7 @@ many parts: a part has one element of each vector, which takes no more than to n
 import triton
 import triton.language as tl
 
-from ._tiles import cast, corner, load, multiple, out_of_range, root_terms, variance_terms
+from ._tiles import cast, corner, multiple, root_terms
 
 
 @triton.jit
@@ -284,45 +284,3 @@ def add_splits_kernel(
         total += tl.where(careful, part * part, part)
         pointers += size
     tl.store(energies + i, total / 2, mask=i < size)
-
-
-@triton.jit(do_not_specialize=["start", "rows", "S", "E"], do_not_specialize_on_alignment=["eps"])
-def log_determinants_kernel(
-    stds,  # (rows, S, E) strided
-    eps,  # ()
-    active,  # (rows, S) uint8
-    logs,  # (rows, S) float64: 1/2 sum_e (log v + log 2 pi), 0 where not active
-    irregular,  # (1,) int32, becomes 1 where a variance is out of range
-    start,
-    rows,
-    S,
-    E,
-    UNIT: tl.constexpr,  # divides E
-    ACC: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    E = multiple(E, UNIT)
-    program = tl.program_id(0)
-    row, s = program // S, program % S
-    here = tl.load(active + program.to(tl.int64)) != 0
-    total = tl.zeros((FEATURES,), tl.float64)
-    if here:
-        eps_acc = tl.load(eps).to(ACC)
-        largest_log = tl.zeros((FEATURES,), ACC)
-        for begin in range(0, E, FEATURES):
-            e = begin + tl.arange(0, FEATURES)
-            sigma = load(stds, start + row, s, e, e < E, ACC)
-            _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc)
-            largest_log = tl.maximum(largest_log, tl.abs(terms))
-            total += tl.where(e < E, cast(terms, tl.float64), 0.0)
-        if tl.max(out_of_range(largest_log, ACC), 0) > 0:
-            tl.store(irregular, 1)
-            total = tl.zeros((FEATURES,), tl.float64)
-            eps_f64 = tl.load(eps).to(tl.float64)
-            for begin in range(0, E, FEATURES):
-                e = begin + tl.arange(0, FEATURES)
-                inside = e < E
-                sigma = load(stds, start + row, s, e, inside, tl.float64)
-                _, terms = root_terms(sigma, eps_f64)
-                total += tl.where(inside, terms, 0.0)
-    tl.store(logs + program.to(tl.int64), tl.sum(total, 0) / 2)

@@ -42,11 +42,18 @@ def expected(a: Arguments, density: float) -> ActivePairs:
         rows = density * (a["rows"] if "rows" in a else a.get("M", 0)) * a.get("S", 0)
         return ActivePairs(0, rows, rows, 0, a.get("S", 0))
     N, M, S = a["N"], a["M"], a["S"]
-    tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)
+    tiles_n, tiles_m = _tiles(a)
     samples, components, pairs = density * N * S, density * M * S, density**2 * N * M * S
     return ActivePairs(
         samples * tiles_m, components * tiles_n, components, pairs, tiles_n * tiles_m * S
     )
+
+
+def _tiles(a: Arguments) -> tuple[int, int]:
+    """Of samples and of components."""
+    if "COLUMNS" in a:
+        return -(-a["N"] // a["ROWS"]), -(-a["M"] // a["COLUMNS"])
+    return a.get("tiles_n", 1), a.get("tiles_m", 1)
 
 
 def counted(a: Arguments) -> ActivePairs:
@@ -54,6 +61,10 @@ def counted(a: Arguments) -> ActivePairs:
     if "active" in a:
         active = a["active"] != 0
         return ActivePairs(0, int(active.sum()), 0, 0, int(active.any(0).sum()))
+    if "COLUMNS" in a and "sample_active" in a:  # each tile has all positions of its rows
+        tiles_n, tiles_m = _tiles(a)
+        samples, components = (a[f"{role}_active"].sum() for role in ("sample", "component"))
+        return ActivePairs(int(samples) * tiles_m, int(components) * tiles_n, 0, 0, 0)
     roles = [a[name] for name in ("component_active", "own_active") if name in a]
     either = int(torch.stack([role != 0 for role in roles]).any(0).sum()) if roles else 0
     if "sample_active" not in a:
@@ -122,6 +133,32 @@ def _log_determinants(programs: int, a: Arguments, active: ActivePairs) -> Eleme
     return read, {"logs": programs}, _LOG_DETERMINANT * elements
 
 
+def _pair_logs(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    tiles_n, tiles_m = _tiles(a)
+    read = {
+        "sample_active": tiles_m * a["N"] * a["S"],
+        "component_active": tiles_n * a["M"] * a["S"],
+        "of_components": active.components,
+    }
+    if "of_samples" in a:
+        read["of_samples"] = active.samples
+    pairs = a["N"] * a["M"]
+    return read, {"g": pairs, "k": pairs}, len(read) * pairs * a["S"]
+
+
+def _sum_weights(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    if a["CAREFUL"]:
+        return {"irregular": programs}, {}, 0
+    blocks, tiles = -(-a["S"] // a["POSITIONS"]), -(-a["kept"] // a["KEPT"])
+    read = {"weights": a["kept"] * a["summed"] * blocks}
+    if "active" in a:
+        read["active"] = a["summed"] * a["S"] * tiles
+    sums = a["kept"] * a["S"]
+    if a["add"]:
+        read["sums"] = sums
+    return read, {"sums": sums}, sums * a["summed"]
+
+
 def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     if a["CAREFUL"]:
         return _look(programs)
@@ -175,7 +212,8 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
             read["of_logs"] = a["tiles_e"] * M
     if "own_eps" in a:
         read |= {"own_active": a["tiles_e"] * M, "own_eps": programs, "of_own": a["tiles_e"] * M}
-    written = {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}
+    names = [name for name in ("d_x", "d_mu", "d_stds") if name in a]
+    written: dict[str, float] = dict.fromkeys(names, M * E)
     return (read | written if a["add"] else read), written, flops * E
 
 
@@ -210,6 +248,8 @@ KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
     "distances_kernel": _distances,
     "add_splits_kernel": _add_splits,
     "log_determinants_kernel": _log_determinants,
+    "pair_logs_kernel": _pair_logs,
+    "sum_weights_kernel": _sum_weights,
     "samples_gradient_kernel": _samples_gradient,
     "components_gradient_kernel": _components_gradient,
     "logsumexp_state_kernel": _logsumexp_state,

@@ -26,8 +26,9 @@ from ._online_gradients import (
 )
 from ._online_launch import Labels, Pairs
 from ._pairs_configs import ONLINE_FINISH, careful_programs, online_block, online_splits
+from ._pairs_logs import dtype_of
 from ._positions import positions
-from .pairs import dtype_of, launches
+from .pairs import launches
 
 
 def online(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Pass, gradients, nothing
-from fused_mi._precision import moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, ceil_div
@@ -18,20 +17,18 @@ from ._pairs_configs import (
     CHUNK,
     PAIRS_PADDING,
     careful_programs,
-    log_tile,
     pairs_gradient_tile,
     pairs_splits,
     pairs_tile,
 )
-from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
+from ._pairs_forward import add_splits_kernel, distances_kernel
+from ._pairs_logs import Inputs, dtype_of, logs_of, pair_logs
 from ._positions import Positions, positions
 from ._shift import shift_of
+from ._sum_weights import sum_weights
 
 ARGUMENTS = 16
 """Of a kernel of gradients, those of `of_mixture` and the pull."""
-
-Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
-"""y, x, mu, stds: (rows, S, E) each; mu None is 0."""
 
 
 def pairs(
@@ -51,16 +48,9 @@ def pairs(
         return energies.zero_()
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
         where = positions(mixture)
-        rows, eps = mixture.component_rows, mixture.component_eps
         # First: it looks at every variance.
-        logs = log_determinants(inputs, rows, eps, where.component_active, where.irregular)
-        torch.matmul(where.sample_active.double(), logs.T, out=g)
-        if mixture.sample_eps is not None:
-            rows, eps = mixture.sample_rows, mixture.sample_eps
-            logs = log_determinants(inputs, rows, eps, where.sample_active, where.irregular)
-            torch.matmul(logs, where.component_active.double().T, out=k)
-        else:
-            k.zero_()
+        logs = logs_of(inputs, mixture, where)
+        pair_logs(logs, where, g, k)
         _distances(inputs, mixture, where, q)
     return energies
 
@@ -107,33 +97,6 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
         splits,
         **REDUCE,
     )
-
-
-def log_determinants(
-    inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor, irregular: Tensor
-) -> Tensor:
-    """`1/2 sum_e (log v + log 2 pi)` (rows, S) in float64, 0 where not active."""
-    stds = inputs[3]
-    _, S, E = stds.shape
-    start, stop = rows
-    logs = torch.empty((stop - start, S), dtype=torch.float64, device=stds.device)
-    launch(
-        log_determinants_kernel,
-        (stop - start) * S,
-        strided(stds),
-        eps,
-        active,
-        logs,
-        irregular,
-        start,
-        stop - start,
-        S,
-        E,
-        UNIT=unit(E),
-        ACC=accumulator(dtype_of(inputs)),
-        **log_tile(E),
-    )
-    return logs
 
 
 def pairs_backward(
@@ -188,10 +151,17 @@ def _components_gradient(
         common = of_mixture(inputs, mixtures[j], where[j], shifts[j])
         pull = _padded(upstream[j, 0], dtype_of(inputs))
         if tensors[2] is not None:
-            of_logs = upstream[j, 1].T @ where[j].sample_active.double()
+            count, S = where[j].component_active.shape
+            of_logs = torch.empty((count, S), dtype=torch.float64, device=upstream.device)
+            active, flag = where[j].sample_active, where[j].irregular
+            sum_weights(upstream[j, 1].T, active, flag, of_logs, len(active))
     if tensors[2] is not None and i is not None and mixtures[i].sample_eps is not None:
         own_eps, own_active = mixtures[i].sample_eps, where[i].sample_active
-        of_own = upstream[i, 2] @ where[i].component_active.double()
+        of_own = torch.empty(
+            where[i].sample_active.shape, dtype=torch.float64, device=upstream.device
+        )
+        active, flag = where[i].component_active, where[i].irregular
+        sum_weights(upstream[i, 2], active, flag, of_own, len(active))
     own = own_eps, own_active, of_own
     kernel = components_gradient_kernel
     _gradient(kernel, inputs, this.rows, common, pull, of_logs, *own, *tensors, 0)
@@ -269,7 +239,3 @@ def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
     result = torch.zeros((rows, columns), dtype=dtype, device=upstream.device)
     result[: upstream.shape[0], : upstream.shape[1]] = upstream
     return result
-
-
-def dtype_of(inputs: Inputs) -> torch.dtype:
-    return moments_dtype(*(t for t in inputs if t is not None), exact=False)

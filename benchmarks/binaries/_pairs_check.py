@@ -27,6 +27,8 @@ KERNELS = {
     "samples_gradient_kernel": 3,
     "components_gradient_kernel": 4,
     "log_determinants_kernel": 0,
+    "pair_logs_kernel": 0,
+    "sum_weights_kernel": 0,
     "add_splits_kernel": 0,
     "logsumexp_state_kernel": 0,
     "logsumexp_means_kernel": 0,
