@@ -15,6 +15,7 @@ from cases import PAIRINGS
 from fused_mi import use_backend, warmup
 from fused_mi.triton_kernels import _configs
 from fused_mi.triton_kernels._launch import recorded
+from marks import dtypes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -136,3 +137,35 @@ def test_no_safety_factor_compiles_after_a_warmup(pairing):
     for factor in SAFETY_FACTORS:
         new = of_call(8, 1024, torch.float32, pairing=pairing, safety_factor=factor) - known
         assert not new, f"{factor}:\n{describe(new, known)}"
+
+
+def of_tokens(samples, tokens, features, dtype, leave_own_out):
+    noisy, centers, stds = leaves = [
+        torch.empty((rows, features), dtype=dtype).requires_grad_()
+        for rows in (samples, tokens, tokens)
+    ]
+    own, weights = torch.zeros(samples, dtype=torch.int64), torch.zeros(tokens)
+    with recorded() as launches:
+        value = fused_mi.token_information(
+            noisy, own, centers, stds, weights, leave_own_out=leave_own_out
+        )
+        torch.autograd.grad(value, leaves)
+    return keys(launches)
+
+
+@dtypes(torch.float32, torch.bfloat16)
+@pytest.mark.parametrize("leave_own_out", [False, True])
+def test_no_number_of_tokens_compiles_after_a_warmup(leave_own_out, dtype):
+    """Of a vocabulary, as long as no role has so many rows that gradients add up in float32."""
+    with recorded() as launches:
+        warmup(1, 64, device="cpu", dtype=dtype, batch=1024, tokens=1000)
+    known = keys(launches)
+    assert "online_kernel" in {name for name, *_ in known}
+    for samples, tokens in ((1024, 1001), (1000, 3000), (600, 900), (2000, 1000)):
+        new = of_tokens(samples, tokens, 64, dtype, leave_own_out) - known
+        assert not new, f"{samples}, {tokens}:\n{describe(new, known)}"
+
+
+def test_tokens_have_one_position():
+    with pytest.raises(ValueError, match="positions: expected 1, as tokens were given, got 2"):
+        warmup(2, 8, device="cpu", tokens=5)

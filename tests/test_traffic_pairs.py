@@ -4,7 +4,7 @@ import pytest
 import torch
 from fused_mi._building_blocks import Own
 from fused_mi._mixture import Mixture
-from fused_mi.triton_kernels import _configs, _pairs_configs, logsumexp, pairs
+from fused_mi.triton_kernels import _configs, _pairs_configs, logsumexp, online, pairs
 from fused_mi.triton_kernels._launch import launch, recorded
 from fused_mi.triton_kernels._traffic import counted, expected, total
 from pair_rules import pair_case
@@ -154,3 +154,53 @@ def test_expected_pairs_are_those_of_a_mask_like_that(density):
             for field in ("samples", "components", "pairs", "tiles"):
                 tolerance = 0 if density == 1 else 0.1
                 assert abs(getattr(a, field) / getattr(b, field) - 1) <= tolerance, field
+
+
+def record_online(n, m, s, e, how, device="cpu"):
+    """Of weighted components with samples that come from them, of an entropy or of a mixture whose
+    samples have their own stds; backward in the second case with a gradient of each sample."""
+    inputs, mixture = case(n, m, s, e)
+    own = weights = None
+    if how != "own stds":
+        mixture = mixture._replace(sample_eps=None)
+    if how == "origins":
+        own = Own(of_samples=torch.arange(n) % m, left_out=False)
+        weights = torch.zeros(m, dtype=torch.float64)
+    if device == "meta":
+        inputs, mixture = without_data(inputs, mixture)
+    rows = torch.zeros(1, 5, n, dtype=torch.float64, device=device)
+    upstream = torch.ones(1, 5, n if how == "entropy" else 1, dtype=torch.float64, device=device)
+    wanted = [True] * (4 + (weights is not None))
+    with recorded() as forward:
+        online.online(inputs, [mixture], own, weights, rows)
+    with recorded() as backward:
+        online.online_backward(upstream, inputs, [mixture], own, weights, rows, wanted)
+    return forward, backward
+
+
+@pytest.mark.parametrize("programs", [1, 12])
+@pytest.mark.parametrize("how", ["origins", "entropy", "own stds"])
+@pytest.mark.parametrize("shape", [(5, 4, 1, 7), (34, 70, 9, 4)], ids=str)
+def test_model_of_the_online_log_sum_exp(monkeypatch, shape, how, programs):
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: programs)
+    monkeypatch.setattr(_pairs_configs, "_BLOCK_ROWS", 32)
+    monkeypatch.setattr(_pairs_configs, "_BLOCK_PAIRS", 32 * 64)
+    forward, backward = record_online(*shape, how)
+    assert_modelled(forward)
+    assert_modelled(backward)
+
+
+def test_of_a_vocabulary_no_memory_grows_with_the_pairs():
+    """What is written beside gradients is shares of samples, and one block of weights at a time."""
+    n, m, e = 2048, 50_000, 576
+    forward, backward = record_online(n, m, 1, e, "own stds", "meta")
+    matrices = n * m * 8
+    written = {name: t.written for name, t in total(forward, expected).items()}
+    allocated = sum(a.numel() * a.element_size() for a in (forward[-1].named()["parts"],))
+    assert allocated < 0.01 * matrices
+    assert written["online_kernel"].keys() == {"parts"}
+    block = {name: t for name, t in backward[-1].named().items() if isinstance(t, torch.Tensor)}
+    weighed = next(la for la in backward if la.kernel.__name__ == "weigh_kernel").named()
+    names = ("by_sample", "by_component", "of_g", "of_k")
+    assert sum(weighed[name].numel() * 4 for name in names) <= 4 * 2**24
+    assert all(t.numel() < n * m / 3 for t in block.values())

@@ -10,6 +10,7 @@ from fused_mi.triton_kernels._launch import recorded
 from marks import dtypes, pairing
 from pair_rules import NAMES, pair_case, scales
 from rules import FLOAT64_RELATIVE, assert_rule10
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
@@ -48,6 +49,23 @@ def assert_close(inputs, mixture, upstream=None):
         error, bound = (a.double() - b).abs(), relative * size + rounding * b.abs()
         assert (error <= bound).all(), f"{name}: {(error - bound).max()}"
     return ours, of_ours
+
+
+class Called(TorchDispatchMode):
+    """Names of torch's own operators."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names = {*getattr(self, "names", ()), function._schema.name}
+        return function(*arguments, **(options or {}))
+
+
+def test_no_matrix_product_of_a_library():
+    """`torch.use_deterministic_algorithms` refuses those of cuBLAS without a setting."""
+    inputs, mixture = pair_case((5, 3, 2, 7))
+    with Called() as called, recorded():
+        evaluate(pairs, inputs, mixture, torch.ones(1, 3, 5, 3, dtype=F64))
+    assert any("empty" in name for name in called.names)
+    assert not [name for name in called.names if "mm" in name or "matmul" in name]
 
 
 @shape

@@ -15,16 +15,16 @@ def _load(energies, base, size, here):
 
 
 @triton.jit
-def _own(i, inside, own, origins):
-    """The component of samples i that is their own: their origin, or i + own."""
+def own_of(i, inside, own, origins):
+    """The component of samples i that is their own, `own` after their origin or after i."""
     if origins is not None:
-        return tl.load(origins + i, mask=inside, other=-1)
+        return tl.load(origins + i, mask=inside, other=-1) + own
     else:
         return i + own
 
 
 @triton.jit
-def _met(mine, m, here, LEAVE_OUT: tl.constexpr):
+def meets(mine, m, here, LEAVE_OUT: tl.constexpr):
     """Of a tile, which samples meet which components m."""
     met = here
     if LEAVE_OUT:
@@ -33,7 +33,7 @@ def _met(mine, m, here, LEAVE_OUT: tl.constexpr):
 
 
 @triton.jit
-def _term(upstream, at, j: tl.constexpr, samples, inside, EACH: tl.constexpr):
+def term_of(upstream, at, j: tl.constexpr, samples, inside, EACH: tl.constexpr):
     """Gradients of a term of the samples: of each, or one of all."""
     if EACH:
         found = tl.load(upstream + at + j * samples, mask=inside, other=0.0)
@@ -43,7 +43,7 @@ def _term(upstream, at, j: tl.constexpr, samples, inside, EACH: tl.constexpr):
 
 
 @triton.jit
-def _finite(most):
+def finite(most):
     """What is subtracted from densities: 0 where none or an infinite one is the largest."""
     return tl.where(tl.abs(most) == float("inf"), 0.0, most)
 
@@ -66,7 +66,7 @@ def logsumexp_state_kernel(
     direction, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i = tile * ROWS + tl.arange(0, ROWS)
     inside = i < N
-    mine = _own(i, inside, own, origins)
+    mine = own_of(i, inside, own, origins)
     columns = tl.arange(0, COLUMNS)
     size = N.to(tl.int64) * M
     row = (direction * 3 * size + i.to(tl.int64) * M)[:, None]
@@ -81,7 +81,7 @@ def logsumexp_state_kernel(
         m = begin + columns
         here = inside[:, None] & (m < M)[None, :]
         q, g, k = _load(energies, row + m[None, :], size, here)
-        met = _met(mine, m, here, LEAVE_OUT)
+        met = meets(mine, m, here, LEAVE_OUT)
         if origins is not None:
             at_own = here & (mine[:, None] == m[None, :])
             of_own = tl.where(at_own, q + g, of_own)
@@ -90,7 +90,7 @@ def logsumexp_state_kernel(
         before = most
         most = tl.maximum(most, tl.max(density, 1))
         factor = tl.where(before == most, 1.0, tl.exp(before - most))[:, None]
-        weight = tl.exp(density - _finite(most)[:, None])
+        weight = tl.exp(density - finite(most)[:, None])
         # 0 * inf: a component that is never chosen adds nothing.
         never = weight == 0
         weights = weights * factor + weight
@@ -98,14 +98,14 @@ def logsumexp_state_kernel(
         of_g = of_g * factor + tl.where(never, 0.0, weight * g)
         of_k = of_k * factor + tl.where(never, 0.0, weight * k)
     total = tl.sum(weights, 1)
-    log_sum = _finite(most) + tl.log(total)
+    log_sum = finite(most) + tl.log(total)
     # Not by the largest density, which may not see NaN.
     hopeless = (total == 0) & inside
     if tl.max(hopeless.to(tl.int32), 0) > 0:  # every density is 0: equal responsibilities
         for begin in range(0, M, COLUMNS):
             m = begin + columns
             here = hopeless[:, None] & (m < M)[None, :]
-            met = _met(mine, m, here, LEAVE_OUT)
+            met = meets(mine, m, here, LEAVE_OUT)
             q, g, k = _load(energies, row + m[None, :], size, met)
             weights += met.to(tl.float64)
             of_q += q
@@ -196,13 +196,13 @@ def logsumexp_gradient_kernel(
     at = direction * 5
     if EACH:
         at = direction * 5 * samples + i
-    total = _term(upstream, at, 0, samples, inside, EACH)
-    of_q = _term(upstream, at, 1, samples, inside, EACH)
-    of_g = _term(upstream, at, 2, samples, inside, EACH)
-    assignment = _term(upstream, at, 3, samples, inside, EACH)
-    of_k = -_term(upstream, at, 4, samples, inside, EACH)
-    mine = _own(i, inside, own, origins)
-    met = _met(mine, m, here, LEAVE_OUT)
+    total = term_of(upstream, at, 0, samples, inside, EACH)
+    of_q = term_of(upstream, at, 1, samples, inside, EACH)
+    of_g = term_of(upstream, at, 2, samples, inside, EACH)
+    assignment = term_of(upstream, at, 3, samples, inside, EACH)
+    of_k = -term_of(upstream, at, 4, samples, inside, EACH)
+    mine = own_of(i, inside, own, origins)
+    met = meets(mine, m, here, LEAVE_OUT)
     r = tl.exp(tl.where(met, k - q - g, float("-inf")) - log_sum[:, None])
     # Of the log-density, relative to r: a hopeless row has none, and equal responsibilities.
     of_density = (of_q - assignment) * (q - mean_q[:, None]) - total

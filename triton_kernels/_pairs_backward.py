@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._pairs_forward import inverse_root, times
-from ._tiles import cast, contributing, load, multiple, store_rows, stride
+from ._tiles import add_rows, cast, contributing, load, multiple, stride
 
 
 @triton.jit
@@ -67,7 +67,10 @@ def _roots_beyond(least, largest):
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "E"],
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "S", "E"),
+        *("tiles_n", "tiles_e", "splits", "per_split", "to_start", "add"),
+    ],
     do_not_specialize_on_alignment=["component_eps"],
 )
 def samples_gradient_kernel(
@@ -89,7 +92,11 @@ def samples_gradient_kernel(
     tiles_n,
     tiles_e,
     pull,  # (PADDED M, PADDED N) strided ACC: upstream gradient of q, 0 outside
-    d_y,  # (rows, S, E), written
+    d_y,  # (rows, S, E), written from row to_start on; (splits, N, S, E) of several splits
+    splits,  # of the components: programs that share those of a tile of samples
+    per_split,
+    to_start,
+    add,  # not 0: on top of what is there
     UNIT: tl.constexpr,  # divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
@@ -102,11 +109,12 @@ def samples_gradient_kernel(
     first, stop, step = tl.program_id(0), tl.program_id(0) + 1, 1
     if CAREFUL:
         # Mostly nothing to do: few programs, which otherwise do the work of all.
-        stop, step = tiles_n * tiles_e * S, tl.num_programs(0)
+        stop, step = tiles_n * tiles_e * S * splits, tl.num_programs(0)
         if tl.load(irregular) == 0:
             return
     for program in range(first, stop, step):
-        tile_n, s = program % tiles_n, program // tiles_n // tiles_e
+        tile_n, s = program % tiles_n, (program // tiles_n // tiles_e) % S
+        split = program // tiles_n // tiles_e // S
         e = ((program // tiles_n) % tiles_e) * FEATURES + tl.arange(0, FEATURES)[None, :]
         n = tile_n * ROWS + tl.arange(0, ROWS)
         here_n = contributing(sample_active, n, s, S, N)
@@ -118,10 +126,11 @@ def samples_gradient_kernel(
             row = sample_start + n[:, None]
             sample = load(y, row, s, e, use, ACC)
             sample = tl.where(use, sample - origin, 0.0)
-            at = pull[0] + tl.arange(0, SUMMED).to(tl.int64)[:, None] * stride(pull, 0) + n[None, :]
+            at_m = (split * per_split + tl.arange(0, SUMMED)).to(tl.int64)[:, None]
+            at = pull[0] + at_m * stride(pull, 0) + n[None, :]
             least = tl.full((SUMMED, FEATURES), 1.0, ACC)
             largest = least
-            for begin in range(0, M, SUMMED):
+            for begin in range(split * per_split, min((split + 1) * per_split, M), SUMMED):
                 m = begin + tl.arange(0, SUMMED)
                 here_m = contributing(component_active, m, s, S, M)
                 use_m, row_m = here_m[:, None] & (e < E), component_start + m[:, None]
@@ -138,12 +147,14 @@ def samples_gradient_kernel(
             if not CAREFUL:
                 odd = tl.maximum(_roots_beyond(least, largest), _beyond(total, use))
                 tl.store(irregular, 1, mask=odd > 0)
-        row = sample_start + n[:, None]
-        store_rows(d_y, row, s, e, S, E, total, (n < N)[:, None] & (e < E))
+        row = to_start + split * N + n[:, None]
+        add_rows(d_y, row, s, e, S, E, total, add, (n < N)[:, None] & (e < E))
 
 
 @triton.jit(
-    do_not_specialize=["sample_start", "component_start", "N", "M", "S", "E"],
+    do_not_specialize=[
+        *("sample_start", "component_start", "N", "M", "S", "E", "tiles_m", "tiles_e", "add"),
+    ],
     do_not_specialize_on_alignment=["component_eps", "own_eps"],
 )
 def components_gradient_kernel(
@@ -172,6 +183,7 @@ def components_gradient_kernel(
     d_x,  # (rows, S, E), written; None where there is nothing to write
     d_mu,
     d_stds,
+    add,  # not 0: on top of what is there
     UNIT: tl.constexpr,  # divides E
     CAREFUL: tl.constexpr,
     ACC: tl.constexpr,
@@ -236,8 +248,8 @@ def components_gradient_kernel(
                         of_squares += tl.sum(terms * z, 0)
                     at += SUMMED * stride(pull, 0)
                 gradient_c = tl.where(use, -times(of_centre, root, CAREFUL), 0.0)
-        store_rows(d_x, row, s, e, S, E, gradient_c, inside)
-        store_rows(d_mu, row, s, e, S, E, gradient_c, inside)
+        add_rows(d_x, row, s, e, S, E, gradient_c, add, inside)
+        add_rows(d_mu, row, s, e, S, E, gradient_c, add, inside)
         if d_stds is not None:
             gradient_stds = tl.zeros((ROWS, FEATURES), ACC)
             if own_eps is not None:
@@ -261,7 +273,7 @@ def components_gradient_kernel(
                     root_own = tl.where(use_own, inverse_root(sigma, eps_own, CAREFUL), 1.0)
                     odd = _roots_beyond(root_own, root_own)
                     tl.store(irregular, 1, mask=odd > 0)
-            store_rows(d_stds, row, s, e, S, E, gradient_stds, inside)
+            add_rows(d_stds, row, s, e, S, E, gradient_stds, add, inside)
             gradient_c = gradient_stds
         if not CAREFUL:  # here, of one sum: anywhere else it costs registers or the loop's schedule
             odd = tl.sum(tl.sum(gradient_c, 1), 0)

@@ -105,6 +105,12 @@ def log_tile(features: int) -> dict[str, int]:
     return {"FEATURES": width, "num_warps": max(1, min(4, width // 128))}
 
 
+def logs_tile(components: int) -> dict[str, int]:
+    """For sums over the positions of pairs: 8 of a thread, which reads little for each."""
+    width = between(components, 1, 64)
+    return {"ROWS": 1024 // width, "COLUMNS": width, "num_warps": 4}
+
+
 class LogsumexpTile(NamedTuple):
     """ROWS x COLUMNS pairs of a program at a time."""
 
@@ -119,3 +125,63 @@ def logsumexp_tile(components: int, device: torch.device) -> LogsumexpTile:
     width = between(components, 1, 512)
     warps = _configs.warps_of(device)
     return LogsumexpTile(max(128 * warps // width, 1), width, warps)
+
+
+def online_tile(samples: int, components: int, dtype: torch.dtype, itemsize: int = 4) -> PairsTile:
+    """That of the energies, always with the registers of 16 warps and so without what is next in
+    them: between loops over the features there are those over positions and components."""
+    tile = pairs_tile(samples, components, dtype, itemsize)._replace(AHEAD=False)
+    if dtype == torch.float64:
+        return tile
+    return tile._replace(num_warps=max(tile.num_warps, 4), maxnreg=REGISTERS_OF_16_WARPS)
+
+
+def online_splits(tiles_n: int, tiles_m: int, device: torch.device) -> tuple[int, int]:
+    """How many programs share the components of one tile of samples, and tiles of components for
+    each of them: few samples against very many components fill the device too."""
+    wanted = min(ceil_div(_configs.enough_programs(device), tiles_n), tiles_m)
+    per_split = ceil_div(tiles_m, wanted)
+    return ceil_div(tiles_m, per_split), per_split
+
+
+ONLINE_FINISH = {"BLOCK": 128, "num_warps": 4}
+"""Samples of a program that adds up what programs have found of them."""
+
+_BLOCK_ROWS, _BLOCK_PAIRS = 2048, 1 << 22
+
+
+def online_block(samples: int, components: int) -> tuple[int, int]:
+    """Of how many samples and components the backward pass keeps weights at once: an energy needs
+    all features before a gradient has its first, and 32 rows of gradients of 4096 features are
+    twice the registers of an SM. A matrix of four million is 16 MiB, in the L2 cache of an H100."""
+    rows = min(samples, _BLOCK_ROWS)
+    columns = _BLOCK_PAIRS // max(rows, PAIRS_PADDING) // 64 * 64
+    return rows, min(components, columns)
+
+
+def gradient_splits(
+    samples: int, components: int, elements: int, dtype: torch.dtype, device: torch.device
+) -> tuple[int, int]:
+    """How many programs share the components of one tile of the samples' gradient, and components
+    for each: of few samples the tiles fill no device.
+
+    Args:
+        elements: positions times features.
+    """
+    tile = pairs_gradient_tile(samples, elements, dtype, 1)
+    tiles = ceil_div(samples, tile.ROWS) * ceil_div(elements, tile.FEATURES)
+    wanted = ceil_div(_configs.enough_programs(device), tiles)
+    least = 16 * tile.SUMMED  # fewer, and parts are as much traffic as what they spare
+    per_split = max(ceil_div(components, wanted), min(least, components))
+    per_split = ceil_div(per_split, tile.SUMMED) * tile.SUMMED
+    return ceil_div(components, per_split), per_split
+
+
+ADD_GRADIENTS = {"BLOCK": 1024, "num_warps": 4}
+"""Elements of a program that adds up what programs have found of gradients."""
+
+
+def sum_weights_tile(positions: int) -> dict[str, int]:
+    """For sums of a matrix of weights over one of its roles: a thread has 32 of them in flight."""
+    width = between(positions, 1, 8)
+    return {"KEPT": 32, "SUMMED": 128 // width, "POSITIONS": width, "num_warps": 4}

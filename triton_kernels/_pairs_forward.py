@@ -11,7 +11,7 @@ many parts: a part has one element of each vector, which takes no more than to n
 import triton
 import triton.language as tl
 
-from ._tiles import cast, corner, load, multiple, out_of_range, root_terms, variance_terms
+from ._tiles import cast, corner, multiple, root_terms
 
 
 @triton.jit
@@ -99,6 +99,98 @@ def _against(sample, root, centre, SHAPE: tl.constexpr, CAREFUL: tl.constexpr):
     return sample[:, :, None] * root - centre
 
 
+@triton.jit
+def here_at(active, first, local, rows, s, S):
+    """Which rows of a tile, from `first` on, contribute at s, of flags (rows, S); none beyond the
+    last position."""
+    # S, as s >= 0; but offsets that depend on s are not kept in registers over an inner loop.
+    step = S + (s >> 31)
+    base = active + first.to(tl.int64) * S + s
+    left = tl.where(s < S, rows - first, 0)
+    return tl.load(base + local * step, mask=local < left, other=0) != 0
+
+
+@triton.jit
+def some_of(here_n, here_m):
+    """1 where a tile has both roles at a position; else it is not read."""
+    return tl.minimum(tl.max(here_n.to(tl.int32), 0), tl.max(here_m.to(tl.int32), 0))
+
+
+@triton.jit
+def squares_of(
+    y,
+    x,
+    mu,
+    stds,
+    shift,
+    eps,
+    row_n,
+    row_m,
+    here_n,
+    here_m,
+    s,
+    begin,
+    E,
+    UNIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    CAREFUL: tl.constexpr,
+    ACC: tl.constexpr,
+    FEATURES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    AHEAD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Sums of z * z of a tile of pairs over a chunk, whose first feature is `begin`."""
+    HAS_MU: tl.constexpr = mu is not None
+    LOADED: tl.constexpr = VECTOR * FEATURES
+    SHAPE: tl.constexpr = (FEATURES, here_n.shape[0], here_m.shape[0])
+    f = tl.arange(0, LOADED)[:, None]
+    e = begin + f
+    at_y = corner(y, row_n[None, :], s, e)
+    at_x = corner(x, row_m[None, :], s, e)
+    at_mu = at_x
+    if HAS_MU:
+        at_mu = corner(mu, row_m[None, :], s, e)
+    at_stds = corner(stds, row_m[None, :], s, e)
+    at_shift = shift + s.to(tl.int64) * E + e
+    within = tl.zeros((SHAPE[1], SHAPE[2]), ACC)
+    left = multiple(min(CHUNK, E - begin), UNIT)
+    if AHEAD:
+        of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+            at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+        )
+    for _ in range(0, left, LOADED):
+        if not AHEAD:
+            of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+            )
+        origin = cast(of_shift, ACC)
+        sample = cast(of_y, ACC) - origin
+        centre = cast(of_x, ACC) - origin
+        if HAS_MU:
+            centre += cast(of_mu, ACC)
+        root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
+        if not CAREFUL:
+            centre *= root
+        left -= LOADED
+        at_y += LOADED * y[3]
+        at_x += LOADED * x[3]
+        if HAS_MU:
+            at_mu += LOADED * mu[3]
+        at_stds += LOADED * stds[3]
+        at_shift += LOADED
+        if AHEAD:  # the next tile is on its way while this one is computed
+            of_y, of_x, of_mu, of_stds, of_shift = _fetch(
+                at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
+            )
+        samples, roots = _parts(sample, FEATURES), _parts(root, FEATURES)
+        centres = _parts(centre, FEATURES)
+        for part in tl.static_range(VECTOR):
+            z = _against(samples[part], roots[part], centres[part], SHAPE, CAREFUL)
+            within += tl.sum(z * z, 0)
+    return within
+
+
 @triton.jit(
     do_not_specialize=[
         *("sample_start", "component_start", "N", "M", "S", "E"),
@@ -142,75 +234,25 @@ def distances_kernel(
     if CAREFUL:  # noqa: SIM102 (decided at compile time)
         if tl.load(irregular) == 0:
             return
-    HAS_MU: tl.constexpr = mu is not None
     program = tl.program_id(0)
     tile_n, tile_m = program % tiles_n, (program // tiles_n) % tiles_m
     split = program // tiles_n // tiles_m
     local_n, local_m = tl.arange(0, SAMPLES), tl.arange(0, COMPONENTS)
     n, m = tile_n * SAMPLES + local_n, tile_m * COMPONENTS + local_m
-    LOADED: tl.constexpr = VECTOR * FEATURES
-    f = tl.arange(0, LOADED)[:, None]
     eps = tl.load(component_eps).to(ACC)
     total = tl.zeros((SAMPLES, COMPONENTS), ACC)
     for i in range(0, chunks_per_split):
         chunk = split * chunks_per_split + i
         s = chunk // chunks_per_position
         begin = (chunk % chunks_per_position) * CHUNK
-        # S, as s >= 0; but offsets that depend on s are not kept in registers over the inner loop.
-        step = S + (s >> 31)
-        base_n = sample_active + (tile_n * SAMPLES).to(tl.int64) * S + s
-        base_m = component_active + (tile_m * COMPONENTS).to(tl.int64) * S + s
-        left_n = tl.where(s < S, N - tile_n * SAMPLES, 0)
-        left_m = tl.where(s < S, M - tile_m * COMPONENTS, 0)
-        here_n = tl.load(base_n + local_n * step, mask=local_n < left_n, other=0) != 0
-        here_m = tl.load(base_m + local_m * step, mask=local_m < left_m, other=0) != 0
-        # A position that the whole tile skips is not read.
-        some = tl.minimum(tl.max(here_n.to(tl.int32), 0), tl.max(here_m.to(tl.int32), 0))
-        if some > 0:
-            row_n, row_m, e = sample_start + n[None, :], component_start + m[None, :], begin + f
-            at_y = corner(y, row_n, s, e)
-            at_x = corner(x, row_m, s, e)
-            at_mu = at_x
-            if HAS_MU:
-                at_mu = corner(mu, row_m, s, e)
-            at_stds = corner(stds, row_m, s, e)
-            at_shift = shift + s.to(tl.int64) * E + e
-            within = tl.zeros((SAMPLES, COMPONENTS), ACC)
-            left = multiple(min(CHUNK, E - begin), UNIT)
-            if AHEAD:
-                of_y, of_x, of_mu, of_stds, of_shift = _fetch(
-                    at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
-                )
-            for _ in range(0, left, LOADED):
-                if not AHEAD:
-                    of_y, of_x, of_mu, of_stds, of_shift = _fetch(
-                        at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
-                    )
-                origin = cast(of_shift, ACC)
-                sample = cast(of_y, ACC) - origin
-                centre = cast(of_x, ACC) - origin
-                if HAS_MU:
-                    centre += cast(of_mu, ACC)
-                root = inverse_root(cast(of_stds, ACC), eps, CAREFUL)
-                if not CAREFUL:
-                    centre *= root
-                left -= LOADED
-                at_y += LOADED * y[3]
-                at_x += LOADED * x[3]
-                if HAS_MU:
-                    at_mu += LOADED * mu[3]
-                at_stds += LOADED * stds[3]
-                at_shift += LOADED
-                if AHEAD:  # the next tile is on its way while this one is computed
-                    of_y, of_x, of_mu, of_stds, of_shift = _fetch(
-                        at_y, at_x, at_mu, at_stds, at_shift, here_n, here_m, f, left, HAS_MU, EVEN
-                    )
-                samples, roots = _parts(sample, FEATURES), _parts(root, FEATURES)
-                centres = _parts(centre, FEATURES)
-                SHAPE: tl.constexpr = (FEATURES, SAMPLES, COMPONENTS)
-                for part in tl.static_range(VECTOR):
-                    z = _against(samples[part], roots[part], centres[part], SHAPE, CAREFUL)
-                    within += tl.sum(z * z, 0)
+        here_n = here_at(sample_active, tile_n * SAMPLES, local_n, N, s, S)
+        here_m = here_at(component_active, tile_m * COMPONENTS, local_m, M, s, S)
+        if some_of(here_n, here_m) > 0:
+            within = squares_of(
+                *(y, x, mu, stds, shift, eps),
+                *(sample_start + n, component_start + m, here_n, here_m, s, begin, E),
+                *(UNIT, EVEN, CAREFUL, ACC, FEATURES, VECTOR, AHEAD, CHUNK),
+            )
             # Select here: an infinite sample must not reach a pair that lacks the position.
             total += tl.where(here_n[:, None] & here_m[None, :], within, 0.0)
     inside = (n < N)[:, None] & (m < M)[None, :]
@@ -242,45 +284,3 @@ def add_splits_kernel(
         total += tl.where(careful, part * part, part)
         pointers += size
     tl.store(energies + i, total / 2, mask=i < size)
-
-
-@triton.jit(do_not_specialize=["start", "rows", "S", "E"], do_not_specialize_on_alignment=["eps"])
-def log_determinants_kernel(
-    stds,  # (rows, S, E) strided
-    eps,  # ()
-    active,  # (rows, S) uint8
-    logs,  # (rows, S) float64: 1/2 sum_e (log v + log 2 pi), 0 where not active
-    irregular,  # (1,) int32, becomes 1 where a variance is out of range
-    start,
-    rows,
-    S,
-    E,
-    UNIT: tl.constexpr,  # divides E
-    ACC: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    E = multiple(E, UNIT)
-    program = tl.program_id(0)
-    row, s = program // S, program % S
-    here = tl.load(active + program.to(tl.int64)) != 0
-    total = tl.zeros((FEATURES,), tl.float64)
-    if here:
-        eps_acc = tl.load(eps).to(ACC)
-        largest_log = tl.zeros((FEATURES,), ACC)
-        for begin in range(0, E, FEATURES):
-            e = begin + tl.arange(0, FEATURES)
-            sigma = load(stds, start + row, s, e, e < E, ACC)
-            _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc)
-            largest_log = tl.maximum(largest_log, tl.abs(terms))
-            total += tl.where(e < E, cast(terms, tl.float64), 0.0)
-        if tl.max(out_of_range(largest_log, ACC), 0) > 0:
-            tl.store(irregular, 1)
-            total = tl.zeros((FEATURES,), tl.float64)
-            eps_f64 = tl.load(eps).to(tl.float64)
-            for begin in range(0, E, FEATURES):
-                e = begin + tl.arange(0, FEATURES)
-                inside = e < E
-                sigma = load(stds, start + row, s, e, inside, tl.float64)
-                _, terms = root_terms(sigma, eps_f64)
-                total += tl.where(inside, terms, 0.0)
-    tl.store(logs + program.to(tl.int64), tl.sum(total, 0) / 2)

@@ -29,11 +29,11 @@ class ActivePairs(NamedTuple):
 
 
 # Operations per element, as in the source: of a difference and its square; of the gradients.
-_DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
-_SAMPLE, _COMPONENT = 1, 2 + 3 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
+DISTANCE, _PULL_SAMPLE, _PULL_COMPONENT = 4, 5, 6
+SAMPLE, COMPONENT = 1, 2 + 3 + 1  # preparation: the shift; shift and mu, 1 / sqrt(v), c / sqrt(v)
 _LOG_DETERMINANT, _SLOPE = 2 + 3 + 1, 3 + 2 + 3
 # Of a pair: density, exponential, four sums, three of them weighted, all rescaled; of its gradient.
-_DENSITY, _PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
+DENSITY, PULL_DENSITY, _MEANS = 3 + 1 + 4 + 3 + 4, 3 + 2 + 6 + 3 + 6, 10
 
 
 def expected(a: Arguments, density: float) -> ActivePairs:
@@ -42,11 +42,18 @@ def expected(a: Arguments, density: float) -> ActivePairs:
         rows = density * (a["rows"] if "rows" in a else a.get("M", 0)) * a.get("S", 0)
         return ActivePairs(0, rows, rows, 0, a.get("S", 0))
     N, M, S = a["N"], a["M"], a["S"]
-    tiles_n, tiles_m = a.get("tiles_n", 1), a.get("tiles_m", 1)
+    tiles_n, tiles_m = _tiles(a)
     samples, components, pairs = density * N * S, density * M * S, density**2 * N * M * S
     return ActivePairs(
         samples * tiles_m, components * tiles_n, components, pairs, tiles_n * tiles_m * S
     )
+
+
+def _tiles(a: Arguments) -> tuple[int, int]:
+    """Of samples and of components."""
+    if "COLUMNS" in a:
+        return -(-a["N"] // a["ROWS"]), -(-a["M"] // a["COLUMNS"])
+    return a.get("tiles_n", 1), a.get("tiles_m", 1)
 
 
 def counted(a: Arguments) -> ActivePairs:
@@ -54,6 +61,10 @@ def counted(a: Arguments) -> ActivePairs:
     if "active" in a:
         active = a["active"] != 0
         return ActivePairs(0, int(active.sum()), 0, 0, int(active.any(0).sum()))
+    if "COLUMNS" in a and "sample_active" in a:  # each tile has all positions of its rows
+        tiles_n, tiles_m = _tiles(a)
+        samples, components = (a[f"{role}_active"].sum() for role in ("sample", "component"))
+        return ActivePairs(int(samples) * tiles_m, int(components) * tiles_n, 0, 0, 0)
     roles = [a[name] for name in ("component_active", "own_active") if name in a]
     either = int(torch.stack([role != 0 for role in roles]).any(0).sum()) if roles else 0
     if "sample_active" not in a:
@@ -107,7 +118,7 @@ def _distances(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     }
     if "mu" in a:
         read["mu"] = active.components * E
-    flops = _DISTANCE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
+    flops = DISTANCE * active.pairs + SAMPLE * active.samples + COMPONENT * active.components
     return read, {"parts": splits * a["N"] * a["M"]}, flops * E
 
 
@@ -122,6 +133,32 @@ def _log_determinants(programs: int, a: Arguments, active: ActivePairs) -> Eleme
     return read, {"logs": programs}, _LOG_DETERMINANT * elements
 
 
+def _pair_logs(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    tiles_n, tiles_m = _tiles(a)
+    read = {
+        "sample_active": tiles_m * a["N"] * a["S"],
+        "component_active": tiles_n * a["M"] * a["S"],
+        "of_components": active.components,
+    }
+    if "of_samples" in a:
+        read["of_samples"] = active.samples
+    pairs = a["N"] * a["M"]
+    return read, {"g": pairs, "k": pairs}, len(read) * pairs * a["S"]
+
+
+def _sum_weights(programs: int, a: Arguments, active: ActivePairs) -> Elements:
+    if a["CAREFUL"]:
+        return {"irregular": programs}, {}, 0
+    blocks, tiles = -(-a["S"] // a["POSITIONS"]), -(-a["kept"] // a["KEPT"])
+    read = {"weights": a["kept"] * a["summed"] * blocks}
+    if "active" in a:
+        read["active"] = a["summed"] * a["S"] * tiles
+    sums = a["kept"] * a["S"]
+    if a["add"]:
+        read["sums"] = sums
+    return read, {"sums": sums}, sums * a["summed"]
+
+
 def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
     if a["CAREFUL"]:
         return _look(programs)
@@ -129,18 +166,21 @@ def _samples_gradient(programs: int, a: Arguments, active: ActivePairs) -> Eleme
     summed = -(-a["M"] // a["SUMMED"]) * a["SUMMED"]
     read = {
         "component_eps": programs,
-        "sample_active": a["tiles_e"] * a["N"] * a["S"],
+        "sample_active": a["splits"] * a["tiles_e"] * a["N"] * a["S"],
         "component_active": tiles * a["M"],
-        "shift": active.tiles * E,
+        "shift": a["splits"] * active.tiles * E,
         "pull": tiles * summed * a["ROWS"],
-        "y": active.samples * E,
+        "y": a["splits"] * active.samples * E,
         "x": active.components * E,
         "stds": active.components * E,
     }
     if "mu" in a:
         read["mu"] = active.components * E
-    flops = _PULL_SAMPLE * active.pairs + _SAMPLE * active.samples + _COMPONENT * active.components
-    return read, {"d_y": a["N"] * a["S"] * E}, flops * E
+    written = a["splits"] * a["N"] * a["S"] * E
+    if a["add"]:
+        read["d_y"] = written
+    flops = _PULL_SAMPLE * active.pairs + SAMPLE * active.samples + COMPONENT * active.components
+    return read, {"d_y": written}, flops * E
 
 
 def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -163,8 +203,8 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
         }
         if "mu" in a:
             read["mu"] = active.components * E
-        flops += _PULL_COMPONENT * active.pairs + _SAMPLE * active.samples
-        flops += _COMPONENT * active.components
+        flops += _PULL_COMPONENT * active.pairs + SAMPLE * active.samples
+        flops += COMPONENT * active.components
     if "d_stds" in a:
         read["stds"] = read.get("stds", 0) + active.either * E  # again, for the slope
         flops += _SLOPE * active.either
@@ -172,7 +212,9 @@ def _components_gradient(programs: int, a: Arguments, active: ActivePairs) -> El
             read["of_logs"] = a["tiles_e"] * M
     if "own_eps" in a:
         read |= {"own_active": a["tiles_e"] * M, "own_eps": programs, "of_own": a["tiles_e"] * M}
-    return read, {name: M * E for name in ("d_x", "d_mu", "d_stds") if name in a}, flops * E
+    names = [name for name in ("d_x", "d_mu", "d_stds") if name in a]
+    written: dict[str, float] = dict.fromkeys(names, M * E)
+    return (read | written if a["add"] else read), written, flops * E
 
 
 def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -182,7 +224,7 @@ def _logsumexp_state(programs: int, a: Arguments, active: ActivePairs) -> Elemen
     read = {"energies": 3 * pairs}
     if "origins" in a:
         read["origins"] = samples
-    return read, {"state": 5 * samples}, _DENSITY * pairs
+    return read, {"state": 5 * samples}, DENSITY * pairs
 
 
 def _logsumexp_means(programs: int, a: Arguments, active: ActivePairs) -> Elements:
@@ -198,7 +240,7 @@ def _logsumexp_gradient(programs: int, a: Arguments, active: ActivePairs) -> Ele
     read = {"upstream": 5 * of_terms, "energies": 3 * pairs, "state": 4 * rows}
     if "origins" in a:
         read["origins"] = rows
-    return read, {"gradient": 3 * pairs}, _PULL_DENSITY * pairs
+    return read, {"gradient": 3 * pairs}, PULL_DENSITY * pairs
 
 
 KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
@@ -206,6 +248,8 @@ KERNELS: dict[str, Callable[[int, Arguments, ActivePairs], Elements]] = {
     "distances_kernel": _distances,
     "add_splits_kernel": _add_splits,
     "log_determinants_kernel": _log_determinants,
+    "pair_logs_kernel": _pair_logs,
+    "sum_weights_kernel": _sum_weights,
     "samples_gradient_kernel": _samples_gradient,
     "components_gradient_kernel": _components_gradient,
     "logsumexp_state_kernel": _logsumexp_state,

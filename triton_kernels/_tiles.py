@@ -61,6 +61,15 @@ def store_rows(tensor, index, s, e, S, E, value, mask):
 
 
 @triton.jit
+def add_rows(tensor, index, s, e, S, E, value, add, mask):
+    """As `store_rows`, on top of what is there where `add` is not 0."""
+    if tensor is not None:
+        at = tensor + ((index.to(tl.int64) * S + s) * E + e)
+        before = tl.load(at, mask=mask & (add != 0), other=0.0)
+        tl.store(at, cast(value + cast(before, value.dtype), tensor.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def store_sums(sums, number, of_q, of_g, of_k):
     """Of one program, into (programs, 3) float64."""
     sums += number * 3

@@ -17,11 +17,13 @@ from . import (
     _forward_traffic,
     _leave_one_out_traffic,
     _one_group_traffic,
+    _online_traffic,
     _pairs_traffic,
 )
 from ._backward_traffic import Active, ActivePasses, added
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
+from ._online_traffic import ActiveOnline
 from ._pairs_traffic import ActivePairs
 
 
@@ -38,7 +40,7 @@ class Traffic(NamedTuple):
         return sum(self.read.values()) + sum(self.written.values())
 
 
-AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs
+AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs | ActiveOnline
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
@@ -48,6 +50,7 @@ _PARTS = (
     _backward_traffic,
     _leave_one_out_traffic,
     _one_group_traffic,
+    _online_traffic,
     _pairs_traffic,
 )
 
@@ -244,5 +247,6 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     **_backward_traffic.KERNELS,
     **_leave_one_out_traffic.KERNELS,
     **_one_group_traffic.KERNELS,
+    **_online_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
 }

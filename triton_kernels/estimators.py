@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import logsumexp as _logsumexp
 from . import moments as _moments
+from . import online as _online
 from . import pairs as _pairs
 from . import variance as _variance
 from ._gradients_launch import Upstream as UpstreamOfLoss
@@ -31,7 +32,7 @@ from ._moments_launch import Terms, swapped
 from ._one_group_launch import one_group
 from ._prepare import counts_of, prepare
 
-building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp, _parts)
+building_blocks = BuildingBlocks(_variance, _moments, _pairs, _logsumexp, _parts, _online)
 _estimators = Estimators(building_blocks)
 logsumexp, logsumexp_backward = _estimators.logsumexp, _estimators.logsumexp_backward
 

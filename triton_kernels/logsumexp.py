@@ -33,7 +33,7 @@ def logsumexp(energies: Tensor, own: Own | None) -> Tensor:
         rows,
         N,
         M,
-        *_arguments(own),
+        *own_arguments(own),
         tiles,
         **tile._asdict(),
     )
@@ -64,7 +64,7 @@ def logsumexp_backward(upstream: Tensor, energies: Tensor, rows: Tensor, own: Ow
         gradient,
         N,
         M,
-        *_arguments(own),
+        *own_arguments(own),
         upstream.shape[-1] > 1,
         M - int(own is not None and own.left_out),
         tiles_n,
@@ -74,10 +74,11 @@ def logsumexp_backward(upstream: Tensor, energies: Tensor, rows: Tensor, own: Ow
     return gradient
 
 
-def _arguments(own: Own | None) -> tuple[Any, ...]:
-    """Of a kernel: the own component of the first sample, those of all in place of it, and whether
-    they are left out."""
+def own_arguments(own: Own | None, first: int = 0) -> tuple[Any, ...]:
+    """Of a kernel, whose first component has this number: the own component of the first sample,
+    relative to it; the origins of all in place of it; and whether they are left out."""
     if own is None:
         return 0, None, False
-    origins = None if own.of_samples is None else own.of_samples.contiguous()
-    return own.first, origins, own.left_out
+    if own.of_samples is None:
+        return own.first - first, None, own.left_out
+    return -first, own.of_samples.contiguous(), own.left_out

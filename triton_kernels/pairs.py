@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from fused_mi._mixture import Mixture, Rows
 from fused_mi._passes import Pass, gradients, nothing
-from fused_mi._precision import moments_dtype
 from torch import Tensor
 
 from ._configs import REDUCE, ceil_div
@@ -18,17 +17,18 @@ from ._pairs_configs import (
     CHUNK,
     PAIRS_PADDING,
     careful_programs,
-    log_tile,
     pairs_gradient_tile,
     pairs_splits,
     pairs_tile,
 )
-from ._pairs_forward import add_splits_kernel, distances_kernel, log_determinants_kernel
+from ._pairs_forward import add_splits_kernel, distances_kernel
+from ._pairs_logs import Inputs, dtype_of, logs_of, pair_logs
 from ._positions import Positions, positions
 from ._shift import shift_of
+from ._sum_weights import sum_weights
 
-Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
-"""y, x, mu, stds: (rows, S, E) each; mu None is 0."""
+ARGUMENTS = 16
+"""Of a kernel of gradients, those of `of_mixture` and the pull."""
 
 
 def pairs(
@@ -48,16 +48,9 @@ def pairs(
         return energies.zero_()
     for mixture, (q, g, k) in zip(mixtures, energies, strict=True):
         where = positions(mixture)
-        rows, eps = mixture.component_rows, mixture.component_eps
         # First: it looks at every variance.
-        logs = _log_determinants(inputs, rows, eps, where.component_active, where.irregular)
-        torch.matmul(where.sample_active.double(), logs.T, out=g)
-        if mixture.sample_eps is not None:
-            rows, eps = mixture.sample_rows, mixture.sample_eps
-            logs = _log_determinants(inputs, rows, eps, where.sample_active, where.irregular)
-            torch.matmul(logs, where.component_active.double().T, out=k)
-        else:
-            k.zero_()
+        logs = logs_of(inputs, mixture, where)
+        pair_logs(logs, where, g, k)
         _distances(inputs, mixture, where, q)
     return energies
 
@@ -67,15 +60,15 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     _, S, E = y.shape
     N, M = q.shape
     shift = shift_of(x, stds, mixture, where.component_active)
-    dtype = _dtype(inputs)
+    dtype = dtype_of(inputs)
     chunks_per_position = ceil_div(E, CHUNK)
     itemsize = min(t.element_size() for t in inputs if t is not None)
     tile = pairs_tile(N, M, dtype)
     tiles = ceil_div(N, tile.SAMPLES) * ceil_div(M, tile.COMPONENTS)
     splits, chunks_per_split = pairs_splits(S * chunks_per_position, tiles, y.device)
     parts = torch.empty((splits, N, M), dtype=dtype, device=y.device)
-    common = _of_mixture(inputs, mixture, where, shift)
-    for careful, acc in _launches(inputs):
+    common = of_mixture(inputs, mixture, where, shift)
+    for careful, acc in launches(inputs):
         tile = pairs_tile(N, M, acc, itemsize)
         tiles_n, tiles_m = ceil_div(N, tile.SAMPLES), ceil_div(M, tile.COMPONENTS)
         launch(
@@ -106,33 +99,6 @@ def _distances(inputs: Inputs, mixture: Mixture, where: Positions, q: Tensor) ->
     )
 
 
-def _log_determinants(
-    inputs: Inputs, rows: Rows, eps: Tensor, active: Tensor, irregular: Tensor
-) -> Tensor:
-    """`1/2 sum_e (log v + log 2 pi)` (rows, S) in float64, 0 where not active."""
-    stds = inputs[3]
-    _, S, E = stds.shape
-    start, stop = rows
-    logs = torch.empty((stop - start, S), dtype=torch.float64, device=stds.device)
-    launch(
-        log_determinants_kernel,
-        (stop - start) * S,
-        strided(stds),
-        eps,
-        active,
-        logs,
-        irregular,
-        start,
-        stop - start,
-        S,
-        E,
-        UNIT=unit(E),
-        ACC=accumulator(_dtype(inputs)),
-        **log_tile(E),
-    )
-    return logs
-
-
 def pairs_backward(
     upstream: Tensor,
     y: Tensor,
@@ -156,9 +122,10 @@ def pairs_backward(
         if d_y is not None and i is None:
             d_y[slice(*this.rows)].zero_()
         elif d_y is not None and i is not None:
-            common = _of_mixture(inputs, mixtures[i], where[i], shifts[i])
-            pull = _padded(upstream[i, 0].T, _dtype(inputs))
-            _gradient(samples_gradient_kernel, inputs, this.rows, common, pull, d_y)
+            common = of_mixture(inputs, mixtures[i], where[i], shifts[i])
+            pull = _padded(upstream[i, 0].T, dtype_of(inputs))
+            to = d_y, 1, mixtures[i].components, this.rows[0], 0
+            _gradient(samples_gradient_kernel, inputs, this.rows, common, pull, *to)
         if any(write[1:]):
             _components_gradient(inputs, mixtures, where, shifts, this, upstream, rest)
     return plan.tensors
@@ -181,45 +148,66 @@ def _components_gradient(
         bounds = 0, start, 0, stop - start, *inputs[0].shape[1:]
         common = (*map(strided, inputs), *(None,) * 4, where[0].irregular, *bounds)
     else:
-        common = _of_mixture(inputs, mixtures[j], where[j], shifts[j])
-        pull = _padded(upstream[j, 0], _dtype(inputs))
+        common = of_mixture(inputs, mixtures[j], where[j], shifts[j])
+        pull = _padded(upstream[j, 0], dtype_of(inputs))
         if tensors[2] is not None:
-            of_logs = upstream[j, 1].T @ where[j].sample_active.double()
+            count, S = where[j].component_active.shape
+            of_logs = torch.empty((count, S), dtype=torch.float64, device=upstream.device)
+            active, flag = where[j].sample_active, where[j].irregular
+            sum_weights(upstream[j, 1].T, active, flag, of_logs, len(active))
     if tensors[2] is not None and i is not None and mixtures[i].sample_eps is not None:
         own_eps, own_active = mixtures[i].sample_eps, where[i].sample_active
-        of_own = upstream[i, 2] @ where[i].component_active.double()
+        of_own = torch.empty(
+            where[i].sample_active.shape, dtype=torch.float64, device=upstream.device
+        )
+        active, flag = where[i].component_active, where[i].irregular
+        sum_weights(upstream[i, 2], active, flag, of_own, len(active))
     own = own_eps, own_active, of_own
     kernel = components_gradient_kernel
-    _gradient(kernel, inputs, this.rows, common, pull, of_logs, *own, *tensors)
+    _gradient(kernel, inputs, this.rows, common, pull, of_logs, *own, *tensors, 0)
 
 
 def _gradient(
     kernel: Any, inputs: Inputs, rows: Rows, common: Sequence[Any], pull: Tensor | None, *rest: Any
 ) -> None:
     """Launches of a kernel that writes gradients of these rows."""
-    y = inputs[0]
-    _, S, E = y.shape
-    count = rows[1] - rows[0]
-    for careful, dtype in _launches(inputs):
-        tile = pairs_gradient_tile(count, E, dtype, 1 if kernel is samples_gradient_kernel else 2)
-        tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
-        programs = tiles * tiles_e * S
-        launch(
-            kernel,
-            careful_programs(programs, y.device) if careful else programs,
-            *common,
-            tiles,
-            tiles_e,
-            strided(pull),
-            *rest,
-            UNIT=unit(E),
-            CAREFUL=careful,
-            ACC=accumulator(dtype),
-            **tile._asdict(),
-        )
+    for careful, dtype in launches(inputs):
+        count = rows[1] - rows[0]
+        launch_gradient(kernel, inputs, count, 1, careful, dtype, *common, pull, *rest)
 
 
-def _of_mixture(
+def launch_gradient(
+    kernel: Any,
+    inputs: Inputs,
+    count: int,
+    splits: int,
+    careful: bool,
+    dtype: torch.dtype,
+    *arguments: Any,
+) -> None:
+    """One launch of a kernel that writes gradients of `count` rows, by programs that share the
+    other role's rows, or none; the arguments up to the pull, the pull and the others."""
+    *common, pull = arguments[:ARGUMENTS]
+    _, S, E = inputs[0].shape
+    tile = pairs_gradient_tile(count, E, dtype, 1 if kernel is samples_gradient_kernel else 2)
+    tiles, tiles_e = ceil_div(count, tile.ROWS), ceil_div(E, tile.FEATURES)
+    programs = tiles * tiles_e * S * splits
+    launch(
+        kernel,
+        careful_programs(programs, inputs[0].device) if careful else programs,
+        *common,
+        tiles,
+        tiles_e,
+        strided(pull),
+        *arguments[ARGUMENTS:],
+        UNIT=unit(E),
+        CAREFUL=careful,
+        ACC=accumulator(dtype),
+        **tile._asdict(),
+    )
+
+
+def of_mixture(
     inputs: Inputs, mixture: Mixture, where: Positions, shift: Tensor
 ) -> tuple[Any, ...]:
     """The first arguments of all kernels of pairs."""
@@ -239,10 +227,10 @@ def _of_mixture(
     )
 
 
-def _launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:
+def launches(inputs: Inputs) -> Sequence[tuple[bool, torch.dtype]]:
     """Of one kernel, with the type of their arithmetic: the usual one, and the careful one, which
     returns at once where the former has found nothing out of range."""
-    return (False, _dtype(inputs)), (True, torch.float64)
+    return (False, dtype_of(inputs)), (True, torch.float64)
 
 
 def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -251,7 +239,3 @@ def _padded(upstream: Tensor, dtype: torch.dtype) -> Tensor:
     result = torch.zeros((rows, columns), dtype=dtype, device=upstream.device)
     result[: upstream.shape[0], : upstream.shape[1]] = upstream
     return result
-
-
-def _dtype(inputs: Inputs) -> torch.dtype:
-    return moments_dtype(*(t for t in inputs if t is not None), exact=False)

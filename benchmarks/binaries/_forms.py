@@ -3,12 +3,15 @@ not take, it does not take on any. No machine code: that takes ten times as long
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 from unittest import mock
 
 import torch
 from _ahead_of_time import Specialisation, loaded, specialisations
 from _targets import TARGETS
+from fused_mi import _estimators
 from fused_mi._mixture import AnyInputs, Scoring
 from fused_mi.triton_kernels import estimators
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -25,13 +28,25 @@ def forms() -> list[Specialisation]:
     """Each once: entropies, losses and token information, forward and all gradients that can be
     wanted."""
     found: dict[Specialisation, None] = {}
+
+    def note(*options: Any) -> None:
+        found.update(dict.fromkeys(specialisations(_launches(*options), TARGET)))
+
     for options in product(DTYPES, ROWS, PAIRINGS, (True, False), ("jensen", "logsumexp")):
-        found |= dict.fromkeys(specialisations(_launches(*options), TARGET))
+        note(*options)
+    _note_weighted(note)
+    # The same of many pairs, whose energies are not kept.
+    with mock.patch.object(_estimators, "PAIRS_KEPT", 0):
+        for options in product(DTYPES, ROWS, PAIRINGS, (True,), ("logsumexp",)):
+            note(*options)
+        _note_weighted(note)
+    return list(found)
+
+
+def _note_weighted(note: Callable[..., None]) -> None:
     for dtype, rows, origins in product(DTYPES, ROWS, (True, False)):
         for left_out in (True, False) if origins else (False,):
-            of_weighted = _launches(dtype, rows, "all", True, "logsumexp", True, origins, left_out)
-            found |= dict.fromkeys(specialisations(of_weighted, TARGET))
-    return list(found)
+            note(dtype, rows, "all", True, "logsumexp", True, origins, left_out)
 
 
 def _launches(

@@ -27,6 +27,8 @@ KERNELS = {
     "samples_gradient_kernel": 3,
     "components_gradient_kernel": 4,
     "log_determinants_kernel": 0,
+    "pair_logs_kernel": 0,
+    "sum_weights_kernel": 0,
     "add_splits_kernel": 0,
     "logsumexp_state_kernel": 0,
     "logsumexp_means_kernel": 0,
@@ -88,18 +90,31 @@ def rows(targets: list[str]) -> list[Row]:
     return specialised([target for target in targets if target in TARGETS], cases)
 
 
-def useful(row: Row, binary: Binary) -> float | None:
-    """Of all instructions of the inner loop, the share that the formula needs."""
-    constants, per_pair = row.constants, KERNELS[row.kernel]
-    if not binary.inner or not per_pair or "component_eps" in constants:
-        return None
-    rows = ("SAMPLES", "COMPONENTS") if row.kernel == "distances_kernel" else ("ROWS", "SUMMED")
+def pairs_of_thread(row: Row, binary: Binary) -> float:
+    """Pairs and features of a tile, for each thread."""
+    constants = row.constants
+    rows = ("SAMPLES", "COMPONENTS") if "SAMPLES" in constants else ("ROWS", "SUMMED")
     elements = constants["FEATURES"] / (32 * binary.warps)
     for name in rows:
         elements *= constants[name]
+    return elements
+
+
+def shares(row: Row, binary: Binary, per_pair: int) -> tuple[float, float]:
+    """Of the instructions of the inner loop, those of the FMA pipe, and those that the formula
+    needs."""
+    elements = per_pair * pairs_of_thread(row, binary)
     arithmetic = sum(binary.inner[name] * n for name, n in FMA_PIPE.items())
-    unrolled = max(1, round(arithmetic / (per_pair * elements)))
-    return unrolled * per_pair * elements / binary.inner.total()
+    pipe, instructions = sum(binary.inner[name] for name in FMA_PIPE), binary.inner.total()
+    return pipe / instructions, max(1, round(arithmetic / elements)) * elements / instructions
+
+
+def useful(row: Row, binary: Binary) -> float | None:
+    """Of all instructions of the inner loop, the share that the formula needs."""
+    per_pair = KERNELS[row.kernel]
+    if not binary.inner or not per_pair or "component_eps" in row.constants:
+        return None
+    return shares(row, binary, per_pair)[1]
 
 
 def least_warps(row: Row) -> int:
@@ -126,12 +141,14 @@ def problems(row: Row, binary: Binary) -> Iterator[str]:
 
 
 def numbers(row: Row, binary: Binary) -> list[str]:
-    share = useful(row, binary)
-    if share is None:
-        return [""] * 4
-    instructions, pipe = binary.inner.total(), sum(binary.inner[name] for name in FMA_PIPE)
-    lds = binary.inner["LDS"] / pipe
-    return [str(instructions), f"{pipe / instructions:.0%}", f"{share:.0%}", f"{lds:.2f}"]
+    return [""] * 4 if useful(row, binary) is None else cells(row, binary, KERNELS[row.kernel])
+
+
+def cells(row: Row, binary: Binary, per_pair: int) -> list[str]:
+    """See `LEGEND`."""
+    pipe, share = shares(row, binary, per_pair)
+    lds = binary.inner["LDS"] / sum(binary.inner[name] for name in FMA_PIPE)
+    return [str(binary.inner.total()), f"{pipe:.0%}", f"{share:.0%}", f"{lds:.2f}"]
 
 
 PART = Part(rows, least_warps, most_spilled, numbers, problems, COLUMNS, LEGEND)

@@ -4,8 +4,8 @@
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
-and those of the pairs, see `_pairs_check`; every other form of them as far as Triton's front end,
-see `_forms`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
+and those of the pairs, see `_pairs_check` and `_online_check`; every other form of them as far as
+Triton's front end, see `_forms`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
 os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measurement
 
 import _forms
+import _online_check
 import _pairs_check
 import _whole
 import torch
@@ -164,6 +165,7 @@ LEGEND += ", ".join(f"{g.name} ({name}, {g.terabytes} TB/s)" for name, g in GPUS
 PARTS = {
     "moments": Part(rows, least_warps, most_spilled, numbers, problems, COLUMNS, LEGEND),
     "pairs": _pairs_check.PART,
+    "online": _online_check.PART,
 }
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture, Role, Rows, Scoring
+from ._mixture import Inputs, Mixture, Role, Rows, Scoring
 
 Gradients = list[Tensor | None]
 """Of the inputs; None where none is wanted."""
@@ -165,6 +165,30 @@ class PartsAndPull(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+class Online(Protocol):
+    """`pairs` and `logsumexp` in one, for float32: energies are in no memory."""
+
+    def online(
+        self,
+        inputs: Inputs,
+        mixtures: Sequence[Mixture],
+        own: Own | None,
+        log_weights: Tensor | None,
+        rows: Tensor,
+    ) -> None: ...
+
+    def online_backward(
+        self,
+        upstream: Tensor,
+        inputs: Inputs,
+        mixtures: Sequence[Mixture],
+        own: Own | None,
+        log_weights: Tensor | None,
+        rows: Tensor,
+        wanted: Sequence[bool],
+    ) -> Gradients: ...
+
+
 class BuildingBlocks(NamedTuple):
     """The modules of one backend."""
 
@@ -173,3 +197,4 @@ class BuildingBlocks(NamedTuple):
     pairs: Pairs
     logsumexp: Logsumexp
     parts: PartsAndPull
+    online: Online | None = None

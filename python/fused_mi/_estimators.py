@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Block, blocks
-from ._building_blocks import BuildingBlocks, Gradients, Own
+from ._building_blocks import BuildingBlocks, Gradients, Online, Own
 from ._mixture import AnyInputs, Inputs, Mixture, Scoring, Sizes, mixtures_of
 from ._precision import accumulation_dtype, moments_dtype, working_dtype
 from ._terms import (
@@ -40,17 +40,25 @@ stays at some hundred bytes for each pair of a block, time grows by one more for
 
 
 SHORT_ROW = 4096
-"""Positions times features up to which a CPU finds energies, and forgets them, tile by tile."""
+"""Positions times features up to which energies are found, and forgotten, tile by tile."""
 
 PAIRS_KEPT = 1 << 19
 """Of short rows, the most pairs whose energies are kept: both ways together take as long then."""
 
 
 def online(inputs: AnyInputs, scoring: Scoring) -> bool:
-    """Whether the backward pass finds the energies again, on CPUs for many pairs of short rows."""
+    """Whether no energy is kept, for many pairs of short rows: the backward pass finds them again.
+    Where the device has no float64 there is nothing that does so, and beside a CPU it is float32
+    that is worth it."""
     y, (_, n, m) = inputs[0], Sizes.of(scoring, inputs)
-    short = y.shape[1] * y.shape[2] <= SHORT_ROW
-    return short and y.device.type == "cpu" and n * m > PAIRS_KEPT
+    on_cpu, narrow = y.device.type == "cpu", accumulation_dtype(*inputs) == torch.float32
+    served = on_cpu or (narrow and working_dtype(y.device) == torch.float64)
+    return short(y) and served and n * m > PAIRS_KEPT
+
+
+def short(y: Tensor) -> bool:
+    """Whether its rows are, and there is something in them."""
+    return 0 < y.shape[1] * y.shape[2] <= SHORT_ROW
 
 
 def jensen_state(inputs: Inputs, scoring: Scoring) -> Tensor:
@@ -84,6 +92,7 @@ class Estimators:
         self._pairs, self._pairs_backward = of.pairs.pairs, of.pairs.pairs_backward
         self._logsumexp, self._means = of.logsumexp.logsumexp, of.logsumexp.means
         self._logsumexp_backward = of.logsumexp.logsumexp_backward
+        self._online = of.online
 
     def jensen(self, inputs: Inputs, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
         """`mean_il e_il` of the energies e = q + g - k, and its terms.
@@ -144,6 +153,9 @@ class Estimators:
             weigh(energies, inputs)
             rows.copy_(self._logsumexp(energies, own))
             return
+        if (fused := self._fused(inputs)) is not None:
+            fused.online(inputs[:4], mixtures, own, log_weights(inputs, rows.dtype), rows)
+            return
         for d, block in blocks(mixtures, PAIRS_AT_ONCE):
             of_block = own and own.of_rows(block.of_rows)
             found = self._logsumexp(self._block(inputs, block), of_block)
@@ -185,6 +197,11 @@ class Estimators:
                 of_weights = of_energies[0, 2].sum(0).to(inputs[4].dtype) if wanted[4] else None
                 return [*of_inputs, of_weights]
             return of_inputs
+        if (fused := self._fused(inputs)) is not None:
+            weights = log_weights(inputs, rows.dtype)
+            arguments = embeddings, mixtures, own, weights, rows
+            found = fused.online_backward(of_samples, *arguments, wanted)
+            return [g if g is None else g.to(t.dtype) for g, t in zip(found, inputs, strict=True)]
         # Blocks share components: their gradients add up in T.
         dtype = accumulation_dtype(*inputs)
         totals = [
@@ -212,6 +229,11 @@ class Estimators:
             None if total is None else total.to(t.dtype)
             for total, t in zip(totals, inputs, strict=True)
         ]
+
+    def _fused(self, inputs: AnyInputs) -> Online | None:
+        """What needs no energies in memory, where it serves."""
+        narrow = accumulation_dtype(*inputs) == torch.float32
+        return self._online if narrow and short(inputs[0]) else None
 
     def _block(self, inputs: AnyInputs, block: Block) -> Tensor:
         """Energies (1, 3, n, M) of a block of samples."""

@@ -1,0 +1,209 @@
+"""The online log-sum-exp in Triton, in the interpreter: every share, block and rare case."""
+
+import pytest
+import torch
+from cases import assert_same_bits, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
+from fused_mi import _estimators, use_backend
+from fused_mi._estimators import HEADER, logsumexp_state
+from fused_mi._mixture import Scoring
+from fused_mi.reference import estimators as reference
+from fused_mi.triton_kernels import _configs, _pairs_configs, estimators
+from fused_mi.triton_kernels._launch import recorded
+from marks import combine, dtypes, pairing
+from rules import assert_rule10
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter is for machines without a GPU"
+)
+BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
+NAMES = ("y", "x", "mu", "stds", "log_weights")
+
+
+@pytest.fixture(autouse=True)
+def _keep_nothing(monkeypatch):
+    monkeypatch.setattr(_estimators, "PAIRS_KEPT", 0)
+    with use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Several shares of the components, and blocks of both roles."""
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 7)
+    monkeypatch.setattr(_pairs_configs, "_BLOCK_ROWS", 32)
+    monkeypatch.setattr(_pairs_configs, "_BLOCK_PAIRS", 32 * 64)
+
+
+def weighted_case(n=40, m=70, s=1, e=6, dtype=F32, offset=0.0, **options):
+    """Inputs with log weights, one of them -inf, and samples that come from components."""
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(m, s, e, generator=gen, dtype=F64) + offset
+    mu = 0.3 * torch.randn(m, s, e, generator=gen, dtype=F64)
+    stds = 0.5 + torch.rand(m, s, e, generator=gen, dtype=F64)
+    origins = torch.randint(1, m, (n,), generator=gen)
+    noise = torch.randn(n, s, e, generator=gen, dtype=F64)
+    y = (x + mu)[origins] + stds[origins] * noise
+    weights = torch.randn(m, generator=gen, dtype=F64).log_softmax(0)
+    weights[0] = -torch.inf
+    masks = [torch.rand(rows, s, generator=gen) < (0.7 if s > 1 else 2) for rows in (n, m)]
+    inputs = [t.to(dtype) for t in (y, x, mu, stds)]
+    scoring = Scoring(*masks, origins, safety_factor=-1e-3, **options)
+    return (*inputs, weights.to(F32)), scoring
+
+
+def evaluate(module, inputs, scoring, wanted=(True,) * 5):
+    """The loss, its terms and the gradients of all terms with weights of their own."""
+    total, terms, state = module.logsumexp(inputs, scoring)
+    upstream = [
+        torch.linspace(-1, 2, t.numel(), dtype=t.dtype).view(t.shape) for t in (total, terms)
+    ]
+    wanted = wanted[: len(inputs)]
+    found = module.logsumexp_backward(upstream, inputs, scoring, state, wanted)
+    return [total, terms, *found]
+
+
+def assert_close(inputs, scoring, digits=64):
+    """Of all results, to those of plain torch in float64."""
+    ours = evaluate(estimators, inputs, scoring)
+    true = evaluate(reference, tuple(t.double() for t in inputs), scoring)
+    for number, (a, b) in enumerate(zip(ours, true, strict=True)):
+        size = b[b.isfinite()].abs().max().item()
+        eps = max(torch.finfo(a.dtype).eps, torch.finfo(F32).eps)
+        assert (a.isfinite() == b.isfinite()).all(), number
+        error = (a.double() - b)[b.isfinite()].abs().max().item()
+        assert error <= digits * eps * size, (number, error, size)
+    return ours
+
+
+@pytest.mark.usefixtures("in_parts")
+@combine
+@pairing
+def test_shares_and_blocks(pairing, combine):
+    inputs = mi_inputs(71 - (pairing != "leave_one_out"), 2, 5, dtype=F32, seed=2, offset=5e5)
+    options = {"estimator": "logsumexp", "pairing": pairing, "combine": combine}
+    assert_rule10(lambda t: mi(t, **options), inputs, options)
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("left_out", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("positions", [1, 3])
+@dtypes(F32, BF16)
+def test_weights_and_origins(dtype, positions, reduction, left_out):
+    options = {"leave_origins_out": left_out, "reduction": reduction}
+    inputs, scoring = weighted_case(s=positions, dtype=dtype, **options)
+    assert_close(inputs, scoring)
+
+
+def test_shares_do_not_change_what_is_found(monkeypatch):
+    """But by the rounding of weights relative to another density."""
+    inputs, scoring = weighted_case(20, 300)
+    whole = estimators.logsumexp(inputs, scoring)[2]
+    monkeypatch.setattr(_configs, "enough_programs", lambda device: 100)
+    with recorded() as launches:
+        estimators.logsumexp(inputs, scoring)
+    assert next(la for la in launches if la.kernel.__name__ == "online_kernel").programs == 10
+    shared = estimators.logsumexp(inputs, scoring)[2]
+    torch.testing.assert_close(shared, whole, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("only", range(5), ids=NAMES)
+def test_one_gradient(only):
+    inputs, scoring = weighted_case()
+    everything = evaluate(estimators, inputs, scoring)[2:]
+    wanted = [i == only for i in range(5)]
+    found = evaluate(estimators, inputs, scoring, wanted)[2:]
+    assert [g is not None for g in found] == wanted
+    assert same_bits(found[only], everything[only])
+
+
+def test_what_is_not_wanted_is_not_launched():
+    inputs, scoring = weighted_case()
+    total, _, state = estimators.logsumexp(inputs, scoring)
+    with recorded() as launches:
+        wanted = [True, False, False, False, False]
+        estimators.logsumexp_backward((total, None), inputs, scoring, state, wanted)
+    names = [la.kernel.__name__ for la in launches]
+    assert "samples_gradient_kernel" in names
+    assert not {"components_gradient_kernel", "sum_weights_kernel"} & {*names}
+    weigh = next(la for la in launches if la.kernel.__name__ == "weigh_kernel").named()
+    assert "by_component" in weigh and not {"by_sample", "of_g", "of_k"} & weigh.keys()
+
+
+@pytest.mark.usefixtures("in_parts")
+@pairing
+def test_memory_is_written_before_it_is_read(pairing):
+    inputs = mi_inputs(40, 2, 5, dtype=F32, seed=4)
+    options = {"estimator": "logsumexp", "pairing": pairing}
+
+    def bits():
+        leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        value = mi(leaves, **options)
+        return [value.detach(), *torch.autograd.grad(value, [t for t in leaves if t.requires_grad])]
+
+    plain = bits()
+    with fresh_memory_full_of_nan():
+        assert_same_bits(bits(), plain)
+
+
+def test_nothing_of_all_pairs_is_kept():
+    inputs, scoring = weighted_case(70, 45)
+    state = estimators.logsumexp(inputs, scoring)[2]
+    assert state.numel() == HEADER + 5 * 70
+    assert state.shape == logsumexp_state(inputs, scoring).shape
+
+
+def test_float64_and_long_rows_take_the_other_way():
+    for dtype, e in ((F64, 6), (F32, 4097)):
+        inputs, scoring = weighted_case(5, 4, e=e, dtype=dtype)
+        with recorded() as launches:
+            estimators.logsumexp(inputs, scoring)
+        names = {la.kernel.__name__ for la in launches}
+        assert "distances_kernel" in names and "online_kernel" not in names
+
+
+def test_a_token_that_is_not_there():
+    inputs, scoring = weighted_case(9, 7, reduction="none")
+    origins = scoring.origins.clone()
+    origins[[2, 5]] = torch.tensor([7, -1])
+    total = estimators.logsumexp(inputs, scoring._replace(origins=origins))[0]
+    assert total[[2, 5]].isnan().all()
+    assert total.isnan().sum() == 2
+
+
+def spoiled(how):
+    inputs, scoring = weighted_case(20, 40)
+    y, x, mu, stds, weights = inputs
+    if how == "variances of many scales":  # outside of float32's range
+        stds[::2] *= 1e-25
+        for t in (x, mu):
+            t[::2] *= 1e-25
+        y[::2] = 1e-25
+        scoring = scoring._replace(safety_factor=100.0)
+    elif how == "a sample from which every component is infinitely far":
+        y[5] = torch.inf
+    elif how == "no component has a weight":
+        weights[:] = -torch.inf
+    return inputs, scoring
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "variances of many scales",
+        "a sample from which every component is infinitely far",
+        "no component has a weight",
+    ],
+)
+@pytest.mark.parametrize("left_out", [False, True])
+def test_what_leaves_float32(monkeypatch, how, left_out):
+    """As where energies are kept."""
+    inputs, scoring = spoiled(how)
+    scoring = scoring._replace(leave_origins_out=left_out)
+    ours = evaluate(estimators, inputs, scoring)
+    monkeypatch.setattr(_estimators, "PAIRS_KEPT", 1 << 20)
+    kept = evaluate(estimators, inputs, scoring)
+    for one, other in zip(ours, kept, strict=True):
+        size = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * size, equal_nan=True)
