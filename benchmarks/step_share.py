@@ -1,7 +1,8 @@
 """What the objective takes of a training step of `fused-mi train`, by backend and as chunked eager
-code: medians of interleaved runs in one process, as a table.
+code: medians of interleaved runs in one process, as a table. Seconds are those of the processor, so
+that other work beside it counts less; take one thread.
 
-    python -m benchmarks.step_share [--model smollm2] [--batch-size 16] [--rounds 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.step_share [--model smollm2] [--rounds 5]
 """
 
 import argparse
@@ -38,9 +39,9 @@ def chunked(noisy: Tensor, tokens: Tensor, centers: Tensor, stds: Tensor, logs: 
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -72,12 +73,12 @@ def main() -> None:
 
     variants = {name: with_backend(name) for name in backends("cpu")}
     variants[f"chunked eager, {WORDS} words"] = with_chunks
-    gradients = [f() for f in variants.values()]  # each once, to warm up; and they are the same
+    times: dict[str, list[float]] = {name: [] for name in ("", *variants)}
+    gradients = [f() for f in variants.values()]  # to warm up; and they are the same
     for others in gradients[1:]:
         for a, b in zip(gradients[0], others, strict=True):  # type: ignore[call-overload]
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()))
     trainer._one_step(rest)
-    times: dict[str, list[float]] = {name: [] for name in ("", *variants)}
     for _ in range(given.rounds):
         times[""].append(_seconds(lambda: trainer._one_step(rest)))
         for name, function in variants.items():

@@ -29,13 +29,13 @@ def model(causal_model):
 
 @pytest.fixture(scope="module")
 def held_out(parts):
-    found, train, passages = parts
+    found, train, *_, passages = parts
     return HeldOutLanguage(found, passages[:16], train, 0)
 
 
 def test_a_tokenizer_without_a_padding_token(parts, corpus):
     """The mask alone tells where a passage ends; on the right, whatever the tokenizer prefers."""
-    found, train, held_out = parts
+    found, train, *_, held_out = parts
     lengths = torch.cat([train.attention_mask, held_out.attention_mask]).sum(1)
     assert 1 < lengths.min() < LENGTH == lengths.max()
     for passages in (train, held_out):
@@ -55,7 +55,7 @@ def test_a_tokenizer_without_a_padding_token(parts, corpus):
 
 def test_the_utility_is_the_divergence_of_the_next_token(parts):
     """Against torch.distributions, mean over the positions under noise."""
-    found, train, _ = parts
+    found, train, *_ = parts
     batch, layer = train[:8], IsotropicNoise(0.3)
     config = TrainConfig(objective="none")
     vocabulary = Vocabulary.of(train, len(found.table))

@@ -125,14 +125,31 @@ def test_without_a_tracker(run, tmp_path):
     assert not (tmp_path / "out" / "events").exists()
 
 
-def test_mixed_precision(run, tmp_path, model, corpus, environ):
-    """The curve is near that of float32 and not the same; the layer is kept in float32."""
-    rest = command(tmp_path / "low", model, corpus, "--steps", 3)[len(TORCHRUN) :]
-    found = python(*rest, "--precision", "bf16", **environ)
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert run(tmp_path / "full", "--steps", 3)[0] == 0
-    low, full = (curve(tmp_path / name) for name in ("low", "full"))
-    assert low[0]["loss"] != full[0]["loss"]
-    assert float(low[0]["loss"]) == pytest.approx(float(full[0]["loss"]), rel=0.05)
-    layer, config = checkpoint.load_noise_layer(tmp_path / "low")
-    assert layer.to_mu.weight.dtype == torch.float32 and config.precision == "bf16"
+@pytest.fixture
+def afresh():
+    """Accelerate has one precision for all of a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield AcceleratorState._reset_state
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision(tmp_path, model, corpus, afresh):
+    """A step is near that of float32 and not the same; the layer is kept in float32."""
+    rows = {}
+    for precision in ("bf16", "no"):
+        afresh(reset_partial_state=True)
+        config = TrainConfig(
+            model=str(model),
+            text=str(corpus),
+            batch_size=8,
+            seq_len=12,
+            device="cpu",
+            precision=precision,
+        )
+        step = trainer.prepare(config, tmp_path / precision, None)
+        rows[precision], _ = trainer._one_step(step)
+        assert step.layer.to_mu.weight.dtype == torch.float32
+    low, full = rows["bf16"]["loss"], rows["no"]["loss"]
+    assert low != full and low == pytest.approx(full, rel=0.05)
