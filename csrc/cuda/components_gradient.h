@@ -21,27 +21,27 @@ components_gradient_kernel(const Pairs in) {
   Square<Tile> r, c, of_centre = {}, of_squares = {};
   bool odd = false;
   if (in.components) {
-    T shift[Tile::SIDE];
+    T shift[Tile::ACROSS];
     load_shift(in, at, shift);
     load_square(in.x, in.component_start, at, in.E, here, c);
     GPU_UNROLL
     for (int i = 0; i < Tile::SIDE; ++i) {
       GPU_UNROLL
-      for (int j = 0; j < Tile::SIDE; ++j) c[i][j] -= shift[j];
+      for (int j = 0; j < Tile::ACROSS; ++j) c[i][j] -= shift[j];
     }
     if (in.mu.data) {
       load_square(in.mu, in.component_start, at, in.E, here, r);
       GPU_UNROLL
       for (int i = 0; i < Tile::SIDE; ++i) {
         GPU_UNROLL
-        for (int j = 0; j < Tile::SIDE; ++j) c[i][j] += r[i][j];
+        for (int j = 0; j < Tile::ACROSS; ++j) c[i][j] += r[i][j];
       }
     }
     load_square(in.stds, in.component_start, at, in.E, here, r);
     GPU_UNROLL
     for (int i = 0; i < Tile::SIDE; ++i) {
       GPU_UNROLL
-      for (int j = 0; j < Tile::SIDE; ++j) {
+      for (int j = 0; j < Tile::ACROSS; ++j) {
         const bool use = here(i) && at.first_e + at.column + j < in.E;
         r[i][j] = gpu::inverse_root(gpu::fma(r[i][j], r[i][j], eps));
         odd |= use && irregular_root(r[i][j]);
@@ -58,11 +58,13 @@ components_gradient_kernel(const Pairs in) {
     }
     pass_by<Tile>(
         in.N, shared,
-        [&](int slab, typename Tile::Raw& raw, T(&upstream)[Tile::UPSTREAM]) {
+        [&](int slab, typename Tile::Raw& raw, typename Tile::Ahead& ahead) {
+          ahead.use = 0;
           GPU_UNROLL
           for (int i = 0; i < Tile::COPIES; ++i) {
             const int n = slab * Tile::DEPTH + (i * Tile::THREADS + thread) / Tile::PIECES;
             const bool use = piece_e < in.E && in.sample(n, at.s);
+            ahead.use |= static_cast<unsigned>(use) << i;
             fetch<F>(raw.first[i][thread], in.y, use ? in.y.at(in.sample_start + n, at.s, piece_e) : 0, use);
           }
           gpu::commit();
@@ -71,15 +73,14 @@ components_gradient_kernel(const Pairs in) {
             const int k = i * Tile::THREADS + thread, n = slab * Tile::DEPTH + k / Tile::ROWS;
             const int64_t m = at.first_row + k % Tile::ROWS;
             const bool use = in.sample(n, at.s) && m < in.M;
-            upstream[i] = use ? static_cast<T>(in.upstream[static_cast<int64_t>(n) * in.M + m]) : T(0);
+            ahead.upstream[i] = use ? static_cast<T>(in.upstream[static_cast<int64_t>(n) * in.M + m]) : T(0);
           }
         },
-        [&](int slab, const typename Tile::Raw& raw, const T(&upstream)[Tile::UPSTREAM],
-            typename Tile::Ready& ready) {
+        [&](const typename Tile::Raw& raw, const typename Tile::Ahead& ahead, typename Tile::Ready& ready) {
           GPU_UNROLL
           for (int i = 0; i < Tile::COPIES; ++i) {
             const int local = (i * Tile::THREADS + thread) / Tile::PIECES;
-            const bool use = piece_e < in.E && in.sample(slab * Tile::DEPTH + local, at.s);
+            const bool use = ahead.use >> i & 1;
             const typename F::Raw y = raw.first[i][thread];
             GPU_UNROLL
             for (int j = 0; j < Tile::V; ++j) {
@@ -89,19 +90,19 @@ components_gradient_kernel(const Pairs in) {
           GPU_UNROLL
           for (int i = 0; i < Tile::UPSTREAM; ++i) {
             const int k = i * Tile::THREADS + thread;
-            ready.upstream[k / Tile::ROWS][k % Tile::ROWS] = upstream[i];
+            ready.upstream[k / Tile::ROWS][k % Tile::ROWS] = ahead.upstream[i];
           }
         },
         [&](const typename Tile::Ready& ready) {
           GPU_UNROLL
           for (int k = 0; k < Tile::DEPTH; ++k) {
-            T y[Tile::SIDE], u[Tile::SIDE];
+            T y[Tile::ACROSS], u[Tile::SIDE];
             operands(&ready.first[k][at.column], 4, y);
             operands(&ready.upstream[k][at.row], 4, u);
             GPU_UNROLL
             for (int i = 0; i < Tile::SIDE; ++i) {
               GPU_UNROLL
-              for (int j = 0; j < Tile::SIDE; ++j) {
+              for (int j = 0; j < Tile::ACROSS; ++j) {
                 const T z = gpu::fma(y[j], r[i][j], -c[i][j]), term = u[i] * z;
                 of_centre[i][j] += term;
                 of_squares[i][j] = gpu::fma(term, z, of_squares[i][j]);
@@ -112,7 +113,7 @@ components_gradient_kernel(const Pairs in) {
     GPU_UNROLL
     for (int i = 0; i < Tile::SIDE; ++i) {
       GPU_UNROLL
-      for (int j = 0; j < Tile::SIDE; ++j) {
+      for (int j = 0; j < Tile::ACROSS; ++j) {
         of_centre[i][j] = here(i) ? -of_centre[i][j] * r[i][j] : T(0);
         odd |= !(gpu::size(of_centre[i][j]) < gpu::infinity<T>());
       }
@@ -134,7 +135,7 @@ components_gradient_kernel(const Pairs in) {
       const T logs = here(i) && in.of_logs ? static_cast<T>(in.of_logs[number]) : T(0);
       const T of_own = own(i) ? static_cast<T>(in.of_own[number]) : T(0);
       GPU_UNROLL
-      for (int j = 0; j < Tile::SIDE; ++j) {
+      for (int j = 0; j < Tile::ACROSS; ++j) {
         const T sigma = c[i][j];
         T pull = 0;
         if (here(i)) pull = sigma * r[i][j] * ((logs - of_squares[i][j]) * r[i][j]);

@@ -1,7 +1,7 @@
 // Gradients of the energies of all pairs: the differences once more, weighted by the upstream gradients and
 // added up over the other role.
 //
-// A block has 32 rows of a gradient and 64 features of one position, a thread 4 x 4 of these, and rows of
+// A block has some rows of a gradient and 64 features of one position, a thread SIDE x 4 of these, and rows of
 // the other role pass by, eight at a time: a slab; as in pairs_tile.h one slab is on its way, one is
 // prepared, and one is computed. Differences are direct: a product of matrices would cancel where a sample is
 // close to one component and far from the rest. No atomics: a block owns what it writes.
@@ -11,12 +11,14 @@
 
 namespace fused_mi {
 
-template <class F_>
+template <class F_, int SIDE_>
 struct GradientTile {
   using F = F_;
   using T = typename F::Number;
   static constexpr int V = F::V;
-  static constexpr int ROWS = 32, FEATURES = 64, DEPTH = 8, SIDE = 4, THREADS = 128, PAD = 4;
+  static constexpr int SIDE = SIDE_, ACROSS = 4;  // elements of a thread
+  static constexpr int FEATURES = 64, DEPTH = 8, THREADS = 128, PAD = 4;
+  static constexpr int ROWS = SIDE * THREADS / (FEATURES / ACROSS);
   static constexpr int PIECES = FEATURES / V, COPIES = DEPTH * PIECES / THREADS;
   static constexpr int BLOCKS = sizeof(T) == 8 ? 2 : 4;
   static constexpr int UPSTREAM = DEPTH * ROWS / THREADS;
@@ -33,6 +35,10 @@ struct GradientTile {
     Raw raw[2];
     Ready ready[2];
   };
+  struct Ahead {  // of a slab, in the registers of a thread
+    T upstream[UPSTREAM];
+    unsigned use;  // a bit for each copy: whether its row contributes
+  };
 };
 
 // Where a block and a thread are.
@@ -48,13 +54,13 @@ struct Field {
     first_row = static_cast<int>(blockIdx.x % tiles) * Tile::ROWS;
     first_e = blockIdx.x / tiles % tiles_e * Tile::FEATURES;
     s = blockIdx.x / tiles / tiles_e;
-    row = threadIdx.x / (Tile::FEATURES / Tile::SIDE) * Tile::SIDE;
-    column = threadIdx.x % (Tile::FEATURES / Tile::SIDE) * Tile::SIDE;
+    row = threadIdx.x / (Tile::FEATURES / Tile::ACROSS) * Tile::SIDE;
+    column = threadIdx.x % (Tile::FEATURES / Tile::ACROSS) * Tile::ACROSS;
   }
 };
 
 template <class Tile>
-using Square = typename Tile::T[Tile::SIDE][Tile::SIDE];
+using Square = typename Tile::T[Tile::SIDE][Tile::ACROSS];
 
 // Of rows of this thread that are `here`, its columns; 0 elsewhere.
 template <class Tile, class Here>
@@ -64,7 +70,7 @@ GPU_DEVICE void load_square(
   GPU_UNROLL
   for (int i = 0; i < Tile::SIDE; ++i) {
     GPU_UNROLL
-    for (int j = 0; j < Tile::SIDE; j += F::V) {
+    for (int j = 0; j < Tile::ACROSS; j += F::V) {
       const int64_t e = at.first_e + at.column + j;
       typename F::Raw raw{};
       if (here(i) && e < E) raw = F::load(from, from.at(start + at.first_row + at.row + i, at.s, e));
@@ -83,7 +89,7 @@ GPU_DEVICE void store_square(
   for (int i = 0; i < Tile::SIDE; ++i) {
     if (at.first_row + at.row + i >= rows) continue;
     GPU_UNROLL
-    for (int j = 0; j < Tile::SIDE; j += F::V) {
+    for (int j = 0; j < Tile::ACROSS; j += F::V) {
       const int64_t e = at.first_e + at.column + j;
       typename Tile::T values[F::V];
       GPU_UNROLL
@@ -95,32 +101,31 @@ GPU_DEVICE void store_square(
 
 // The shift of this thread's columns.
 template <class Tile>
-GPU_DEVICE void load_shift(const Pairs& in, const Field<Tile>& at, typename Tile::T (&to)[Tile::SIDE]) {
+GPU_DEVICE void load_shift(const Pairs& in, const Field<Tile>& at, typename Tile::T (&to)[Tile::ACROSS]) {
   const auto* shift = static_cast<const typename Tile::T*>(in.shift) + at.s * in.E;
   GPU_UNROLL
-  for (int j = 0; j < Tile::SIDE; ++j) {
+  for (int j = 0; j < Tile::ACROSS; ++j) {
     const int64_t e = at.first_e + at.column + j;
     to[j] = e < in.E ? shift[e] : 0;
   }
 }
 
-// Slabs of the other role pass by: `fetch(slab, raw, upstream)`, `prepare(slab, raw, upstream, ready)` and
-// `meet(ready)`.
+// Slabs of the other role pass by: `fetch(slab, raw, ahead)`, `prepare(raw, ahead, ready)` and `meet(ready)`.
 template <class Tile, class Fetch, class Prepare, class Meet>
 GPU_DEVICE void pass_by(
     int partners, typename Tile::Shared& shared, const Fetch& fetch, const Prepare& prepare,
     const Meet& meet) {
-  typename Tile::T upstream[2][Tile::UPSTREAM];
+  typename Tile::Ahead ahead[2];
   const int slabs = (partners + Tile::DEPTH - 1) / Tile::DEPTH;
-  fetch(0, shared.raw[0], upstream[0]);
-  fetch(1, shared.raw[1], upstream[1]);
+  fetch(0, shared.raw[0], ahead[0]);
+  fetch(1, shared.raw[1], ahead[1]);
   gpu::wait<1>();
-  prepare(0, shared.raw[0], upstream[0], shared.ready[0]);
+  prepare(shared.raw[0], ahead[0], shared.ready[0]);
   auto step = [&](int slab, int at) {
     gpu::wait<0>();
     gpu::barrier();
-    prepare(slab + 1, shared.raw[1 - at], upstream[1 - at], shared.ready[1 - at]);
-    fetch(slab + 2, shared.raw[at], upstream[at]);
+    prepare(shared.raw[1 - at], ahead[1 - at], shared.ready[1 - at]);
+    fetch(slab + 2, shared.raw[at], ahead[at]);
     meet(shared.ready[at]);
   };
   for (int slab = 0; slab < slabs; slab += 2) {  // a slab beyond the last one adds nothing

@@ -16,7 +16,7 @@ samples_gradient_kernel(const Pairs in) {
   const int thread = threadIdx.x;
   const auto here = [&](int i) { return in.sample(at.first_row + at.row + i, at.s); };
   Square<Tile> y, total = {};
-  T shift[Tile::SIDE], piece_shift[Tile::V];
+  T shift[Tile::ACROSS], piece_shift[Tile::V];
   load_shift(in, at, shift);
   load_square(in.y, in.sample_start, at, in.E, here, y);
   const int piece = thread % Tile::PIECES * Tile::V;
@@ -28,17 +28,19 @@ samples_gradient_kernel(const Pairs in) {
   GPU_UNROLL
   for (int i = 0; i < Tile::SIDE; ++i) {
     GPU_UNROLL
-    for (int j = 0; j < Tile::SIDE; ++j) y[i][j] = here(i) ? y[i][j] - shift[j] : T(0);
+    for (int j = 0; j < Tile::ACROSS; ++j) y[i][j] = here(i) ? y[i][j] - shift[j] : T(0);
   }
   bool odd = false;
 
   pass_by<Tile>(
       in.M, shared,
-      [&](int slab, typename Tile::Raw& raw, T(&upstream)[Tile::UPSTREAM]) {
+      [&](int slab, typename Tile::Raw& raw, typename Tile::Ahead& ahead) {
+        ahead.use = 0;
         GPU_UNROLL
         for (int i = 0; i < Tile::COPIES; ++i) {
           const int m = slab * Tile::DEPTH + (i * Tile::THREADS + thread) / Tile::PIECES;
           const bool use = piece_e < in.E && in.component(m, at.s);
+          ahead.use |= static_cast<unsigned>(use) << i;
           const int64_t row = in.component_start + m;
           fetch<F>(raw.first[i][thread], in.x, use ? in.x.at(row, at.s, piece_e) : 0, use);
           if (in.mu.data) {
@@ -51,15 +53,14 @@ samples_gradient_kernel(const Pairs in) {
         for (int i = 0; i < Tile::UPSTREAM; ++i) {
           const int k = i * Tile::THREADS + thread, m = slab * Tile::DEPTH + k % Tile::DEPTH;
           const int64_t n = at.first_row + k / Tile::DEPTH;
-          upstream[i] = n < in.N && m < in.M ? static_cast<T>(in.upstream[n * in.M + m]) : T(0);
+          ahead.upstream[i] = n < in.N && m < in.M ? static_cast<T>(in.upstream[n * in.M + m]) : T(0);
         }
       },
-      [&](int slab, const typename Tile::Raw& raw, const T(&upstream)[Tile::UPSTREAM],
-          typename Tile::Ready& ready) {
+      [&](const typename Tile::Raw& raw, const typename Tile::Ahead& ahead, typename Tile::Ready& ready) {
         GPU_UNROLL
         for (int i = 0; i < Tile::COPIES; ++i) {
           const int local = (i * Tile::THREADS + thread) / Tile::PIECES;
-          const bool use = piece_e < in.E && in.component(slab * Tile::DEPTH + local, at.s);
+          const bool use = ahead.use >> i & 1;
           const typename F::Raw x = raw.first[i][thread], stds = raw.stds[i][thread];
           typename F::Raw mu = x;
           if (in.mu.data) mu = raw.mu[i][thread];
@@ -76,20 +77,20 @@ samples_gradient_kernel(const Pairs in) {
         GPU_UNROLL
         for (int i = 0; i < Tile::UPSTREAM; ++i) {
           const int k = i * Tile::THREADS + thread;
-          ready.upstream[k % Tile::DEPTH][k / Tile::DEPTH] = upstream[i];
+          ready.upstream[k % Tile::DEPTH][k / Tile::DEPTH] = ahead.upstream[i];
         }
       },
       [&](const typename Tile::Ready& ready) {
         GPU_UNROLL
         for (int k = 0; k < Tile::DEPTH; ++k) {
-          T r[Tile::SIDE], c[Tile::SIDE], u[Tile::SIDE];
+          T r[Tile::ACROSS], c[Tile::ACROSS], u[Tile::SIDE];
           operands(&ready.first[k][at.column], 4, r);
           operands(&ready.second[k][at.column], 4, c);
           operands(&ready.upstream[k][at.row], 4, u);
           GPU_UNROLL
           for (int i = 0; i < Tile::SIDE; ++i) {
             GPU_UNROLL
-            for (int j = 0; j < Tile::SIDE; ++j) {
+            for (int j = 0; j < Tile::ACROSS; ++j) {
               const T z = gpu::fma(y[i][j], r[j], -c[j]);
               total[i][j] = gpu::fma(u[i], z * r[j], total[i][j]);
             }
@@ -100,7 +101,7 @@ samples_gradient_kernel(const Pairs in) {
   GPU_UNROLL
   for (int i = 0; i < Tile::SIDE; ++i) {
     GPU_UNROLL
-    for (int j = 0; j < Tile::SIDE; ++j) {
+    for (int j = 0; j < Tile::ACROSS; ++j) {
       total[i][j] = here(i) ? total[i][j] : T(0);
       odd |= !(gpu::size(total[i][j]) < gpu::infinity<T>());
     }

@@ -17,7 +17,7 @@ declare -A BUILDS=(
   [thread]="-O1 -g1 -fsanitize=thread"
 )
 compile() {
-  echo "${CXX:-g++} -std=c++20 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off ${BUILDS[$1]} $2"
+  echo "${CXX:-g++} -std=c++20 -Wall -Wextra -Wno-unknown-pragmas -Wno-clobbered -ffp-contract=off ${BUILDS[$1]}"
 }
 for build in "${!BUILDS[@]}"; do
   mkdir "$OUT/$build"
