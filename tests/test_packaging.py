@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fused_mi
 import pytest
+import torch
 from cases import ALL_CASES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,7 +175,8 @@ def test_sdist_builds_the_same_wheel(tree, wheel):
 def build_library(tree, tmp_path, path, python=sys.executable, **variables):
     """What setup.py does about the library where PATH is `path`; and the files that it made."""
     pytest.importorskip("setuptools")
-    dropped = ("CXX", "VIRTUAL_ENV", "CONDA_PREFIX", "FUSED_MI_BUILD_CPU")
+    dropped = ["CXX", "VIRTUAL_ENV", "CONDA_PREFIX"]
+    dropped += [name for name in os.environ if name.startswith("FUSED_MI_")]
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     done = subprocess.run(
         [
@@ -233,6 +235,38 @@ def test_the_library_can_be_left_out(tree, tmp_path):
     found = build_library(tree, tmp_path, compiler.parent, FUSED_MI_BUILD_CPU="0")
     assert found == (0, [line], [])
     assert not calls(compiler)
+
+
+def test_the_cuda_library(tree, tmp_path):
+    """By itself, only where torch has CUDA; for the wanted GPUs, without one and without asking."""
+    compiler = stub_compiler(tmp_path / "bin")
+    without = build_library(tree, tmp_path, compiler.parent, FUSED_MI_BUILD_CUDA="1")
+    assert without == (1, ["fused_mi: FUSED_MI_BUILD_CUDA=1, but there is no nvcc"], [])
+    shutil.copy(compiler, compiler.parent / "nvcc")
+    wanted = {"FUSED_MI_BUILD_CPU": "0", "FUSED_MI_CUDA_ARCHS": "80 90"}
+    by_itself = build_library(tree, tmp_path, compiler.parent, **wanted)
+    with_cuda = torch.version.cuda is not None
+    assert by_itself[::2] == (0, ["libfused_mi_cuda.so"] if with_cuda else [])
+    assert len(calls(compiler)) > 0 if with_cuda else not calls(compiler)
+    built = build_library(tree, tmp_path, compiler.parent, **wanted, FUSED_MI_BUILD_CUDA="1")
+    assert built[::2] == (0, ["libfused_mi_cuda.so"])
+    found = [call for call in calls(compiler) if "-gencode" in call]
+    sources = {Path(re.search(r"\S+\.cu\b", call).group()).name for call in found}
+    assert sources == {file.name for file in (tree / "csrc/cuda").glob("*.cu")}
+    codes = set(re.findall(r"code=\w+", " ".join(found)))
+    assert codes == {"code=sm_80", "code=sm_90", "code=compute_90"}
+
+
+def test_the_emulated_library(tree, tmp_path):
+    compiler = stub_compiler(tmp_path / "bin")
+    wanted = {"FUSED_MI_BUILD_CPU": "0", "FUSED_MI_BUILD_EMULATED": "1"}
+    _, _, made = build_library(tree, tmp_path, compiler.parent, **wanted)
+    assert made == ["libfused_mi_emulated.so"]
+    sources = {
+        Path(re.search(r"\S+\.(cu|cpp)\b", call).group()).name for call in calls(compiler)[:-1]
+    }
+    folder = tree / "csrc/cuda"
+    assert sources == {f.name for f in folder.glob("*.c[up]*")} | {"model.cpp"}
 
 
 def test_without_headers_of_torch(tree, tmp_path):

@@ -59,7 +59,7 @@ def test_the_environment_forces_too_and_the_context_goes_first(monkeypatch):
 def test_unknown_names_are_errors_that_list_the_known_ones(monkeypatch):
     with (
         pytest.raises(ValueError, match="use_backend: expected one of 'triton', 'cpu'"),
-        fused_mi.use_backend("cuda"),
+        fused_mi.use_backend("mps"),
     ):
         pass
     monkeypatch.setenv("FUSED_MI_BACKEND", "fast")

@@ -5,7 +5,8 @@
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
 and those of the pairs, see `_pairs_check` and `_online_check`; every other form of them as far as
-Triton's front end, see `_forms`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
+Triton's front end, see `_forms`; and the kernels of csrc/cuda, where there is nvcc, see
+`_cuda_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
 os.environ["FUSED_MI_AUTOTUNE"] = "0"  # the tiles that are used without a measurement
 
+import _cuda_check
 import _forms
 import _online_check
 import _pairs_check
@@ -184,6 +187,18 @@ def _whole_launches(pool: ProcessPoolExecutor, targets: list[str]) -> bool:
     return passed
 
 
+def _of_cuda(arguments: argparse.Namespace) -> tuple[bool, int]:
+    """Whether the kernels of csrc/cuda are within the limits, and how many they are."""
+    if shutil.which("nvcc") is None:
+        print("There is no nvcc: the kernels of csrc/cuda are NOT checked.\n")
+        return arguments.only != ["cuda"], 0
+    # One GPU, unless some are named: each takes a minute of compiling.
+    targets = arguments.target if arguments.target != list(TARGETS) else ["sm_90"]
+    table, passed, count = _cuda_check.check(targets, arguments.processes)
+    show(table, "csrc/cuda; useful: multiplications and additions among the instructions of a loop")
+    return passed, count
+
+
 def show(table: Table, legend: str) -> None:
     Console(width=None if sys.stdout.isatty() else 180).print(table)
     print(f"{legend}\n", flush=True)
@@ -192,7 +207,7 @@ def show(table: Table, legend: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parts = [*PARTS, "forms"]
+    parts = [*PARTS, "cuda", "forms"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
@@ -215,6 +230,9 @@ def main() -> None:
                 show(table, f"{LEGEND_OF_ALL}\n{part.legend}")
             if "moments" in arguments.only:
                 passed &= _whole_launches(pool, arguments.target)
+            if "cuda" in arguments.only:
+                found, count_of_cuda = _of_cuda(arguments)
+                passed, count = passed and found, count + count_of_cuda
             if "forms" in arguments.only:
                 forms = _forms.forms()
                 errors |= set(filter(None, pool.map(_forms.refusal, forms, chunksize=8)))

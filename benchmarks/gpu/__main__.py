@@ -37,7 +37,8 @@ class Phase(NamedTuple):
 
 
 PHASES = (  # the most wanted first
-    Phase("tests", 220, lambda seconds, records: tests.rows(seconds)),
+    Phase("tests", 185, lambda seconds, records: tests.rows(seconds)),
+    Phase("cuda", 35, lambda seconds, records: tests.rows_of_cuda(seconds)),
     Phase("alone", 60, lambda seconds, records: suite.rows(seconds, records, alone=True)),
     Phase("suite", 130, suite.rows),
     Phase("ncu", 50, lambda seconds, records: ncu.rows(seconds)),

@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import fused_mi
+
 from ._children import Ended, Row, run
 
 # The most wanted first: what only a GPU shows, then values, gradients and modes.
@@ -21,22 +23,33 @@ def files() -> list[str]:
     return [f"tests/test_{name}.py" for name in FILES.split()]
 
 
-def _command() -> list[str]:
-    """Of pytest; with several processes where xdist is installed, and no other plugin of the
-    machine: one that warns would fail every test."""
+def _command(*chosen: str) -> list[str]:
+    """Of pytest, with the options `chosen`; with several processes where xdist is installed, and no
+    other plugin of the machine: one that warns would fail every test."""
     options = ["-p", "benchmarks.gpu.log", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
     if importlib.util.find_spec("xdist"):
         # A worker that dies takes one test along: the others go to a new one.
         processes = min(_PROCESSES, max(2, (os.cpu_count() or 2) - 2))
         options += ["-p", "xdist.plugin", "-n", str(processes)]
-    return [sys.executable, "-m", "pytest", *options, *files()]
+    return [sys.executable, "-m", "pytest", *options, *chosen, *files()]
 
 
-def rows(seconds: float, command: Sequence[str] | None = None) -> Iterator[Row]:
+def rows_of_cuda(seconds: float) -> Iterator[Row]:
+    """Of the public functions on the backend `cuda`, where its library is."""
+    (backend,) = (b for b in fused_mi.backends() if b.name == "cuda")
+    if not backend.usable:
+        yield {"name": "backend cuda", "passed": None, "message": f"not checked: {backend.reason}"}
+        return
+    command = _command("-m", "every_backend")
+    for row in rows(seconds, command, FUSED_MI_BACKEND="cuda"):
+        yield {**row, "name": f"cuda: {row['name']}"}
+
+
+def rows(seconds: float, command: Sequence[str] | None = None, **variables: str) -> Iterator[Row]:
     """A row for each test, and one for those of each file that never ran."""
     waiting: list[str] = []
     commands = {"pytest": command or _command()}
-    settings = {"OMP_NUM_THREADS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    settings = {"OMP_NUM_THREADS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **variables}
     for event in run(commands, seconds, PYTHONUNBUFFERED="1", **settings):
         if not isinstance(event, Ended):
             if "collected" in event:

@@ -20,14 +20,16 @@ from torch import Tensor
 from .. import _checks
 from .._building_blocks import BuildingBlocks
 from .._environment import Variable
-from . import _cpu, _triton
+from . import _cpu, _cuda, _triton
 
 OPERATORS = ("jensen", "logsumexp", "distances", "variance")
-BACKENDS = ("triton", "cpu", "reference")  # the fastest first
+AUTOMATIC = ("triton", "cpu", "reference")  # the fastest first
+BACKENDS = ("triton", "cpu", "cuda", "reference")  # cuda: when forced, it has not run on a GPU yet
 VARIABLE = "FUSED_MI_BACKEND"
 _variable = Variable(VARIABLE)
 _PACKAGES = {
     "triton": "fused_mi.triton_kernels",
+    "cuda": "fused_mi.cuda",
     "cpu": "fused_mi.cpu",
     "reference": "fused_mi.reference",
 }
@@ -62,7 +64,7 @@ class Choice(NamedTuple):
 
 
 def backends() -> list[Backend]:
-    """Every backend, the fastest first: whether it is usable in this process, and the reason."""
+    """Every backend: whether it is usable in this process, and the reason."""
     return [Backend(name, *_usable(name)) for name in BACKENDS]
 
 
@@ -164,7 +166,7 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
             )
         return Choice(operator, wanted, "forced")
     reasons = [f"the fastest that serves {device} tensors"]
-    for name in BACKENDS:
+    for name in AUTOMATIC:
         serves, reason = _serves(name, operator, device)
         if serves and name == "triton" and device == "cpu":
             serves, reason = False, "its interpreter is for tests: only when forced"
@@ -178,15 +180,18 @@ def _choose(operator: str, device: str, wanted: str | None) -> Choice:
     return Choice(operator, name, because)
 
 
+_ANSWERS = {"triton": _triton, "cuda": _cuda, "cpu": _cpu}
+
+
 def _usable(backend: str) -> tuple[bool, str]:
     if backend == "reference":
         return True, "plain torch, on any device"
-    return _triton.usable() if backend == "triton" else _cpu.usable()
+    usable: tuple[bool, str] = _ANSWERS[backend].usable()
+    return usable
 
 
 def _serves(backend: str, operator: str, device: str) -> tuple[bool, str]:
     if backend == "reference":
         return _usable(backend)
-    module = _triton if backend == "triton" else _cpu
-    serves: tuple[bool, str] = module.serves(operator, device)
+    serves: tuple[bool, str] = _ANSWERS[backend].serves(operator, device)
     return serves
