@@ -93,5 +93,5 @@ def _tiny(config: Any) -> Any:
     layer = trainer.build_layer(config, model)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
     vocabulary = text.Vocabulary.of(passages, len(model.table)).to(config.device)
-    data = passages, passages, vocabulary
-    return trainer.Run(config, Path("runs"), model, None, layer, optimizer, *data)
+    splits = passages, passages, passages
+    return trainer.Run(config, Path("runs"), model, None, layer, optimizer, *splits, vocabulary)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from .trainer import Run
 
 # The isotropic curve: multiples of the table's spread, from harmless to illegible.
 CURVE = (1.0, 2.0, 3.5, 5.0, 7.0, 11.0)
-CURVE_PASSAGES = 64
 EXAMPLES, FREQUENT, RARE = 4, 50, 3
 
 
@@ -23,54 +20,68 @@ def finish(run: Run) -> Outcome:
     """Evaluates the layer of a finished run; report, plots and numbers go into its folder."""
     run.layer.eval()
     pairing = run.config.pairing
-    held_out = HeldOut(run.encoder, run.held_out, run.train, run.config.seed)
-    guessed = held_out.guesses(run.layer, held_out.draw(run.layer)[0])
-    trained = held_out.evaluate(run.layer, pairing, guessed)
-    isotropic = tune_isotropic(held_out, trained.retrieval_top1)
-    few = HeldOut(run.encoder, run.held_out[:CURVE_PASSAGES], run.train, run.config.seed)
-    spread = float(held_out.table.std())
+    validation, test = (
+        HeldOut(run.encoder, passages, run.train, run.config.seed)
+        for passages in (run.validation, run.test)
+    )
+    y = test.draw(run.layer)[0]
+    guessed = test.guesses(run.layer, y)
+    trained = test.evaluate(run.layer, pairing, guessed)
+    chosen_by = validation.retrieval(run.layer)
+    isotropic = tune_isotropic(validation, chosen_by.top1)
+    spread = float(test.table.std())
     curve = [
-        (factor * spread, few.evaluate(IsotropicNoise(factor * spread), pairing))
+        (factor * spread, test.evaluate(IsotropicNoise(factor * spread), pairing))
         for factor in CURVE
     ]
     strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
-    kinds, examples = _read(run, held_out, guessed[strongest])
-    constant = ConstantVector(held_out.table.mean(0))
+    kinds, examples = _read(run, test, guessed[strongest])
+    frequent = run.vocabulary.counts.argmax()
+    floors = {"constant vector": test.table.mean(0), "most frequent word": test.table[frequent]}
     outcome = Outcome(
         config=run.config,
         seeds=[run.config.seed],
         steps=run.step,
-        held_out=len(run.held_out),
-        tokens=len(held_out.tokens),
-        token_entropy_nats=held_out.token_entropy,
+        test_passages=len(run.test),
+        tokens=len(test.tokens),
+        token_entropy_nats=test.token_entropy,
+        validation_top1=chosen_by.top1,
+        validation_top1_error=chosen_by.top1_error,
         trained=trained,
-        baselines={"isotropic": held_out.evaluate(isotropic, pairing)},
-        floors={"constant vector": held_out.evaluate(constant, pairing)},
+        baselines={"isotropic": test.evaluate(isotropic, pairing)},
+        floors={
+            name: test.evaluate(ConstantVector(vector), pairing) for name, vector in floors.items()
+        },
         kinds=kinds,
         examples=examples,
         isotropic_std=isotropic.std,
         isotropic_curve=curve,
     )
-    _write(outcome, run, held_out, run.folder)
+    plots.curves(run.folder)
+    plots.recovery(outcome, run.folder)
+    plots.sigma(test.draw(run.layer)[2][run.test.noise_mask], isotropic.std, run)
+    plots.frequency(test.token_information(run.layer, y), test, run)
+    outcome.save(run.folder)
+    report.write_markdown(outcome, run.folder)
     return outcome
 
 
 def _read(
-    run: Run, held_out: HeldOut, guess: Tensor
+    run: Run, test: HeldOut, guess: Tensor
 ) -> tuple[dict[str, tuple[float, float]], list[tuple[str, str]]]:
     """What an attack that named `guess` (T,) reads: by kinds of tokens, and in some passages."""
-    right = (guess == held_out.tokens).double()
+    right = (guess == test.tokens).double()
     kinds = {
         name: (here.double().mean().item(), right[here].mean().item())
-        for name, here in _kinds(run, held_out.tokens).items()
+        for name, here in _kinds(run, test.tokens).items()
         if bool(here.any())
     }
-    ids = run.held_out.ids.clone()
-    ids[run.held_out.noise_mask] = guess
+    ids = run.test.ids.clone()
+    ids[run.test.noise_mask] = guess
     examples = []
     for row in range(min(EXAMPLES, len(ids))):
-        here = run.held_out.noise_mask[row]
-        clean, read = (run.tokenizer.decode(t[row][here].tolist()) for t in (run.held_out.ids, ids))
+        here = run.test.noise_mask[row]
+        clean, read = (run.tokenizer.decode(t[row][here].tolist()) for t in (run.test.ids, ids))
         examples.append((clean, read))
     return kinds, examples
 
@@ -86,12 +97,3 @@ def _kinds(run: Run, tokens: Tensor) -> dict[str, Tensor]:
         f"words that training saw at most {RARE} times": counts[tokens] <= RARE,
         "all": torch.ones_like(tokens, dtype=torch.bool),
     }
-
-
-def _write(outcome: Outcome, run: Run, held_out: HeldOut, folder: Path) -> None:
-    sigma = held_out.draw(run.layer)[2][run.held_out.noise_mask]
-    plots.curves(folder)
-    plots.recovery(outcome, folder)
-    plots.sigma(sigma, outcome.isotropic_std, run.config.min_std, run.config.max_std, folder)
-    outcome.save(folder)
-    report.write_markdown(outcome, folder)

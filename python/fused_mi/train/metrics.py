@@ -9,12 +9,14 @@ from types import TracebackType
 
 from .checkpoint import replacing
 from .config import ConfigError
+from .monitor import COLUMNS as WATCHED
 
 FILE_NAME = "metrics.csv"
-COLUMNS = (
+ALWAYS = (
     *("step", "loss", "utility_loss", "cosine", "found", "information", "sigma_mean"),
     "tokens_per_second",
 )
+COLUMNS = (*ALWAYS[:-1], *WATCHED, ALWAYS[-1])  # the last one shows that a line is complete
 
 
 class MetricsWriter:
@@ -37,7 +39,8 @@ class MetricsWriter:
         self._csv.writerow(_text(row))
         self._file.flush()  # a killed run keeps its curve
         for name in COLUMNS[1:]:
-            self._events.add_scalar(name, row[name], int(row["step"]))
+            if name in row:
+                self._events.add_scalar(name, row[name], int(row["step"]))
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -53,7 +56,8 @@ class MetricsWriter:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """All complete rows; a last line cut off by a crash is left out.
+    """All complete rows; a last line cut off by a crash is left out. What was not measured at a
+    step is missing in its row.
 
     Raises:
         ConfigError: it is no such file.
@@ -61,8 +65,8 @@ def read(folder: Path) -> list[dict[str, float]]:
     path = folder / FILE_NAME
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in COLUMNS)]
-        return [{name: float(row[name]) for name in COLUMNS} for row in rows]
+            rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in ALWAYS)]
+        return [{name: float(row[name]) for name in COLUMNS if row.get(name)} for row in rows]
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: the run cannot go on with its curve") from None
     except (ValueError, csv.Error) as error:
@@ -71,4 +75,5 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 def _text(row: Mapping[str, float]) -> dict[str, str]:
     # repr of a float is exact, so a resumed curve can be compared bit for bit.
-    return {name: str(int(row[name])) if name == "step" else repr(row[name]) for name in COLUMNS}
+    found = (name for name in COLUMNS if name in row)
+    return {name: str(int(row[name])) if name == "step" else repr(row[name]) for name in found}

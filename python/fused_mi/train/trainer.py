@@ -19,6 +19,7 @@ from . import encoder as encoders
 from . import metrics, text
 from .config import ConfigError, TrainConfig, TrainingError
 from .metrics import MetricsWriter
+from .monitor import EVERY, Monitor
 from .noise import NoiseLayer
 from .objective import objective
 from .seeds import generator
@@ -45,9 +46,11 @@ class Run:
     layer: NoiseLayer
     optimizer: torch.optim.Optimizer
     train: text.Passages
-    held_out: text.Passages
+    validation: text.Passages
+    test: text.Passages
     vocabulary: text.Vocabulary  # of the training passages
     step: int = 0
+    targets: torch.Tensor | None = None  # (P, H), clean embeddings of `train`; None: computed anew
 
 
 def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | None) -> Run:
@@ -61,8 +64,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     documents = text.read_documents(config.text)  # the cheap checks come before the model loads
     encoder, tokenizer = encoders.load(config.model, config.device, config.dtype, config.seq_len)
     passages = text.cut(tokenizer, documents, config.seq_len)
-    train, held_out = text.split(passages, config.seed, config.batch_size)
-    held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
+    train, *held_out = text.split(passages, config.seed, config.batch_size)
+    validation, test = (p[: config.eval_passages // 2 * 2].to(config.device) for p in held_out)
     vocabulary = text.Vocabulary.of(train, len(encoder.table)).to(config.device)
     layer = build_layer(config, encoder)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
@@ -72,7 +75,7 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     if step > config.steps:
         raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
     model = encoder, tokenizer, layer, optimizer
-    return Run(config, folder, *model, train, held_out, vocabulary, step)
+    return Run(config, folder, *model, train, validation, test, vocabulary, step)
 
 
 def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
@@ -90,14 +93,18 @@ def build_layer(config: TrainConfig, encoder: encoders.Encoder) -> NoiseLayer:
     return layer.to(config.device, torch.promote_types(table.dtype, torch.float32))
 
 
-def train(run: Run, progress: Progress = lambda row: None) -> None:
-    """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted)."""
+def train(run: Run, progress: Progress = lambda row: None, watched: bool = True) -> None:
+    """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted).
+    ``watched``: with what a `Monitor` sees among the metrics."""
     config = run.config
+    monitor = Monitor(config, run.encoder, run.validation, run.vocabulary) if watched else None
     if run.step == 0:
         claim(run.folder)
     with MetricsWriter(run.folder, run.step) as writer, _ctrl_c() as stopped:
         while run.step < config.steps:
             row = _one_step(run)
+            if monitor and run.step % EVERY == 0:
+                row |= monitor(run.layer, run.step)
             writer.write(row)
             progress(row)
             if run.step % config.save_every == 0 or run.step == config.steps or stopped:
@@ -111,7 +118,8 @@ def _one_step(run: Run) -> dict[str, float]:
     rows = text.batch_rows(len(run.train), config.batch_size, config.seed, run.step)
     batch = run.train[rows].to(config.device)
     noise = generator(config.device, config.seed, "noise", run.step)
-    terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise)
+    target = None if run.targets is None else run.targets[rows.to(run.targets.device)]
+    terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise, target)
     run.optimizer.zero_grad()
     terms.loss.backward()
     run.optimizer.step()
