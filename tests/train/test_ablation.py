@@ -121,7 +121,7 @@ def test_an_ablation_keeps_its_layers(ablation, tmp_path):
     assert report.splitlines()[2] == found["verdict"]
     for noise, seeds in found["not_reached"].items():
         for seed in seeds:
-            assert f"- {noise.removesuffix('-x1')}, seed {seed}: not reachable" in report
+            assert f"- {noise.removesuffix('-x1')}, seed {seed}: not reach" in report
 
     code, lines = ablation(out, *how, "--seeds", "0", "--steps", 3)
     assert code == 2 and "other options" in lines[-1]

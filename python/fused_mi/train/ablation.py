@@ -1,7 +1,7 @@
 """``fused-mi ablation``: what each objective hides where own passages are found equally often.
 
 For every objective and seed, alpha is searched on the validation split. The first seed trains a
-curve of alphas beforehand. A layer that was measured is kept as a JSON file and not trained again:
+curve of alphas at the end. A layer that was measured is kept as a JSON file and not trained again:
 an ablation that was stopped goes on, and parts of one may run beside each other in one folder.
 """
 
@@ -102,7 +102,8 @@ class _Texts:
 
 
 class Ablation:
-    """Layers in a folder. ``searches``: layers that a search for one alpha may train."""
+    """Layers in a folder. ``searches``: layers that a search for one alpha may train, not
+    counting those of the curve."""
 
     def __init__(self, base: TrainConfig, folder: Path, target: float, searches: int) -> None:
         self.base, self.folder, self.target, self.searches = base, folder, target, searches
@@ -114,32 +115,36 @@ class Ablation:
         for seed in seeds:
             for objective in objectives:
                 self.search(objective, seed, seeds[0])
-            for factor in ISOTROPIC if seed == seeds[0] else (1.0,):
-                self.isotropic(seed, factor)
+            self.isotropic(seed, 1.0)
         for noise in FLOORS:
             self.floor(noise, seeds[0])
+        # What no comparison needs comes last: the curves of the first seed.
+        for factor in ISOTROPIC:
+            self.isotropic(seeds[0], factor)
+        for objective in objectives:
+            for alpha in CURVES[objective]:
+                self.trained(objective, seeds[0], alpha)
 
     def layers(self) -> list[Layer]:
         """All that are kept."""
         return [Layer.read(path) for path in sorted(self.folder.glob("*-seed*.json"))]
 
     def search(self, objective: Objective, seed: int, first: int) -> None:
-        """Alphas of one objective: of the first seed those of the curve; then until one gives the
-        retrieval that is aimed at. Other seeds start from what the first one found."""
-        tried, curve = self._tried(objective, first), CURVES[objective]
-        if seed != first and objective != "none":
-            near = [alpha for alpha, found in tried.items() if self.reached(found)]
-            near.sort(key=lambda alpha: abs(tried[alpha] - self.target))
-            curve = tuple(near[:1])
-        for alpha in curve:
+        """Alphas of one objective, until one gives the retrieval that is aimed at. The first seed
+        starts amid its curve, others where the first one came nearest."""
+        if objective == "none":
+            return self.trained(objective, seed, 0.0)
+        curve, tried = CURVES[objective], self._tried(objective, first)
+        start = min(tried, key=lambda a: abs(tried[a] - self.target), default=curve[1])
+        while True:
+            points = self._tried(objective, seed)
+            of_search = points.keys() - (curve if seed == first else ())
+            if any(map(self.reached, points.values())) or len(of_search) >= self.searches:
+                return None
+            alpha = next_alpha(points, self.target) if points else start
+            if alpha is None:
+                return None
             self.trained(objective, seed, alpha)
-        while len(points := self._tried(objective, seed)) < len(curve) + self.searches:
-            if objective == "none" or any(map(self.reached, points.values())):
-                return
-            further = next_alpha(points or tried, self.target)
-            if further is None:
-                return
-            self.trained(objective, seed, further)
 
     def reached(self, found: float) -> bool:
         return abs(found - self.target) <= TOLERANCE

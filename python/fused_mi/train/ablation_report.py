@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import plots
-from .ablation import CURVES, FLOORS, TOLERANCE, Ablation, Layer
+from .ablation import CURVES, FLOORS, TOLERANCE, Ablation, Layer, next_alpha
 from .attacks import ATTACKS
 from .checkpoint import replacing
 from .report import strongest
@@ -89,7 +89,9 @@ def _why(noise: str, found: list[Layer], target: float) -> str:
     if below:
         first = min(below, key=lambda x: x.strength)
         ends.append(f"{first.validation_top1:.3f} at {name} {first.strength:g}")
-    return "not reachable: " + ", ".join(ends)
+    known = {x.strength: x.validation_top1 for x in found}
+    over = noise not in CURVES or noise == "none" or next_alpha(known, target) is None
+    return f"{'not reachable' if over else 'not reached so far'}: " + ", ".join(ends)
 
 
 def most(layer: Layer) -> float:

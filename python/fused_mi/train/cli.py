@@ -192,7 +192,7 @@ else:
             float, typer.Option(help="How often own passages are to be found.")
         ] = 0.93,
         searches: Annotated[
-            int, typer.Option(help="Layers that a search for an alpha may train.")
+            int, typer.Option(help="Layers that a search for an alpha may train, beside the curve.")
         ] = 4,
         steps: _Steps = None,
         batch_size: _BatchSize = None,
