@@ -165,6 +165,19 @@ def test_only_the_informed_attacker_sees_through_a_shift(parts):
     assert attacks["informed"] == 1.0 and attacks["nearest"] < 0.2
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_the_nearest_row_is_the_nearest(offset):
+    from fused_mi.train.attacks import nearest
+
+    torch.manual_seed(0)
+    table, y = offset + torch.randn(300, 6), offset + torch.randn(50, 6)
+    exact = torch.cdist(y.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    wanted = exact.argmin(1)
+    assert torch.equal(nearest(y.double(), table.double()), wanted)
+    if not offset:
+        assert torch.equal(nearest(y, table), wanted)
+
+
 def test_informed_scores_are_gaussian_log_densities():
     from fused_mi.train.attacks import Densities
 
