@@ -93,6 +93,9 @@ else:
 
     _Steps = Annotated[int | None, _option("steps", "Optimiser steps in total.")]
     _BatchSize = Annotated[int | None, _option("batch_size", "Passages per step.")]
+    _Tokens = Annotated[
+        int | None, _option("tokens", "Tokens of a step that the objective takes, at most.")
+    ]
     _SeqLen = Annotated[int | None, _option("seq_len", "Tokens per passage.")]
     _Device = Annotated[str | None, _option("device", "Torch device: auto, cpu, cuda, ...")]
     _Dtype = Annotated[
@@ -125,9 +128,7 @@ else:
             float | None,
             _option("start", "Where sigma starts between its bounds, 0 to 1.", _OF_OBJECTIVE),
         ] = None,
-        tokens: Annotated[
-            int | None, _option("tokens", "Tokens of a step that the objective takes, at most.")
-        ] = None,
+        tokens: _Tokens = None,
         batch_size: _BatchSize = None,
         steps: _Steps = None,
         lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
@@ -196,6 +197,7 @@ else:
         ] = 4,
         steps: _Steps = None,
         batch_size: _BatchSize = None,
+        tokens: _Tokens = None,
         seq_len: _SeqLen = None,
         device: _Device = None,
         dtype: _Dtype = None,
