@@ -113,10 +113,10 @@ def usefulness(outcome: Outcome) -> str:
     """One sentence about the validation split, by which alpha is to be chosen."""
     found = f"{outcome.validation_top1:.1%} +- {outcome.validation_top1_error:.1%}"
     enough = outcome.validation_top1 >= USEFUL
-    meaning = "which is the aim" if enough else "below the aim; a smaller --alpha keeps more"
+    more = "" if enough else " It is below: a smaller --alpha keeps more."
     return (
-        f"On the validation split own passages are found {found} of the time, {meaning} "
-        f"({USEFUL:.0%})."
+        f"On the validation split own passages are found {found} of the time; the aim is "
+        f"{USEFUL:.0%}.{more}"
     )
 
 
