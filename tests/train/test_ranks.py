@@ -31,19 +31,20 @@ def environ():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, model, corpus, environ):
-    """What two ranks wrote in three steps, and what they said."""
+    """What two ranks wrote in five steps, and what they said."""
     out = tmp_path_factory.mktemp("ranks") / "out"
-    return out, python(*command(out, model, corpus, "--steps", 3), **environ)
+    return out, python(*command(out, model, corpus, "--steps", 5), **environ)
 
 
 def test_two_ranks_write_one_run(finished):
     out, found = finished
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count("Written to") == 1
-    assert len([line for line in found.stderr.splitlines() if line.startswith("step ")]) == 3
-    assert [row["step"] for row in curve(out)] == ["1", "2", "3"]
+    assert len([line for line in found.stderr.splitlines() if line.startswith("step ")]) == 5
+    assert [row["step"] for row in curve(out)] == ["1", "2", "3", "4", "5"]
+    assert [bool(row["validation_found"]) for row in curve(out)] == [*[False] * 4, True]
     assert (out / "report.md").is_file() and len(list((out / "events").iterdir())) == 1
-    assert checkpoint.read(out).step == 3
+    assert checkpoint.read(out).step == 5
 
 
 def test_ranks_step_along_the_average_of_their_losses(finished, model, corpus):
@@ -52,7 +53,7 @@ def test_ranks_step_along_the_average_of_their_losses(finished, model, corpus):
     config = checkpoint.read(out).config
     found, tokenizer = loading.load(str(model), "cpu", "float32", 12)
     passages = text.cut(tokenizer, text.read_documents(str(corpus)), 12)
-    train, _ = text.split(passages, 0, 8)
+    train, *_ = text.split(passages, 0, 8)
     vocabulary = text.Vocabulary.of(train, len(found.table))
     layer = trainer.build_layer(config, found)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
@@ -80,15 +81,15 @@ def test_ctrl_c_stops_all_ranks_after_one_step(run, tmp_path, finished, model, c
     )
     metrics = out / "metrics.csv"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and error.count("saved; go on with") == 1, error[-3000:]
     step = checkpoint.read(out).step
-    assert step >= 3 and len(curve(out)) == step
-    assert curve(out)[:3] == curve(finished[0])  # bit for bit
+    assert step >= 5 and len(curve(out)) == step
+    assert curve(out)[:5] == curve(finished[0])  # bit for bit
     assert run(out, "--resume", "--steps", step + 1, defaults=False)[0] == 0
     assert len(curve(out)) == step + 1
 

@@ -118,11 +118,14 @@ def objective(
     batch: Passages,
     config: TrainConfig,
     generator: torch.Generator,
+    target: Tensor | None = None,
 ) -> Terms:
-    """One draw of the noise for one batch, and what it costs."""
+    """One draw of the noise for one batch, and what it costs; ``target``: (B, H), the sentence
+    embeddings of the clean passages, where they are known."""
     with torch.no_grad():
         clean = encoder.embed(batch.ids)
-        target = encoder.encode(clean, batch.attention_mask)
+        if target is None:
+            target = encoder.encode(clean, batch.attention_mask)
     x = clean.to(torch.promote_types(clean.dtype, torch.float32))
     y, mu, sigma = layer(x, generator)
     noisy = torch.where(batch.noise_mask[..., None], y, x)
