@@ -5,7 +5,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from fused_mi.train.ablation import CURVES, FLOORS, ISOTROPIC, TOLERANCE, next_alpha
+from fused_mi.train.ablation import CURVES, FLOORS, ISOTROPIC, TOLERANCE, first_alpha, next_alpha
 from processes import python
 
 
@@ -51,6 +51,12 @@ def test_a_search_ends_where_nothing_is_to_be_found():
         assert len(points) < 20
     assert min(points) < 0.01
     assert next_alpha({1.0: 0.99, 2.0: 0.5, 4.0: 0.99}, 0.93) == pytest.approx(1.19, abs=0.01)
+
+
+def test_a_seed_begins_where_others_ended():
+    assert first_alpha({}, 0.93, 0.3) == 0.3
+    assert first_alpha({0.3: 0.90, 0.9: 0.5}, 0.93, 1.0) == 0.3
+    assert 0.1 < first_alpha({0.3: 0.90, 0.1: 0.97}, 0.93, 1.0) < 0.3
 
 
 def test_intervals_are_those_of_student():

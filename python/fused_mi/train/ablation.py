@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -92,6 +93,14 @@ def next_alpha(points: Mapping[float, float], target: float) -> float | None:
     return alpha if _LIMITS[0] <= alpha <= _LIMITS[1] and alpha not in points else None
 
 
+def first_alpha(points: Mapping[float, float], target: float, start: float) -> float:
+    """Where a seed begins, by what others found: between alphas that enclose the target, else at
+    the one that came nearest; `start` where there is none."""
+    falls = [found > target for found in points.values()]
+    between = next_alpha(points, target) if any(falls) and not all(falls) else None
+    return between or min(points, key=lambda alpha: abs(points[alpha] - target), default=start)
+
+
 @dataclass(frozen=True)
 class _Texts:
     """What the layers of one seed share."""
@@ -132,18 +141,19 @@ class Ablation:
         return [Layer.read(path) for path in sorted(self.folder.glob("*-seed*.json"))]
 
     def search(self, objective: Objective, seed: int, first: int) -> None:
-        """Alphas of one objective, until one gives the retrieval that is aimed at. The first seed
-        starts amid its curve, others where the first one came nearest."""
+        """Alphas of one objective, until one gives the retrieval that is aimed at."""
         if objective == "none":
             return self.trained(objective, seed, 0.0)
-        curve, tried = CURVES[objective], self._tried(objective, first)
-        start = min(tried, key=lambda a: abs(tried[a] - self.target), default=curve[1])
+        curve = CURVES[objective]
         while True:
             points = self._tried(objective, seed)
             of_search = points.keys() - (curve if seed == first else ())
             if any(map(self.reached, points.values())) or len(of_search) >= self.searches:
                 return None
-            alpha = next_alpha(points, self.target) if points else start
+            if points:
+                alpha = next_alpha(points, self.target)
+            else:
+                alpha = first_alpha(self._tried(objective), self.target, curve[1])
             if alpha is None:
                 return None
             self.trained(objective, seed, alpha)
@@ -151,9 +161,13 @@ class Ablation:
     def reached(self, found: float) -> bool:
         return abs(found - self.target) <= TOLERANCE
 
-    def _tried(self, objective: Objective, seed: int) -> dict[float, float]:
-        layers = (x for x in self.layers() if (x.noise, x.seed) == (objective, seed))
-        return {layer.strength: layer.validation_top1 for layer in layers}
+    def _tried(self, objective: Objective, seed: int | None = None) -> dict[float, float]:
+        """Alpha -> retrieval, the mean over all seeds unless one is named."""
+        found: dict[float, list[float]] = {}
+        for layer in self.layers():
+            if layer.noise == objective and seed in (None, layer.seed):
+                found.setdefault(layer.strength, []).append(layer.validation_top1)
+        return {alpha: statistics.fmean(values) for alpha, values in found.items()}
 
     def trained(self, objective: Objective, seed: int, alpha: float) -> None:
         path = self.folder / f"{name_of(objective, seed, alpha)}.json"
