@@ -4,11 +4,15 @@ BIN := .venv/bin
 TRAINING := .venv/for-training
 STAMP := .venv/installed
 
-.PHONY: bench sanitize emulate aarch64 train test test-all lint kernels-check kernels-check-oldest gpu clean
+.PHONY: bench sanitize emulate aarch64 train ablation test test-all lint kernels-check kernels-check-oldest gpu clean
 .DELETE_ON_ERROR:
 
 train: $(TRAINING)
 	$(BIN)/fused-mi train $(ARGS)
+
+# Every objective at equal retrieval, three seeds: an hour on two cores. What is measured is kept: it can be stopped.
+ablation: $(TRAINING)
+	$(BIN)/fused-mi ablation $(ARGS)
 
 # Everything once; then, unless ARGS chooses, the public functions again in plain torch, on the Triton kernels in their interpreter,
 # and on the CUDA kernels in their emulator.

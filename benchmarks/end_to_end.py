@@ -94,5 +94,5 @@ def _tiny(config: Any) -> Any:
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
     vocabulary = text.Vocabulary.of(passages, len(model.table)).to(config.device)
     accelerator = ranks.accelerator_of(config, Path("runs"))
-    data = passages, passages, vocabulary, accelerator
+    data = passages, passages, passages, vocabulary, accelerator
     return trainer.Run(config, Path("runs"), model, None, layer, optimizer, *data)

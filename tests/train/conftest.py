@@ -129,7 +129,7 @@ def run(model, corpus, capsys):
 
 @pytest.fixture(scope="module")
 def parts(model, corpus):
-    """Encoder, training and held-out passages."""
+    """Encoder, and the passages for training, validation and test."""
     from fused_mi.train import loading, text
 
     found, tokenizer = loading.load(str(model), "cpu", "float32", 12)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fused_mi.train import loading, text
+from fused_mi.train import loading, metrics, text
 from fused_mi.train.checkpoint import read
 from fused_mi.train.config import ConfigError, TrainConfig
 from fused_mi.train.language import HeldOutLanguage, tune_isotropic
@@ -29,23 +29,21 @@ def model(causal_model):
 
 @pytest.fixture(scope="module")
 def held_out(parts):
-    found, train, *_, passages = parts
-    return HeldOutLanguage(found, passages[:16], train, 0)
+    found, train, _, test = parts
+    return HeldOutLanguage(found, test[:16], train, 0)
 
 
 def test_a_tokenizer_without_a_padding_token(parts, corpus):
     """The mask alone tells where a passage ends; on the right, whatever the tokenizer prefers."""
-    found, train, *_, held_out = parts
-    lengths = torch.cat([train.attention_mask, held_out.attention_mask]).sum(1)
+    found, *splits = parts
+    lengths = torch.cat([part.attention_mask for part in splits]).sum(1)
     assert 1 < lengths.min() < LENGTH == lengths.max()
-    for passages in (train, held_out):
+    for passages in splits:
         assert torch.equal(passages.noise_mask, passages.attention_mask)
         ends = passages.attention_mask.long().diff(dim=1)
         assert bool((ends <= 0).all())  # never from padding to a word
     assert found.causal and found.model.config.pad_token_id is None
-    short = train[train.attention_mask.sum(1) < LENGTH]
-    if not len(short):
-        short = held_out[held_out.attention_mask.sum(1) < LENGTH]
+    short = next(p[n] for p in splits if (n := p.attention_mask.sum(1) < LENGTH).any())
     here = int(short.attention_mask[0].sum())
     x = found.embed(short.ids[:1])
     padded = found.encode(x, short.attention_mask[:1])[0, :here]
@@ -121,43 +119,61 @@ def test_a_run_writes_everything(run, tmp_path):
         "report.md",
         "curves.png",
         "sigma.png",
+        "frequency.png",
     }
     assert set(curve(out)[0]) >= {"agreement", "utility_loss", "information"}
     assert "found" not in curve(out)[0] and read(out).config.utility == "kl"
     found = json.loads((out / "evaluation.json").read_text())
-    sides = found["trained"], found["baselines"]["isotropic"], found["floors"]["constant vector"]
-    for evaluation in sides:
+    assert set(found["floors"]) == {"constant vector", "most frequent word"}
+    for evaluation in (found["trained"], *found["baselines"].values(), *found["floors"].values()):
         assert evaluation["kl_nats"] > 0 and 0 <= evaluation["top1_agreement"] <= 1
         assert all(0 <= share <= 1 for share in evaluation["attacks"].values())
+        assert evaluation["attacks"].keys() == evaluation["attack_errors"].keys()
+        assert all(0 <= error < 0.5 for error in evaluation["attack_errors"].values())
         nats, error = (evaluation[f"token_information_{name}"] for name in ("nats", "error"))
         assert -3 * error - 1e-3 <= nats <= found["token_entropy_nats"]
     assert found["clean_next_token_nats"] > 0 and found["tokens"] > 0
+    assert found["test_passages"] == 8
+    assert found["validation_kl_nats"] > 0 and found["validation_kl_error"] > 0
+    assert found["validation_kl_nats"] != found["trained"]["kl_nats"]  # of other passages
     report = (out / "report.md").read_text()
     assert "KL of the next token" in report and f"{found['trained']['kl_nats']:.3f}" in report
+    assert "test split (8 passages)" in report
+    assert f"On the validation split the KL is {found['validation_kl_nats']:.3f}" in report
 
 
 def test_the_verdict_follows_the_numbers():
-    def outcome(ours, theirs, kl=1.0, floor=5.0):
-        trained, isotropic, constant = (
-            SimpleNamespace(kl_nats=nats, attacks={"nearest": 0.0, "posterior": attack})
-            for nats, attack in ((1.0, ours), (kl, theirs), (floor, 0.1))
-        )
+    def outcome(ours, theirs, kl=1.0, floor=5.0, error=0.01):
+        def side(nats, attack):
+            attacks = {"nearest": 0.0, "posterior": attack}
+            errors = dict.fromkeys(attacks, error)
+            return SimpleNamespace(kl_nats=nats, attacks=attacks, attack_errors=errors)
+
+        trained, isotropic, constant = side(1.0, ours), side(kl, theirs), side(floor, 0.1)
         baselines, floors = {"isotropic": isotropic}, {"constant vector": constant}
         return SimpleNamespace(trained=trained, baselines=baselines, floors=floors)
 
     assert "hides clearly more" in verdict(outcome(0.3, 0.9))
     assert "does NOT hide" in verdict(outcome(0.88, 0.9))
-    assert "No comparison" in verdict(outcome(0.3, 0.9, kl=1.2))
+    assert "does NOT hide" in verdict(outcome(0.3, 0.9, error=0.3))  # within the errors
+    assert "No comparison" in verdict(outcome(0.3, 0.9, kl=0.8))
+    assert "hides clearly more" in verdict(outcome(0.3, 0.9, kl=1.2))  # and keeps more
+    assert "No comparison" in verdict(outcome(0.88, 0.9, kl=1.2))
     assert "constant vector" in verdict(outcome(0.3, 0.9, floor=1.0))
     assert "constant vector" not in verdict(outcome(0.3, 0.9))
 
 
 @pytest.mark.usefixtures("no_plots")
 def test_resume_gives_the_same_curve(run, tmp_path):
-    assert run(tmp_path / "whole")[0] == 0
+    """That of the batches, and of the validation split, which every fifth step looks at."""
+    assert run(tmp_path / "whole", "--steps", 6)[0] == 0
     assert run(tmp_path / "parts", "--steps", 2)[0] == 0
-    assert run(tmp_path / "parts", "--resume", "--steps", 4, defaults=False)[0] == 0
+    assert run(tmp_path / "parts", "--resume", "--steps", 6, defaults=False)[0] == 0
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    watched = [row for row in metrics.read(tmp_path / "whole") if "validation_agreement" in row]
+    assert [row["step"] for row in watched] == [5]
+    assert 0 <= watched[0]["validation_agreement"] <= 1
+    assert 0 < watched[0]["validation_information"] < 10
     whole, parts = (
         json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "parts")
     )

@@ -8,7 +8,6 @@ from fused_mi.train.config import TrainConfig
 from fused_mi.train.evaluate import HeldOut, tune_isotropic
 from fused_mi.train.noise import ConstantVector, IsotropicNoise, NoiseLayer
 from fused_mi.train.objective import mutual_information, objective, shared_features
-from fused_mi.train.report import verdict
 from fused_mi.train.seeds import generator
 from fused_mi.train.text import Passages, Vocabulary
 from marks import pairing
@@ -24,20 +23,22 @@ def test_sigma_stays_within_its_bounds():
 
 
 def test_the_noise_mask_leaves_out_special_and_padding_tokens(parts, special):
-    _, train, held_out = parts
-    for passages in (train, held_out):
+    _, train, validation, test = parts
+    for passages in (train, validation, test):
         assert torch.equal(passages.noise_mask, passages.ids >= special)
         assert torch.equal(passages.attention_mask, passages.ids != 0)
-    rows = {tuple(row) for part in (train, held_out) for row in part.ids.tolist()}
-    assert len(rows) == len(train) + len(held_out)  # disjoint, without duplicates
-    assert not bool(torch.cat([train.attention_mask, held_out.attention_mask]).all())
+    splits = train, validation, test
+    rows = {tuple(row) for part in splits for row in part.ids.tolist()}
+    assert len(rows) == sum(map(len, splits))  # disjoint, without duplicates
+    assert len(validation) == len(test) > 0
+    assert not bool(torch.cat([part.attention_mask for part in splits]).all())
 
 
 @pytest.mark.parametrize("which", ["tokens", "passages", "std", "none"])
 @pytest.mark.parametrize("utility", ["retrieval", "cosine"])
 def test_the_objective_leaves_special_tokens_clean(parts, which, utility):
     """Noise at special tokens, however large, changes nothing."""
-    found, train, _ = parts
+    found, train, *_ = parts
 
     class Loud(IsotropicNoise):
         def forward(self, x, generator=None):
@@ -57,7 +58,7 @@ def test_the_objective_leaves_special_tokens_clean(parts, which, utility):
 
 def test_the_token_objective_is_that_of_the_words_of_the_text(parts):
     """Of all tokens of a batch: the posterior of each, by torch.distributions."""
-    found, train, _ = parts
+    found, train, *_ = parts
     batch, layer = train[:8], IsotropicNoise(0.3)
     config = TrainConfig(objective="tokens", tokens=10**6)
     terms = objective(
@@ -75,7 +76,7 @@ def test_the_token_objective_is_that_of_the_words_of_the_text(parts):
 
 
 def test_a_vocabulary_has_the_words_under_noise(parts, special):
-    found, train, _ = parts
+    found, train, *_ = parts
     vocabulary = Vocabulary.of(train, len(found.table))
     assert set(vocabulary.words.tolist()) == set(train.ids[train.noise_mask].tolist())
     assert vocabulary.words.min() >= special
@@ -112,17 +113,17 @@ def test_mi_without_signal_is_zero(pairing):
 
 def test_isotropic_tuning_keeps_the_retrieval(parts):
     """The largest sigma that does."""
-    found, train, held_out = parts
-    data = HeldOut(found, held_out, train, 0)
+    found, train, _, test = parts
+    data = HeldOut(found, test, train, 0)
     for target in (1.0, 0.75):
         tuned = tune_isotropic(data, target)
-        assert data.retrieval(tuned, 2).top1 >= target - 0.5 / len(held_out)
+        assert data.retrieval(tuned, 2).top1 >= target - 0.5 / len(test)
         assert data.retrieval(IsotropicNoise(1.02 * tuned.std), 2).top1 <= target
 
 
 def test_attackers_read_everything_without_noise_and_nothing_without_signal(parts):
-    found, train, held_out = parts
-    data = HeldOut(found, held_out, train, 0)
+    found, train, _, test = parts
+    data = HeldOut(found, test, train, 0)
     silent, loud = (data.evaluate(IsotropicNoise(s), "sub_batch") for s in (1e-4, 1e4))
     assert set(silent.attacks.values()) == {1.0} and silent.retrieval_top1 == 1
     assert max(loud.attacks.values()) < 0.2
@@ -133,8 +134,8 @@ def test_attackers_read_everything_without_noise_and_nothing_without_signal(part
 
 @pytest.mark.parametrize("std", [1e-20, 1e-30, 1e20])
 def test_extreme_noise_has_finite_scores(parts, std):
-    found, train, held_out = parts
-    data = HeldOut(found, held_out, train, 0)
+    found, train, _, test = parts
+    data = HeldOut(found, test, train, 0)
     evaluation = data.evaluate(IsotropicNoise(std), "sub_batch")
     read = 1.0 if std < 1 else 0.0
     assert abs(evaluation.attacks["nearest"] - read) <= (0 if std < 1 else 0.2)
@@ -142,8 +143,8 @@ def test_extreme_noise_has_finite_scores(parts, std):
 
 
 def test_a_constant_vector_tells_nothing(parts):
-    found, train, held_out = parts
-    data = HeldOut(found, held_out, train, 0)
+    found, train, _, test = parts
+    data = HeldOut(found, test, train, 0)
     floor = data.evaluate(ConstantVector(data.table.mean(0)), "sub_batch")
     assert abs(floor.token_information_nats) < 1e-3
     word = data.log_prior.argmax()
@@ -153,8 +154,8 @@ def test_a_constant_vector_tells_nothing(parts):
 
 def test_only_the_informed_attacker_sees_through_a_shift(parts):
     """Without noise a known shift hides nothing, though the nearest word is always another one."""
-    found, train, held_out = parts
-    data = HeldOut(found, held_out, train, 0)
+    found, train, _, test = parts
+    data = HeldOut(found, test, train, 0)
 
     class Shifted(NoiseLayer):
         def parameters_of(self, x):
@@ -162,6 +163,16 @@ def test_only_the_informed_attacker_sees_through_a_shift(parts):
 
     attacks = data.evaluate(Shifted(16, 0.1, 1.0, 1.0), "sub_batch").attacks
     assert attacks["informed"] == 1.0 and attacks["nearest"] < 0.2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_the_nearest_row_is_the_nearest(offset):
+    from fused_mi.train.attacks import nearest
+
+    torch.manual_seed(0)
+    table, y = offset + torch.randn(300, 6), offset + torch.randn(50, 6)
+    exact = torch.cdist(y.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(nearest(y, table), exact.argmin(1))
 
 
 def test_informed_scores_are_gaussian_log_densities():
@@ -205,13 +216,13 @@ def test_words_that_training_never_saw_are_one_word_to_the_chain(parts):
     """The same names as from a chain of all words."""
     from fused_mi.train.attacks import Bigrams, Neighbours
 
-    _, train, held_out = parts
+    _, train, _, test = parts
     ids = torch.where(train.ids % 3 == 0, 7, train.ids)  # a third of all words is never seen
     few = Passages(ids, train.attention_mask, train.noise_mask)
     torch.manual_seed(0)
     single = torch.rand(100, dtype=torch.float64)
     single = single / single.sum()
-    vocabulary, mask = Vocabulary.of(few, len(single)), held_out.noise_mask[:5]
+    vocabulary, mask = Vocabulary.of(few, len(single)), test.noise_mask[:5]
     neighbours = Neighbours.of(few, vocabulary, single)
     assert len(neighbours.rest) > 20
     densities = 3 * torch.randn(int(mask.sum()), 100, dtype=torch.float64)
@@ -225,7 +236,7 @@ def test_words_that_training_never_saw_are_one_word_to_the_chain(parts):
 
 def test_neighbours_help_where_words_follow_each_other(parts):
     """Where each word has one that follows it, noise that hides a word does not hide a passage."""
-    found, train, held_out = parts
+    found, train, _, test = parts
     words = train.ids[train.noise_mask].unique()
     order = torch.arange(train.ids.shape[1])
 
@@ -235,27 +246,6 @@ def test_neighbours_help_where_words_follow_each_other(parts):
         return Passages(ids, passages.attention_mask, passages.noise_mask)
 
     torch.manual_seed(0)
-    data = HeldOut(found, chained(held_out), chained(train), 0)
+    data = HeldOut(found, chained(test), chained(train), 0)
     attacks = data.evaluate(IsotropicNoise(0.5), "sub_batch").attacks
     assert attacks["neighbours"] > attacks["posterior"] + 0.1
-
-
-def test_the_verdict_follows_the_numbers():
-    from types import SimpleNamespace
-
-    def outcome(ours, theirs, top1=0.5, floor=0.1):
-        def side(share, attack):
-            attacks = {"nearest": 0.0, "informed": attack, "posterior": attack}
-            return SimpleNamespace(retrieval_top1=share, attacks=attacks)
-
-        constant = {"constant vector": side(floor, 0.05)}
-        return SimpleNamespace(
-            trained=side(0.5, ours), isotropic=side(top1, theirs), floors=constant
-        )
-
-    assert "hides clearly more" in verdict(outcome(0.3, 0.9))
-    assert "does NOT hide" in verdict(outcome(0.88, 0.9))
-    assert "larger --alpha" in verdict(outcome(0.99, 1.0))
-    assert "No comparison" in verdict(outcome(0.3, 0.9, top1=0.6))
-    assert "constant vector" in verdict(outcome(0.3, 0.9, floor=0.48))
-    assert "constant vector" not in verdict(outcome(0.3, 0.9))

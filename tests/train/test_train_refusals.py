@@ -173,7 +173,7 @@ def test_a_damaged_curve_ends_with_one_line(run, tmp_path, damage):
     if damage == "gone":
         path.unlink()
     else:
-        words = b"2,a,b,c,d,e,f,g\n" if damage == "words" else b"\xff\xfe,\x00\n"
+        words = b"2,a,b,c,d,e,f,g,h,i\n" if damage == "words" else b"\xff\xfe,\x00\n"
         path.write_bytes(path.read_bytes() + words)
     code, lines = run(out, "--resume", "--steps", 3, defaults=False)
     assert code == 2 and len(lines) == 1 and "metrics.csv" in lines[0]

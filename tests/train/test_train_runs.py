@@ -36,28 +36,33 @@ def test_a_run_writes_everything(run, tmp_path):
         "curves.png",
         "recovery.png",
         "sigma.png",
+        "frequency.png",
     }
     assert [row["step"] for row in curve(tmp_path / "out")] == ["1", "2", "3", "4"]
     assert list((tmp_path / "out" / "events").iterdir())
     for png in (tmp_path / "out").glob("*.png"):
         assert png.read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    for evaluation in (
-        found["trained"],
-        found["baselines"]["isotropic"],
-        found["floors"]["constant vector"],
-    ):
+    assert set(found["baselines"]) == {"isotropic"}
+    assert set(found["floors"]) == {"constant vector", "most frequent word"}
+    both = *found["baselines"].values(), *found["floors"].values()
+    for evaluation in (found["trained"], *both):
         assert set(evaluation["attacks"]) == {"nearest", "informed", "posterior", "neighbours"}
         assert all(0 <= share <= 1 for share in evaluation["attacks"].values())
+        assert evaluation["attacks"].keys() == evaluation["attack_errors"].keys()
+        errors = *evaluation["attack_errors"].values(), evaluation["retrieval_top1_error"]
+        assert all(0 <= error < 0.5 for error in errors)
         assert 0 <= evaluation["retrieval_top1"] <= evaluation["retrieval_top5"] <= 1
         nats, error = (evaluation[f"token_information_{name}"] for name in ("nats", "error"))
-        assert -3 * error - 1e-3 <= nats <= found["token_entropy_nats"]
+        assert -3 * error <= nats <= found["token_entropy_nats"]
     share, recovered = found["kinds"]["all"]
     assert share == 1 and recovered == max(found["trained"]["attacks"].values())
     assert len(found["examples"]) == 4 and all(a and b for a, b in found["examples"])
-    assert found["seeds"] == [0] and found["tokens"] > 0
+    assert found["seeds"] == [0] and found["tokens"] > 0 and found["test_passages"] == 8
+    assert 0 <= found["validation_top1"] <= 1 and found["validation_top1_error"] >= 0
     report = (tmp_path / "out" / "report.md").read_text()
     assert "own passage found first" in report and "token information" in report
+    assert "test split (8 passages)" in report and "On the validation split" in report
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -89,7 +94,7 @@ def test_resume_gives_the_same_curve(run, tmp_path, how):
 def test_rows_after_the_last_checkpoint_are_replaced(run, tmp_path):
     assert run(tmp_path / "out", "--steps", 2)[0] == 0
     with (tmp_path / "out" / "metrics.csv").open("a") as file:
-        file.write("3,9,9,9,9,9,9,9\n4,9,")
+        file.write("3,9,9,9,9,9,9,,,9\n4,9,")
     assert run(tmp_path / "out", "--resume", "--steps", 4, defaults=False)[0] == 0
     rows = curve(tmp_path / "out")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
@@ -114,6 +119,22 @@ def test_a_sweep_writes_one_run_per_alpha(run, tmp_path):
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
     for alpha in ("0.1", "3"):
         assert (tmp_path / "out" / f"alpha={alpha}" / "report.md").is_file()
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_validation_split_is_watched(run, tmp_path):
+    """Every fifth step; the same numbers in a resumed run."""
+    from fused_mi.train import metrics
+
+    assert run(tmp_path / "whole", "--steps", 11)[0] == 0
+    assert run(tmp_path / "parts", "--steps", 7)[0] == 0
+    assert run(tmp_path / "parts", "--resume", "--steps", 11, defaults=False)[0] == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    rows = metrics.read(tmp_path / "whole")
+    watched = [row for row in rows if "validation_found" in row]
+    assert [row["step"] for row in watched] == [5, 10]
+    assert all(0 <= row["validation_found"] <= 1 for row in watched)
+    assert all(0 < row["validation_information"] < 10 for row in watched)
 
 
 @pytest.mark.usefixtures("no_plots")

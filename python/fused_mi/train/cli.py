@@ -29,7 +29,7 @@ else:
     import typer
 
     from .. import _version
-    from .config import ConfigError, TrainConfig, TrainingError
+    from .config import ConfigError, TrainConfig, TrainingError, objectives_of
 
     class _App(typer.Typer):
         """Typer, with its multi-line boxes for wrong options replaced by one line."""
@@ -92,6 +92,28 @@ else:
         flag = "--" + field.replace("_", "-")
         return typer.Option(flag, help=f"{text} [default: {default or getattr(_D, field)}]")
 
+    _Steps = Annotated[int | None, _option("steps", "Optimiser steps in total.")]
+    _BatchSize = Annotated[int | None, _option("batch_size", "Passages per step.")]
+    _Tokens = Annotated[
+        int | None, _option("tokens", "Tokens of a step that the objective takes, at most.")
+    ]
+    _SeqLen = Annotated[int | None, _option("seq_len", "Tokens per passage.")]
+    _Device = Annotated[str | None, _option("device", "Torch device: auto, cpu, cuda, ...")]
+    _Dtype = Annotated[
+        str | None, _option("dtype", "Encoder precision: float32, bfloat16 or float64.")
+    ]
+    _Precision = Annotated[
+        str | None, _option("precision", "Mixed precision of a step: no or bf16.")
+    ]
+    _Model = Annotated[str | None, _option("model", "minilm, smollm2, a local path or a hub name.")]
+    _Text = Annotated[
+        str | None,
+        _option("text", "File, folder of .txt/.md/.rst files, or CPython's own reference."),
+    ]
+    _EvalPassages = Annotated[
+        int | None, _option("eval_passages", "Passages of each held-out split to use, at most.")
+    ]
+
     @app.command()
     def train(
         objective: Annotated[
@@ -109,13 +131,11 @@ else:
             float | None,
             _option("start", "Where sigma starts between its bounds, 0 to 1.", _OF_OBJECTIVE),
         ] = None,
-        tokens: Annotated[
-            int | None, _option("tokens", "Tokens of a step that the objective takes, at most.")
-        ] = None,
-        batch_size: Annotated[int | None, _option("batch_size", "Passages per step.")] = None,
-        steps: Annotated[int | None, _option("steps", "Optimiser steps in total.")] = None,
+        tokens: _Tokens = None,
+        batch_size: _BatchSize = None,
+        steps: _Steps = None,
         lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
-        seq_len: Annotated[int | None, _option("seq_len", "Tokens per passage.")] = None,
+        seq_len: _SeqLen = None,
         estimator: Annotated[
             str | None, _option("estimator", "Of passages: jensen or logsumexp.")
         ] = None,
@@ -123,15 +143,9 @@ else:
             str | None,
             _option("pairing", "Scored pairs: sub_batch, symmetric or leave_one_out."),
         ] = None,
-        device: Annotated[
-            str | None, _option("device", "Torch device: auto, cpu, cuda, ...")
-        ] = None,
-        dtype: Annotated[
-            str | None, _option("dtype", "Encoder precision: float32, bfloat16 or float64.")
-        ] = None,
-        precision: Annotated[
-            str | None, _option("precision", "Mixed precision of a step: no or bf16.")
-        ] = None,
+        device: _Device = None,
+        dtype: _Dtype = None,
+        precision: _Precision = None,
         tracker: Annotated[
             str | None,
             _option("tracker", "none, or what Accelerate knows: tensorboard, wandb, ..."),
@@ -139,16 +153,9 @@ else:
         seed: Annotated[int | None, _option("seed", "Fixes split, batches and noise.")] = None,
         min_std: Annotated[float | None, _option("min_std", "Lower bound of sigma.")] = None,
         max_std: Annotated[float | None, _option("max_std", "Upper bound of sigma.")] = None,
-        model: Annotated[
-            str | None, _option("model", "minilm, smollm2, a local path or a hub name.")
-        ] = None,
-        text: Annotated[
-            str | None,
-            _option("text", "File, folder of .txt/.md/.rst files, or CPython's own reference."),
-        ] = None,
-        eval_passages: Annotated[
-            int | None, _option("eval_passages", "Held-out passages to evaluate, at most.")
-        ] = None,
+        model: _Model = None,
+        text: _Text = None,
+        eval_passages: _EvalPassages = None,
         save_every: Annotated[
             int | None, _option("save_every", "Steps between checkpoints.")
         ] = None,
@@ -185,6 +192,63 @@ else:
                 return session.run_sweep(given, alphas, folder, resume)
         except KeyboardInterrupt:  # here: typer would say nothing of it
             fail("stopped; what was saved before is kept, nothing was added", 130)
+
+    @app.command()
+    def ablation(
+        objectives: Annotated[
+            str, typer.Option(help="Which to train.")
+        ] = "tokens,passages,std,none",
+        seeds: Annotated[str, typer.Option(help="One of everything for each.")] = "0,1,2",
+        found: Annotated[
+            float, typer.Option(help="How often own passages are to be found.")
+        ] = 0.93,
+        searches: Annotated[
+            int, typer.Option(help="Layers that a search for an alpha may train, beside the curve.")
+        ] = 4,
+        steps: _Steps = None,
+        batch_size: _BatchSize = None,
+        tokens: _Tokens = None,
+        seq_len: _SeqLen = None,
+        device: _Device = None,
+        dtype: _Dtype = None,
+        precision: _Precision = None,
+        model: _Model = None,
+        text: _Text = None,
+        eval_passages: _EvalPassages = None,
+        output: Annotated[str, typer.Option(help="Its folder, to go on with.")] = "runs/ablation",
+    ) -> int:
+        """Compare the objectives where own passages are found equally often; it can be stopped."""
+        own = {"objectives", "seeds", "found", "searches", "output"}
+        given = {k: v for k, v in locals().items() if k not in {*own, "own"} and v is not None}
+        base = TrainConfig(**given, tracker="none")
+        which = objectives_of(objectives.split(","))
+        numbers = _seeds(seeds)
+        if not 0 < found < 1 or searches < 0:
+            raise ConfigError("--found lies between 0 and 1, --searches is at least 0")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from . import ablation_report, ranks, trainer
+        from .ablation import Ablation
+
+        if ranks.count() > 1:
+            raise ConfigError("an ablation takes one rank; parts of it can run beside each other")
+        try:
+            compared = Ablation(base, Path(output).expanduser(), found, searches)
+            compared.run(which, numbers)
+            print(ablation_report.write(compared))
+        except (KeyboardInterrupt, trainer.Interrupted):
+            fail("stopped; layers that were measured are kept: the same command goes on", 130)
+        print(f"Written to {output}/: ablation.md, ablation.json, ablation.png")
+        return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds must look like 0,1,2 (each once), got {text!r}")
+    return seeds
 
 
 def _alphas(sweep: str) -> list[float]:

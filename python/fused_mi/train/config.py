@@ -143,6 +143,14 @@ def option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def objectives_of(names: list[str]) -> list[Objective]:
+    """Raises ConfigError for a name that is none."""
+    found = [objective for objective in OBJECTIVES if objective in names]
+    if len(found) != len(names):
+        raise ConfigError(f"--objectives are some of {','.join(OBJECTIVES)}, each once")
+    return found
+
+
 def one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{option(field)} must be one of {', '.join(allowed)}, got {value!r}")

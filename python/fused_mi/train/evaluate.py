@@ -28,26 +28,42 @@ _SMOOTHING = 0.1  # added to the count of each word: one that training never saw
 
 
 class Retrieval(NamedTuple):
-    """Shares of noisy passages whose own clean one is the nearest, or among the nearest five; and
-    the mean cosine between the two."""
+    """Shares of noisy passages whose own clean one is the nearest, or among the nearest five; the
+    mean cosine between the two; and the standard error of the first."""
 
     top1: float
     top5: float
     cosine: float
+    top1_error: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``attacks``: shares of noised tokens; ``mi``: bounds of the passages, nats per passage."""
+    """``attacks``: shares of noised tokens; ``mi``: bounds of the passages, nats per passage. An
+    error is a standard error, over the passages."""
 
     retrieval_top1: float
     retrieval_top5: float
     cosine: float
+    retrieval_top1_error: float
     token_information_nats: float
-    token_information_error: float  # standard error, of the noise and the tokens
+    token_information_error: float
     attacks: dict[str, float]
+    attack_errors: dict[str, float]
     mi: dict[str, float]
     mi_per_feature: dict[str, float]
+
+
+def over_passages(values: Tensor, noise_mask: Tensor) -> tuple[float, float]:
+    """Mean over the noised tokens of what they are worth (T,), and its standard error: that of a
+    ratio of sums over passages, for the tokens of one are not independent; noise_mask is (P, S)."""
+    worth = torch.zeros(noise_mask.shape, dtype=torch.float64, device=values.device)
+    worth[noise_mask] = values.double()
+    tokens, mean = noise_mask.sum(1), values.double().mean()
+    off = worth.sum(1) - mean * tokens  # (P,)
+    passages = len(off)
+    error = off.square().sum().sqrt() / tokens.sum() * math.sqrt(passages / max(1, passages - 1))
+    return float(mean), float(error)
 
 
 class HeldOut:
@@ -69,7 +85,7 @@ class HeldOut:
     @property
     def token_entropy(self) -> float:
         """-mean log p(t): what is to be told about the held-out tokens, nats each."""
-        return -float(self.log_prior[self.tokens].mean())
+        return -float(self.log_prior[self.tokens].double().mean())
 
     @functools.cached_property
     def target(self) -> Tensor:
@@ -100,30 +116,42 @@ class HeldOut:
             cosines = self._encode(noisy) @ self.target.T
             own = cosines.diagonal()
             nearer = (cosines > own[:, None]).sum(1)
-            found.append(torch.stack([(nearer < 1).float(), (nearer < 5).float(), own.float()]))
-        return Retrieval(*torch.cat(found, 1).mean(1).tolist())
+            found.append(torch.stack([nearer < 1, nearer < 5, own]).double())
+        each = torch.stack(found).mean(0)  # (3, P): draws of one passage are not independent
+        top1, top5, cosine = each.mean(1).tolist()
+        return Retrieval(top1, top5, cosine, float(each[0].std() / math.sqrt(each.shape[1])))
 
     @torch.no_grad()
-    def token_information(self, layer: nn.Module, y: Tensor) -> tuple[float, float]:
-        """Nats of a token among the whole vocabulary, with its standard error; y is (P, S, E)."""
+    def token_information(self, layer: nn.Module, y: Tensor) -> Tensor:
+        """Nats of each noised token (T,) among the whole vocabulary; y is (P, S, E)."""
         mu, sigma = layer.parameters_of(self.table)  # type: ignore[operator]
-        each = token_information(
+        return token_information(
             y[self.passages.noise_mask],
             self.tokens,
             self.table + mu,
             sigma,
             self.log_prior,
             reduction="none",
-        ).double()
-        return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+        )
 
     def guesses(self, layer: nn.Module, y: Tensor) -> dict[str, Tensor]:
         """What each attacker names (T,) for the noised tokens; y is (P, S, E)."""
         return guesses(layer, y, self.passages, self.table, self.neighbours)
 
-    def share(self, guess: Tensor) -> float:
-        """Of the noised tokens, those that a guess (T,) names."""
-        return float((guess == self.tokens).double().mean())
+    def share(self, guess: Tensor) -> tuple[float, float]:
+        """Of the noised tokens, those that a guess (T,) names, and its standard error."""
+        return over_passages(guess == self.tokens, self.passages.noise_mask)
+
+    def hidden(
+        self, layer: nn.Module, y: Tensor, guessed: dict[str, Tensor] | None
+    ) -> tuple[float, float, dict[str, float], dict[str, float]]:
+        """Token information and its error, shares that the attackers name and their errors;
+        `guessed`: their `guesses`, where they are known."""
+        found = over_passages(self.token_information(layer, y), self.passages.noise_mask)
+        guessed = self.guesses(layer, y) if guessed is None else guessed
+        shares = {name: self.share(guess) for name, guess in guessed.items()}
+        attacks, errors = ({name: pair[n] for name, pair in shares.items()} for n in (0, 1))
+        return *found, attacks, errors
 
     def evaluate(
         self, layer: nn.Module, pairing: Pairing, guessed: dict[str, Tensor] | None = None
@@ -135,24 +163,21 @@ class HeldOut:
         mask = self.passages.noise_mask
         for estimator in ESTIMATORS:
             with torch.no_grad():
-                found = mutual_information(self.x, y, mu, sigma, mask, estimator, pairing)
-            mi[estimator], per_feature[estimator] = map(float, found)
-        nats, error = self.token_information(layer, y)
-        guessed = self.guesses(layer, y) if guessed is None else guessed
-        attacks = {name: self.share(guess) for name, guess in guessed.items()}
-        return Evaluation(*self.retrieval(layer), nats, error, attacks, mi, per_feature)
+                bound = mutual_information(self.x, y, mu, sigma, mask, estimator, pairing)
+            mi[estimator], per_feature[estimator] = map(float, bound)
+        hidden = self.hidden(layer, y, guessed)
+        return Evaluation(*self.retrieval(layer), *hidden, mi, per_feature)
 
 
-def tune_isotropic(held_out: HeldOut, target: float, rounds: int = 7) -> IsotropicNoise:
+def tune_isotropic(validation: HeldOut, target: float, rounds: int = 7) -> IsotropicNoise:
     """The isotropic noise with the largest sigma under which own passages are found as often as
     ``target`` (top-1), by bisection in log sigma."""
 
     def kept(std: float) -> bool:
-        return held_out.retrieval(IsotropicNoise(std), draws=2).top1 >= target - 0.5 / len(
-            held_out.passages
-        )
+        found = validation.retrieval(IsotropicNoise(std), draws=2)
+        return found.top1 >= target - 0.5 / len(validation.passages)
 
-    return largest(kept, float(held_out.table.std()), rounds)
+    return largest(kept, float(validation.table.std()), rounds)
 
 
 def largest(kept: Callable[[float], bool], start: float, rounds: int = 7) -> IsotropicNoise:

@@ -1,8 +1,6 @@
-"""After training: evaluate, compare with isotropic noise and with the floor, write the report."""
+"""After training: evaluate, compare with isotropic noise and with the floors, write the report."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ from .trainer import Run
 
 # The isotropic curve: multiples of the table's spread, from harmless to illegible.
 CURVE = (1.0, 2.0, 3.5, 5.0, 7.0, 11.0)
-CURVE_PASSAGES = 64
 LANGUAGE_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 LANGUAGE_PASSAGES = 16
 EXAMPLES, FREQUENT, RARE = 4, 50, 3
@@ -27,90 +24,117 @@ def finish(run: Run) -> Outcome:
     """Evaluates the layer of a finished run; report, plots and numbers go into its folder."""
     run.layer.eval()
     pairing = run.config.pairing
-    held_out = HeldOut(run.encoder, run.held_out, run.train, run.config.seed)
-    guessed = held_out.guesses(run.layer, held_out.draw(run.layer)[0])
-    trained = held_out.evaluate(run.layer, pairing, guessed)
-    isotropic = tune_isotropic(held_out, trained.retrieval_top1)
-    few = HeldOut(run.encoder, run.held_out[:CURVE_PASSAGES], run.train, run.config.seed)
-    spread = float(held_out.table.std())
+    validation, test = (
+        HeldOut(run.encoder, passages, run.train, run.config.seed)
+        for passages in (run.validation, run.test)
+    )
+    y = test.draw(run.layer)[0]
+    guessed = test.guesses(run.layer, y)
+    trained = test.evaluate(run.layer, pairing, guessed)
+    chosen_by = validation.retrieval(run.layer)
+    isotropic = tune_isotropic(validation, chosen_by.top1)
+    spread = float(test.table.std())
     curve = [
-        (factor * spread, few.evaluate(IsotropicNoise(factor * spread), pairing))
+        (factor * spread, test.evaluate(IsotropicNoise(factor * spread), pairing))
         for factor in CURVE
     ]
-    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
-    kinds, examples = _read(run, held_out, guessed[strongest])
-    constant = ConstantVector(held_out.table.mean(0))
+    kinds, examples = _read(run, test, guessed)
     outcome = Outcome(
         config=run.config,
         seeds=[run.config.seed],
         steps=run.step,
-        held_out=len(run.held_out),
-        tokens=len(held_out.tokens),
-        token_entropy_nats=held_out.token_entropy,
+        test_passages=len(run.test),
+        tokens=len(test.tokens),
+        token_entropy_nats=test.token_entropy,
+        validation_top1=chosen_by.top1,
+        validation_top1_error=chosen_by.top1_error,
         trained=trained,
-        baselines={"isotropic": held_out.evaluate(isotropic, pairing)},
-        floors={"constant vector": held_out.evaluate(constant, pairing)},
+        baselines={"isotropic": test.evaluate(isotropic, pairing)},
+        floors={name: test.evaluate(floor, pairing) for name, floor in _floors(run, test).items()},
         kinds=kinds,
         examples=examples,
         isotropic_std=isotropic.std,
         isotropic_curve=curve,
     )
-    _write(outcome, run, held_out, run.folder)
+    _draw(run, test, y, isotropic.std)
+    plots.recovery(outcome, run.folder)
+    outcome.save(run.folder)
+    report.write_markdown(outcome, run.folder)
     return outcome
 
 
 def finish_language(run: Run) -> LanguageOutcome:
     """The same for a causal model."""
     run.layer.eval()
-    held_out = HeldOutLanguage(run.encoder, run.held_out, run.train, run.config.seed)
-    guessed = held_out.guesses(run.layer, held_out.draw(run.layer)[0])
-    trained = held_out.evaluate_language(run.layer, guessed)
-    isotropic = language.tune_isotropic(held_out, trained.kl_nats)
-    strongest = max(trained.attacks, key=lambda name: trained.attacks[name])
-    kinds, examples = _read(run, held_out, guessed[strongest])
-    constant = ConstantVector(held_out.table.mean(0))
-    passages = run.held_out[:LANGUAGE_PASSAGES]
+    validation, test = (
+        HeldOutLanguage(run.encoder, passages, run.train, run.config.seed)
+        for passages in (run.validation, run.test)
+    )
+    y = test.draw(run.layer)[0]
+    guessed = test.guesses(run.layer, y)
+    trained = test.evaluate_language(run.layer, guessed)
+    chosen_by = validation.prediction(run.layer)
+    isotropic = language.tune_isotropic(validation, chosen_by.kl)
+    kinds, examples = _read(run, test, guessed)
+    passages = run.test[:LANGUAGE_PASSAGES]
     few = HeldOutLanguage(run.encoder, passages, run.train, run.config.seed)
-    stds = [factor * float(held_out.table.std()) for factor in LANGUAGE_CURVE]
+    stds = [factor * float(test.table.std()) for factor in LANGUAGE_CURVE]
     outcome = LanguageOutcome(
         config=run.config,
         seeds=[run.config.seed],
         steps=run.step,
-        held_out=len(run.held_out),
-        tokens=len(held_out.tokens),
-        token_entropy_nats=held_out.token_entropy,
-        clean_next_token_nats=held_out.clean_next_token(),
+        test_passages=len(run.test),
+        tokens=len(test.tokens),
+        token_entropy_nats=test.token_entropy,
+        validation_kl_nats=chosen_by.kl,
+        validation_kl_error=chosen_by.kl_error,
+        clean_next_token_nats=test.clean_next_token(),
         trained=trained,
-        baselines={"isotropic": held_out.evaluate_language(isotropic)},
-        floors={"constant vector": held_out.evaluate_language(constant)},
+        baselines={"isotropic": test.evaluate_language(isotropic)},
+        floors={name: test.evaluate_language(floor) for name, floor in _floors(run, test).items()},
         kinds=kinds,
         examples=examples,
         isotropic_std=isotropic.std,
         isotropic_curve=[(std, few.evaluate_language(IsotropicNoise(std))) for std in stds],
     )
-    _draw_sigma(run, held_out, isotropic.std)
-    plots.curves(run.folder)
+    _draw(run, test, y, isotropic.std)
     outcome.save(run.folder)
     language_report.write_markdown(outcome, run.folder)
     return outcome
 
 
+def _floors(run: Run, test: HeldOut) -> dict[str, ConstantVector]:
+    """Layers that tell nothing."""
+    frequent = run.vocabulary.counts.argmax()
+    vectors = {"constant vector": test.table.mean(0), "most frequent word": test.table[frequent]}
+    return {name: ConstantVector(vector) for name, vector in vectors.items()}
+
+
+def _draw(run: Run, test: HeldOut, y: Tensor, isotropic_std: float) -> None:
+    """What is drawn of every run; y is (P, S, E)."""
+    plots.curves(run.folder)
+    plots.sigma(test.draw(run.layer)[2][run.test.noise_mask], isotropic_std, run)
+    plots.frequency(test.token_information(run.layer, y), test, run)
+
+
 def _read(
-    run: Run, held_out: HeldOut, guess: Tensor
+    run: Run, test: HeldOut, guessed: dict[str, Tensor]
 ) -> tuple[dict[str, tuple[float, float]], list[tuple[str, str]]]:
-    """What an attack that named `guess` (T,) reads: by kinds of tokens, and in some passages."""
-    right = (guess == held_out.tokens).double()
+    """What the strongest attack reads, of guesses (T,): by kinds of tokens, and in some
+    passages."""
+    guess = max(guessed.values(), key=lambda guess: test.share(guess)[0])
+    right = (guess == test.tokens).double()
     kinds = {
         name: (here.double().mean().item(), right[here].mean().item())
-        for name, here in _kinds(run, held_out.tokens).items()
+        for name, here in _kinds(run, test.tokens).items()
         if bool(here.any())
     }
-    ids = run.held_out.ids.clone()
-    ids[run.held_out.noise_mask] = guess
+    ids = run.test.ids.clone()
+    ids[run.test.noise_mask] = guess
     examples = []
     for row in range(min(EXAMPLES, len(ids))):
-        here = run.held_out.noise_mask[row]
-        clean, read = (run.tokenizer.decode(t[row][here].tolist()) for t in (run.held_out.ids, ids))
+        here = run.test.noise_mask[row]
+        clean, read = (run.tokenizer.decode(t[row][here].tolist()) for t in (run.test.ids, ids))
         examples.append((clean, read))
     return kinds, examples
 
@@ -126,16 +150,3 @@ def _kinds(run: Run, tokens: Tensor) -> dict[str, Tensor]:
         f"words that training saw at most {RARE} times": counts[tokens] <= RARE,
         "all": torch.ones_like(tokens, dtype=torch.bool),
     }
-
-
-def _write(outcome: Outcome, run: Run, held_out: HeldOut, folder: Path) -> None:
-    plots.curves(folder)
-    plots.recovery(outcome, folder)
-    _draw_sigma(run, held_out, outcome.isotropic_std)
-    outcome.save(folder)
-    report.write_markdown(outcome, folder)
-
-
-def _draw_sigma(run: Run, held_out: HeldOut, isotropic_std: float) -> None:
-    sigma = held_out.draw(run.layer)[2][run.held_out.noise_mask]
-    plots.sigma(sigma, isotropic_std, run.config.min_std, run.config.max_std, run.folder)

@@ -30,15 +30,16 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguageEvaluation:
-    """``attacks``: shares of noised tokens."""
+    """``attacks``: shares of noised tokens. An error is a standard error, over the passages."""
 
     kl_nats: float
     kl_error: float
     top1_agreement: float
     next_token_nats: float
     token_information_nats: float
-    token_information_error: float  # standard error, of the noise and the tokens
+    token_information_error: float
     attacks: dict[str, float]
+    attack_errors: dict[str, float]
 
 
 class HeldOutLanguage(HeldOut):
@@ -84,16 +85,13 @@ class HeldOutLanguage(HeldOut):
     ) -> LanguageEvaluation:
         """Everything about one noise layer; `guessed`: its `guesses`, where they are known."""
         y = self.draw(layer)[0]
-        information = self.token_information(layer, y)
-        guessed = self.guesses(layer, y) if guessed is None else guessed
-        attacks = {name: self.share(guess) for name, guess in guessed.items()}
-        return LanguageEvaluation(*self.prediction(layer), *information, attacks)
+        return LanguageEvaluation(*self.prediction(layer), *self.hidden(layer, y, guessed))
 
 
-def tune_isotropic(held_out: HeldOutLanguage, target: float) -> IsotropicNoise:
+def tune_isotropic(validation: HeldOutLanguage, target: float) -> IsotropicNoise:
     """The isotropic noise with the largest sigma whose KL is at most `target`, in nats."""
-    spread = float(held_out.table.std())
-    return largest(lambda std: held_out.prediction(IsotropicNoise(std), 1).kl <= target, spread)
+    spread = float(validation.table.std())
+    return largest(lambda std: validation.prediction(IsotropicNoise(std), 1).kl <= target, spread)
 
 
 def _mean_of(values: Tensor, mask: Tensor) -> Tensor:

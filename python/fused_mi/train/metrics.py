@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import replacing
 from .config import ConfigError, Utility
+from .monitor import PREFIX, watched
 from .utility import MEASURES
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ FILE_NAME = "metrics.csv"
 
 
 def columns(utility: Utility) -> tuple[str, ...]:
-    """Of a run with this utility."""
-    kept = MEASURES[utility]
-    return "step", "loss", "utility_loss", *kept, "information", "sigma_mean", "tokens_per_second"
+    """Of a run with this utility; the last one shows that a line is complete."""
+    measured = "loss", "utility_loss", *MEASURES[utility], "information", "sigma_mean"
+    return "step", *measured, *watched(utility), "tokens_per_second"
 
 
 class MetricsWriter:
@@ -61,7 +62,8 @@ class MetricsWriter:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """All complete rows; a last line cut off by a crash is left out.
+    """All complete rows; a last line cut off by a crash is left out. What was not measured at a
+    step is missing in its row.
 
     Raises:
         ConfigError: it is no such file.
@@ -71,10 +73,11 @@ def read(folder: Path) -> list[dict[str, float]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or ["step"]
-            rows = [row for row in reader if all(row.get(name) for name in names)]
+            always = [name for name in names if not name.startswith(PREFIX)]
+            rows = [row for row in reader if all(row.get(name) for name in always)]
         if "step" not in names:
             raise ValueError("it has no steps")
-        return [{name: float(row[name]) for name in names} for row in rows]
+        return [{name: float(row[name]) for name in names if row.get(name)} for row in rows]
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: the run cannot go on with its curve") from None
     except (ValueError, csv.Error) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,14 @@ from fused_mi import (
 )
 from fused_mi._mixture import Scoring, positions_of_samples
 
+from . import ranks
 from .config import Estimator, Pairing, TrainConfig
 from .encoder import Model
 from .text import Passages, Vocabulary
 from .utility import lost
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,22 @@ def mutual_information(
     noise_mask: Tensor,
     estimator: Estimator,
     pairing: Pairing,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bound of I(x; y), nats per sample and per feature; embeddings (B, S, E), mask (B, S)."""
+    """Bound of I(x; y), nats per sample and per feature; embeddings (B, S, E), mask (B, S). Of a
+    group: that of the samples of all ranks, as many on each; gradients are times their number."""
     total = mutual_information_sub_batch(
-        mu, sigma, noise_mask, x, y, estimator=estimator, pairing=pairing, reduction="mean"
+        mu,
+        sigma,
+        noise_mask,
+        x,
+        y,
+        estimator=estimator,
+        pairing=pairing,
+        reduction="mean",
+        group=group,
     )
-    features = shared_features(noise_mask, x.shape[-1], pairing)
+    features = shared_features(ranks.rows_of_all(noise_mask, group), x.shape[-1], pairing)
     nats = total - features / 2  # as constant="subtract" has it, of a d that is needed anyway
     return nats, nats / max(features, 1.0)
 
@@ -89,7 +104,7 @@ def information(
 
     - "tokens": what an embedding tells about its token among the words of the text, of some tokens
       of the batch;
-    - "passages": the bound for passages among those of the batch, per feature;
+    - "passages": the bound for passages among those of the batch, of all ranks, per feature;
     - "std": minus the entropy of the noise, per feature, whatever it hides;
     - "none": 0.
     """
@@ -104,7 +119,7 @@ def information(
         noisy = draw.y[rows, positions]
         return token_information(noisy, tokens, words + mu, sigma, vocabulary.log_frequencies)
     if config.objective == "passages":
-        how = config.estimator, config.pairing
+        how = config.estimator, config.pairing, ranks.group()
         return mutual_information(draw.x, draw.y, draw.mu, draw.sigma, mask, *how)[1]
     if config.objective == "std":
         return gaussian_entropy_log_loss(draw.sigma, mask)
@@ -118,11 +133,14 @@ def objective(
     batch: Passages,
     config: TrainConfig,
     generator: torch.Generator,
+    target: Tensor | None = None,
 ) -> Terms:
-    """One draw of the noise for one batch, and what it costs."""
+    """One draw of the noise for one batch, and what it costs; ``target``: (B, H), the sentence
+    embeddings of the clean passages, where they are known."""
     with torch.no_grad():
         clean = encoder.embed(batch.ids)
-        target = encoder.encode(clean, batch.attention_mask)
+        if target is None:
+            target = encoder.encode(clean, batch.attention_mask)
     x = clean.to(torch.promote_types(clean.dtype, torch.float32))
     y, mu, sigma = layer(x, generator)
     noisy = torch.where(batch.noise_mask[..., None], y, x)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .config import ConfigError, TrainConfig
@@ -26,6 +27,20 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def group() -> dist.ProcessGroup | None:
+    """All ranks, for a loss of the whole batch; None where there is one."""
+    return dist.group.WORLD if count() > 1 else None
+
+
+def rows_of_all(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all ranks, in their order; each has as many."""
+    if group is None:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    dist.all_gather(parts, tensor.contiguous(), group)
+    return torch.cat(parts)
+
+
 def accelerator_of(config: TrainConfig, folder: Path) -> Accelerator:
     """That of a run.
 
@@ -39,12 +54,10 @@ def accelerator_of(config: TrainConfig, folder: Path) -> Accelerator:
     if config.tracker not in trackers:
         there = ", ".join(trackers)
         raise ConfigError(f"--tracker {config.tracker} is not installed; there are: {there}")
-    share = config.batch_size // count()
-    odd = share % 2 and config.pairing != "leave_one_out"
-    if config.batch_size % count() or share < 2 or odd:
+    if config.batch_size % count() or config.batch_size < 2 * count():
         raise ConfigError(
-            f"--batch-size {config.batch_size}: {count()} ranks need a multiple of "
-            f"{2 * count()} passages"
+            f"--batch-size {config.batch_size}: {count()} ranks need a multiple of {count()} "
+            f"passages, {2 * count()} at least"
         )
     return accelerate.Accelerator(
         cpu=config.device == "cpu",
@@ -55,7 +68,8 @@ def accelerator_of(config: TrainConfig, folder: Path) -> Accelerator:
 
 
 def average_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Over the ranks; their losses are those of their own passages."""
+    """Over the ranks. A loss of all of them has gradients that are times their number, so that it
+    weighs the same beside losses of each rank's own passages."""
     if accelerator.num_processes > 1:
         for parameter in parameters:
             parameter.grad = accelerator.reduce(parameter.grad, "mean")

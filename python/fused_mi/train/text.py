@@ -1,11 +1,11 @@
-"""Text to token passages of one length, split into training and held-out passages."""
+"""Text to token passages of one length, split into those for training, validation and test."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from .config import BUILT_IN_TEXT, ConfigError
 from .seeds import generator
 
-HELD_OUT_SHARE = 0.1
+HELD_OUT_SHARE = 0.1  # for validation, and as much for the test
 MIN_TOKENS = 8  # shorter rests of a document say too little to have a sentence embedding
 
 
@@ -122,16 +122,26 @@ def cut(tokenizer: Any, documents: list[str], seq_len: int) -> Passages:
     return Passages(ids[rows], attention[rows], noise[rows])
 
 
-def split(passages: Passages, seed: int, batch_size: int) -> tuple[Passages, Passages]:
-    """Training and held-out passages, disjoint, fixed by the seed; the held-out number is even."""
+class Splits(NamedTuple):
+    """Disjoint passages: a layer is trained on ``train``, what is chosen (alpha, the sigma of a
+    baseline) is chosen on ``validation``, and what is reported is measured on ``test``."""
+
+    train: Passages
+    validation: Passages
+    test: Passages
+
+
+def split(passages: Passages, seed: int, batch_size: int) -> Splits:
+    """Fixed by the seed; validation and test are equally many, an even number."""
     order = torch.randperm(len(passages), generator=generator("cpu", seed, "split"))
     held_out = max(4, int(len(passages) * HELD_OUT_SHARE)) // 2 * 2
-    if len(passages) - held_out < batch_size:
+    if len(passages) - 2 * held_out < batch_size:
         raise ConfigError(
-            f"--text gives {len(passages)} passages, {held_out} of them held out: "
-            f"too few for --batch-size {batch_size}"
+            f"--text gives {len(passages)} passages, {2 * held_out} of them for validation and "
+            f"test: too few for --batch-size {batch_size}"
         )
-    return passages[order[held_out:]], passages[order[:held_out]]
+    test, validation, train = order.split([held_out, held_out, len(order) - 2 * held_out])
+    return Splits(passages[train], passages[validation], passages[test])
 
 
 def batch_rows(count: int, batch_size: int, seed: int, step: int) -> Tensor:

@@ -19,6 +19,7 @@ from . import loading, metrics, ranks, text
 from .config import ConfigError, TrainConfig, TrainingError
 from .encoder import Model
 from .metrics import MetricsWriter
+from .monitor import EVERY, Monitor
 from .noise import NoiseLayer
 from .objective import objective
 from .seeds import generator
@@ -48,10 +49,12 @@ class Run:
     layer: NoiseLayer
     optimizer: torch.optim.Optimizer
     train: text.Passages
-    held_out: text.Passages
+    validation: text.Passages
+    test: text.Passages
     vocabulary: text.Vocabulary  # of the training passages
     accelerator: Accelerator
     step: int = 0
+    targets: torch.Tensor | None = None  # (P, H), clean embeddings of `train`; None: computed anew
 
 
 def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | None) -> Run:
@@ -67,8 +70,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     encoder, tokenizer = loading.load(config.model, config.device, config.dtype, config.seq_len)
     config = replace(config, utility=config.utility_for(encoder.causal))
     passages = text.cut(tokenizer, documents, config.seq_len)
-    train, held_out = text.split(passages, config.seed, config.batch_size)
-    held_out = held_out[: config.eval_passages // 2 * 2].to(config.device)
+    train, *held_out = text.split(passages, config.seed, config.batch_size)
+    validation, test = (p[: config.eval_passages // 2 * 2].to(config.device) for p in held_out)
     vocabulary = text.Vocabulary.of(train, len(encoder.table)).to(config.device)
     layer = build_layer(config, encoder)
     optimizer = torch.optim.Adam(layer.parameters(), lr=config.lr)
@@ -78,7 +81,8 @@ def prepare(config: TrainConfig, folder: Path, saved: checkpoints.Checkpoint | N
     if step > config.steps:
         raise ConfigError(f"--steps {config.steps}: the saved run is already at step {step}")
     model = encoder, tokenizer, layer, optimizer
-    return Run(config, folder, *model, train, held_out, vocabulary, accelerator, step)
+    splits = train, validation, test
+    return Run(config, folder, *model, *splits, vocabulary, accelerator, step)
 
 
 def build_layer(config: TrainConfig, encoder: Model) -> NoiseLayer:
@@ -96,10 +100,13 @@ def build_layer(config: TrainConfig, encoder: Model) -> NoiseLayer:
     return layer.to(config.device, torch.promote_types(table.dtype, torch.float32))
 
 
-def train(run: Run, progress: Progress = lambda row: None) -> None:
+def train(run: Run, progress: Progress = lambda row: None, watched: bool = True) -> None:
     """Steps until ``config.steps``; saves regularly, at the end and at Ctrl-C (Interrupted). Of
-    several ranks the first writes; they all stop after the same step."""
+    several ranks the first writes; they all stop after the same step. ``watched``: with what a
+    `Monitor` sees among the metrics, that of the first rank."""
     config, main = run.config, run.accelerator.is_main_process
+    watched = watched and main
+    monitor = Monitor(config, run.encoder, run.validation, run.vocabulary) if watched else None
     if run.step == 0 and main:
         claim(run.folder)
     columns = metrics.columns(config.utility_for(run.encoder.causal))
@@ -107,6 +114,8 @@ def train(run: Run, progress: Progress = lambda row: None) -> None:
     with curve or contextlib.nullcontext(), _ctrl_c() as signals:
         while run.step < config.steps:
             row, stopped = _one_step(run, signals)
+            if monitor is not None and run.step % EVERY == 0:
+                row |= monitor(run.layer, run.step)
             if curve is not None:
                 curve.write(row)
             progress(row)
@@ -122,10 +131,12 @@ def _one_step(run: Run, signals: Sequence[int] = ()) -> tuple[dict[str, float], 
     config, accelerator, start = run.config, run.accelerator, time.perf_counter()
     rows = text.batch_rows(len(run.train), config.batch_size, config.seed, run.step)
     rank, ranks_there = accelerator.process_index, accelerator.num_processes
-    batch = run.train[rows[rank::ranks_there]].to(config.device)
+    rows = rows[rank::ranks_there]
+    batch = run.train[rows].to(config.device)
     noise = generator(config.device, config.seed, "noise", run.step, *([rank] if rank else []))
+    target = None if run.targets is None else run.targets[rows.to(run.targets.device)]
     with accelerator.autocast():
-        terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise)
+        terms = objective(run.layer, run.encoder, run.vocabulary, batch, config, noise, target)
     run.optimizer.zero_grad()
     accelerator.backward(terms.loss)
     ranks.average_gradients(accelerator, run.layer.parameters())
