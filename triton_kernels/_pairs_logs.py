@@ -14,10 +14,23 @@ from ._launch import accumulator, launch, strided, unit
 from ._pairs_configs import log_tile, logs_tile
 from ._pairs_forward import here_at
 from ._positions import Positions
-from ._tiles import cast, load, multiple, out_of_range, root_terms, variance_terms
+from ._tiles import load, multiple, root_terms
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 """y, x, mu, stds: (rows, S, E) each; mu None is 0."""
+
+
+@triton.jit
+def _exponent_and_rest(v, ACC: tl.constexpr):
+    """`v = 2^exponent rest`, of regular numbers, the rest in float64 and in [1, 2)."""
+    if tl.float64 == ACC:
+        bits = v.to(tl.int64, bitcast=True)
+        rest = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000
+        return ((bits >> 52) - 1023).to(tl.int32), rest.to(tl.float64, bitcast=True)
+    else:
+        bits = v.to(tl.int32, bitcast=True)
+        rest = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+        return (bits >> 23) - 127, rest.to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["start", "rows", "S", "E"], do_not_specialize_on_alignment=["eps"])
@@ -35,21 +48,34 @@ def log_determinants_kernel(
     ACC: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
+    LOG_2PI: tl.constexpr = 1.8378770664093453
+    LN_2: tl.constexpr = 0.6931471805599453
+    LEAST: tl.constexpr = 2.0**-504 if tl.float64 == ACC else 2.0**-62  # see `out_of_range`
+    MOST: tl.constexpr = 2.0**504 if tl.float64 == ACC else 2.0**62
     E = multiple(E, UNIT)
     program = tl.program_id(0)
     row, s = program // S, program % S
     here = tl.load(active + program.to(tl.int64)) != 0
-    total = tl.zeros((FEATURES,), tl.float64)
+    sum_of_logs = tl.zeros((), tl.float64)
     if here:
+        total = tl.zeros((FEATURES,), tl.float64)
+        odd = tl.zeros((FEATURES,), tl.int32)
         eps_acc = tl.load(eps).to(ACC)
-        largest_log = tl.zeros((FEATURES,), ACC)
-        for begin in range(0, E, FEATURES):
-            e = begin + tl.arange(0, FEATURES)
-            sigma = load(stds, start + row, s, e, e < E, ACC)
-            _, terms = variance_terms(tl.where(e < E, sigma, 1.0), eps_acc)
-            largest_log = tl.maximum(largest_log, tl.abs(terms))
-            total += tl.where(e < E, cast(terms, tl.float64), 0.0)
-        if tl.max(out_of_range(largest_log, ACC), 0) > 0:
+        # A product of rests of 512 variances, and one log: no more is rounded than float64 rounds.
+        for first in range(0, E, 512 * FEATURES):
+            product = tl.full((FEATURES,), 1.0, tl.float64)
+            exponents = tl.zeros((FEATURES,), tl.int32)
+            for begin in range(first, min(first + 512 * FEATURES, E), FEATURES):
+                e = begin + tl.arange(0, FEATURES)
+                sigma = load(stds, start + row, s, e, e < E, ACC)
+                v = tl.where(e < E, sigma * sigma + eps_acc, 1.0)
+                odd |= (~((v > LEAST) & (v < MOST))).to(tl.int32)
+                exponent, rest = _exponent_and_rest(v, ACC)
+                exponents += exponent
+                product *= rest
+            total += tl.log(product) + exponents.to(tl.float64) * LN_2
+        sum_of_logs = tl.sum(total, 0) + E.to(tl.float64) * LOG_2PI
+        if tl.max(odd, 0) > 0:
             tl.store(irregular, 1)
             total = tl.zeros((FEATURES,), tl.float64)
             eps_f64 = tl.load(eps).to(tl.float64)
@@ -59,7 +85,8 @@ def log_determinants_kernel(
                 sigma = load(stds, start + row, s, e, inside, tl.float64)
                 _, terms = root_terms(sigma, eps_f64)
                 total += tl.where(inside, terms, 0.0)
-    tl.store(logs + program.to(tl.int64), tl.sum(total, 0) / 2)
+            sum_of_logs = tl.sum(total, 0)
+    tl.store(logs + program.to(tl.int64), sum_of_logs / 2)
 
 
 @triton.jit(do_not_specialize=["N", "M", "S", "tiles_m"])
