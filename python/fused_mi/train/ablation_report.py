@@ -111,16 +111,16 @@ def verdict(rows: list[Row], target: float) -> str:
     best, second = ranked[:2]
     common = sorted(best.layers.keys() & second.layers.keys())
     own = interval([most(x) for x in best.layers.values()])
-    numbers = f"its strongest attack reads {_percent(own)} % of the tokens"
+    numbers = f"the strongest attack reads {_percent(own)} % of the tokens"
     if not common:
         return f"With {found} {best.title} comes first ({numbers}); no seed has {second.title} too."
     less = interval([most(second.layers[s]) - most(best.layers[s]) for s in common])
-    by = f"{_percent(less)} percentage points less than that of {second.title}"
+    by = f"{_percent(less)} percentage points less than under {second.title}"
     seeds = f"95 % intervals over {len(common)} seed{'s' * (len(common) > 1)}"
     if less.mean - less.half > 0:
         return f"{best.title} hides most with {found}: {numbers}, {by} ({seeds})."
     return (
-        f"No objective hides measurably more than all others with {found}: of {best.title} "
+        f"No objective hides measurably more than all others with {found}: under {best.title} "
         f"{numbers}, {by} ({seeds})."
     )
 
@@ -177,7 +177,8 @@ def _markdown(ablation: Ablation, layers: list[Layer], rows: list[Row], line: st
         "",
         "![what is hidden against utility](ablation.png)",
         "",
-        "The curves join the layers of one seed; points without a curve are those of other seeds.",
+        "Lines join the layers of one seed, bars are two standard errors over passages; large: the",
+        "layers of the table.",
         "",
         f"{len(trained)} layers were trained, {ablation.base.steps} steps each;",
         f"{sum(layer.seconds for layer in layers) / 60:.0f} minutes for all, added up.",

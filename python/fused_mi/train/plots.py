@@ -171,19 +171,21 @@ def sigma(values: Tensor, isotropic_std: float, run: Run) -> None:
 
 
 def ablation(layers: list[Layer], reached: list[dict[int, Layer]], folder: Path) -> None:
-    """The strongest attack and the information, against the retrieval, of all layers; curves of the
-    first seed; large where the retrieval is the one that was aimed at."""
-    first = min(layer.seed for layer in layers)
+    """The strongest attack and the information, against the retrieval, of all layers; lines join
+    those of one seed; large where the retrieval is the one that was aimed at."""
     large = {layer.name for row in reached for layer in row.values()}
-    figure = Figure(figsize=(13, 5))
+    figure = Figure(figsize=(14, 5))
     for number, axes in enumerate(figure.subplots(1, 2)):
         for noise, color in KINDS.items():
             here = [x for x in layers if x.noise.split("-")[0] == noise]
+            if not here:
+                continue
             here.sort(key=lambda x: x.strength)
             xs = [x.test.retrieval_top1 for x in here]
             ys = [_hidden(x)[number] for x in here]
-            curve = [n for n, x in enumerate(here) if x.seed == first]
-            axes.plot([xs[n] for n in curve], [ys[n][0] for n in curve], color=color, alpha=0.6)
+            for seed in {x.seed for x in here}:
+                line = [n for n, x in enumerate(here) if x.seed == seed]
+                axes.plot([xs[n] for n in line], [ys[n][0] for n in line], color=color, alpha=0.5)
             axes.errorbar(
                 xs,
                 [y for y, _ in ys],
@@ -203,7 +205,7 @@ def ablation(layers: list[Layer], reached: list[dict[int, Layer]], folder: Path)
         what = ("share of tokens that the strongest attack reads", "token information, nats")
         axes.set(xlabel="own passage found first, test split", ylabel=what[number])
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     _save(figure, folder / "ablation.png")
 
 
