@@ -15,10 +15,8 @@
 
 #ifdef EMULATE_FOR_THREADS
 #include <sanitizer/tsan_interface.h>
-extern "C" {
-void __tsan_read_range(const void* at, unsigned long bytes);
-void __tsan_write_range(void* at, unsigned long bytes);
-}
+extern "C" void __tsan_read_range(const void* at, unsigned long bytes);
+extern "C" void __tsan_write_range(void* at, unsigned long bytes);
 #define THREADS(...) __VA_ARGS__
 #else
 #define THREADS(...)
@@ -132,9 +130,8 @@ void entry() {
   Thread& t = *now;
   (*kernel)();
   for (const auto& group : t.committed) {
-    for (const Copy& c : group) {
-      if (c.valid) fail("a copy that nobody waited for");
-    }
+    const auto valid = [](const Copy& c) { return c.valid; };
+    if (std::any_of(group.begin(), group.end(), valid)) fail("a copy that nobody waited for");
   }
   if (!t.issued.empty()) fail("a copy that was not committed");
   t.done = true;
