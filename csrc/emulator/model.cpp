@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -78,8 +77,6 @@ struct Block {
   std::vector<Warp> warps;
   Meeting meeting;
 };
-
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
 
 const std::function<void()>* kernel;
 Block* block;
@@ -265,7 +262,7 @@ void run(Dim grid, Dim size, size_t shared_bytes, const std::function<void()>& c
   const size_t padded = (shared_bytes + 127) / 128 * 128;
   std::mt19937 random(seed);
   std::vector<std::unique_ptr<Block>> blocks;
-  std::vector<Memory> memory;
+  std::vector<std::unique_ptr<char, decltype(&std::free)>> memory;
   auto allocate = [&](size_t bytes) {
     bytes = std::max<size_t>(bytes, 128);
     memory.emplace_back(static_cast<char*>(std::aligned_alloc(128, bytes)), &std::free);
