@@ -34,7 +34,7 @@ GPU_DEVICE float widened(float16 a) { return __half2float(a); }
 GPU_DEVICE void narrow(float a, bfloat16& to) { to = __float2bfloat16_rn(a); }
 GPU_DEVICE void narrow(float a, float16& to) { to = __float2half_rn(a); }
 
-extern __shared__ char shared_memory[];  // of the size that the launch gives
+extern __shared__ __align__(16) char shared_memory[];  // of the size that the launch gives
 
 template <class T>
 GPU_DEVICE T& shared() {

@@ -48,7 +48,7 @@ found=0 missed=0
 for site in $("$OUT/plain/driver" sites | grep :); do
   name=${CASES[${site%:*}]}
   how=""
-  "$OUT/plain/driver" without "$site" > "$OUT/log" 2>&1 || how="values"
+  { "$OUT/plain/driver" without "$site" > "$OUT/log" 2>&1; } 2> /dev/null || how="values, or a crash"
   grep -q "^emulator:" "$OUT/log" && how="the emulator"
   if [ -z "$how" ]; then
     "${ALONE[@]}" "$OUT/thread/driver" without "$site" "$name" > "$OUT/log" 2>&1 || how="ThreadSanitizer"

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -15,10 +14,8 @@
 
 #ifdef EMULATE_FOR_THREADS
 #include <sanitizer/tsan_interface.h>
-extern "C" {
-void __tsan_read_range(const void* at, unsigned long bytes);
-void __tsan_write_range(void* at, unsigned long bytes);
-}
+extern "C" void __tsan_read_range(const void* at, unsigned long bytes);
+extern "C" void __tsan_write_range(void* at, unsigned long bytes);
 #define THREADS(...) __VA_ARGS__
 #else
 #define THREADS(...)
@@ -81,8 +78,6 @@ struct Block {
   Meeting meeting;
 };
 
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
 const std::function<void()>* kernel;
 Block* block;
 Thread* now;
@@ -132,9 +127,8 @@ void entry() {
   Thread& t = *now;
   (*kernel)();
   for (const auto& group : t.committed) {
-    for (const Copy& c : group) {
-      if (c.valid) fail("a copy that nobody waited for");
-    }
+    const auto valid = [](const Copy& c) { return c.valid; };
+    if (std::any_of(group.begin(), group.end(), valid)) fail("a copy that nobody waited for");
   }
   if (!t.issued.empty()) fail("a copy that was not committed");
   t.done = true;
@@ -268,7 +262,7 @@ void run(Dim grid, Dim size, size_t shared_bytes, const std::function<void()>& c
   const size_t padded = (shared_bytes + 127) / 128 * 128;
   std::mt19937 random(seed);
   std::vector<std::unique_ptr<Block>> blocks;
-  std::vector<Memory> memory;
+  std::vector<std::unique_ptr<char, decltype(&std::free)>> memory;
   auto allocate = [&](size_t bytes) {
     bytes = std::max<size_t>(bytes, 128);
     memory.emplace_back(static_cast<char*>(std::aligned_alloc(128, bytes)), &std::free);
