@@ -14,13 +14,14 @@ from ._children import Ended, Row, run
 FILES = (
     "gpu large sizes mutual_information leave_one_out masks extremes strides modes entropy terms "
     "blocks_of_pairs mahalanobis std_losses laws constant one_position fixed_eps token_information "
-    "component_weights reduction_none"
+    "online component_weights reduction_none ranks/ranks_one"
 )
 _PROCESSES = 14  # compiling kernels takes most of the time
 
 
 def files() -> list[str]:
-    return [f"tests/test_{name}.py" for name in FILES.split()]
+    parts = [name.rpartition("/") for name in FILES.split()]
+    return [f"tests/{folder}{slash}test_{name}.py" for folder, slash, name in parts]
 
 
 def _command(*chosen: str) -> list[str]:
