@@ -36,7 +36,7 @@ KERNELS = (
     "logsumexp",
     "online",
 )
-OPERATORS = ("operators", "estimators")
+OPERATORS = ("operators", "estimators", "parts_operators")
 CUDA_KERNELS = (
     "device",
     "prepare",
