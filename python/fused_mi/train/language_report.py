@@ -11,7 +11,7 @@ from pathlib import Path
 from .checkpoint import replacing
 from .config import TrainConfig
 from .language import LanguageEvaluation
-from .report import HIDDEN, hides_clearly_more, strongest
+from .report import HIDDEN, hides_clearly_more, show, strongest
 
 SAME_KL = 0.05  # divergences that are closer than this share of the larger one count as equal
 
@@ -158,15 +158,4 @@ def write_markdown(outcome: LanguageOutcome, folder: Path) -> None:
 
 
 def print_table(outcome: LanguageOutcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Test split, {outcome.test_passages} passages")
-    table.add_column("")
-    for title in columns(outcome):
-        table.add_column(title, justify="right")
-    for row in cells(outcome):
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(verdict(outcome), highlight=False)
+    show(outcome.test_passages, columns(outcome), cells(outcome), [verdict(outcome)])

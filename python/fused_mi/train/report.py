@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,20 +223,28 @@ def write_markdown(outcome: Outcome, folder: Path) -> None:
         path.write_text("\n".join(lines))
 
 
-def print_table(outcome: Outcome) -> None:
+def show(
+    passages: int, titles: Iterable[str], rows: Iterable[tuple[str, ...]], lines: Iterable[str]
+) -> None:
+    """A table of the test split in the terminal, and what follows from it."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Test split, {outcome.test_passages} passages")
+    table = Table(title=f"Test split, {passages} passages")
     table.add_column("")
-    for title in columns(outcome):
+    for title in titles:
         table.add_column(title, justify="right")
-    for row in cells(outcome):
+    for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print(verdict(outcome), highlight=False)
-    console.print(usefulness(outcome), highlight=False)
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def print_table(outcome: Outcome) -> None:
+    lines = verdict(outcome), usefulness(outcome)
+    show(outcome.test_passages, columns(outcome), cells(outcome), lines)
 
 
 def write_sweep(outcomes: list[Outcome], folder: Path) -> None:
