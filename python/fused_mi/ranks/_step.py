@@ -13,7 +13,7 @@ from .._mixture import Inputs, Rows, Scoring
 from .._precision import accumulation_dtype
 from .._terms import terms_of_means, upstream_of_energies
 from ..ops._backends import building_blocks
-from ..reference.parts import cross, merged, narrowed
+from ..reference.parts import cross, fitting, merged, narrowed
 from . import Group
 from ._layout import Layout, Sizes, divisor_of
 from ._meeting import Meeting, Ranges, Seen, half_of
@@ -92,6 +92,8 @@ class Step:
             if sums is not None:
                 break
         assert sums is not None
+        if not self.apart:
+            self.planes = fitting(self.planes, self.T)
         self.divisor = divisor_of(self.layout, self.scoring)
         self.means = self.shards.sum(sums).sum(0) / self.divisor
         self.half = half_of(self.meeting_of_one, self.features, self.divisor, self.shards)
@@ -121,7 +123,7 @@ class Step:
                 torch.float64,
             )
             found.append(met.planes.view(-1, S, E))
-        return torch.stack(found)
+        return fitting(torch.stack(found), self.T)
 
     def pairs_here(self, number: int) -> Tensor | None:
         """What the pairs of the rows of one micro-batch keep."""

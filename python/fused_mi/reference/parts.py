@@ -287,3 +287,12 @@ def narrowed(planes: Tensor, dtype: torch.dtype) -> Tensor:
         for mean, rest in ((mean_y, rest_y), (mean_c, rest_c))
     )
     return torch.stack((*of_y, m2, *of_c, weight), -3).to(dtype)
+
+
+def fitting(planes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Planes of the working dtype with values of `dtype`, for kernels that compute in it; as they
+    are where it has no room for them."""
+    found = narrowed(planes, dtype)
+    light = (found[..., 5, :, :] < LEAST_WEIGHT) & (planes[..., 5, :, :] > 0)
+    room = bool(found.isfinite().all().item()) and not bool(light.any().item())
+    return found.to(planes.dtype) if room else planes
