@@ -50,7 +50,7 @@ class MicroBatches:
         if loss.reduction == "none":
             raise ValueError('micro_batches: expected reduction "sum" or "mean", got "none"')
         self._loss, self._rows = loss, rows
-        self._where = group_of(loss.group) or Group("", "", 1.0, ())
+        self._where = group_of(loss.group) or Group("", "", 1.0, (), False)
         self._step: Step | None = None
         self._windows: list[Rows] = []
         self._added = self._taken = 0

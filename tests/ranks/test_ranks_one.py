@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import FLOATING, PAIRINGS, leaves, mi_inputs
+from fused_mi.ranks import group_of
 from rules import assert_by_rule10
 
 
@@ -13,6 +14,13 @@ def group():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
+
+
+def test_sizes_that_ranks_ask_for_are_not_told(group):
+    """Only where the caller told them may a call leave out what waits for the device."""
+    ranks = fused_mi.Ranks(group, averaged=2)
+    assert group_of(ranks)._replace(sizes=(6, 6)).told is False
+    assert group_of(fused_mi.Ranks(group, averaged=2, sizes=(6,))).told is True
 
 
 @pytest.mark.every_device

@@ -46,6 +46,7 @@ class Group(NamedTuple):
     shards: str
     averaged: float
     sizes: tuple[int, ...]  # samples and components of each rank; none: asked
+    told: bool  # by the caller, so that nobody waits for the device
 
 
 def ranks_of(group: Any) -> Ranks | None:
@@ -72,7 +73,7 @@ def group_of(group: Any, of_pairs: bool = False) -> Group | None:
     if count == 1 and averaged == 1 and (shards is None or dist.get_world_size(shards) == 1):
         return None
     sizes = _numbers(ranks.sizes, count, of_pairs)
-    return Group(_name(rows), _name(shards), float(averaged), sizes)
+    return Group(_name(rows), _name(shards), float(averaged), sizes, bool(sizes))
 
 
 def _numbers(

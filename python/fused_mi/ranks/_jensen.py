@@ -64,6 +64,7 @@ def _forward(
     rows: str,
     shards: str,
     sizes: Sequence[int],
+    told: bool,
     averaged: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss (), its terms (6,), d/2 (), what the backward pass needs, and the sizes of all
@@ -73,12 +74,12 @@ def _forward(
         y, x, mu, stds: rows of this rank.
         rows, shards: names of groups, "" for none.
         sizes: samples and components of each rank, one pair after the other; empty: they are asked.
+        told: by the caller; then nobody waits for a GPU, nor looks whether float32 has room.
         averaged: factor of the gradients.
     """
     inputs = y, x, mu, stds
     scoring = _scoring(sample_mask, component_mask, pairing, own_stds, reduction, safety_factor)
     peers, sharing = Peers(rows), Peers(shards)
-    known = len(sizes) > 0
     layout = Layout.of(peers.rank, sizes_of(peers, y, x, sizes), pairing)
     meeting = Meeting.of_ranks(layout, peers, sharing, inputs, scoring)
     D, S, E = len(meeting.mixtures), y.shape[1], y.shape[2]
@@ -89,7 +90,7 @@ def _forward(
     blocks = building_blocks(y)
     if _apart(scoring):
         local, _ = blocks.moments.moments(*inputs, meeting.mixtures, of_local)
-    check = not (known and y.is_cuda)  # where sizes are given, nobody waits for a GPU
+    check = not (told and y.is_cuda)
     for dtype in (accumulation_dtype(*inputs), torch.float64):
         of_rows = blocks.parts.parts(*inputs, meeting.mixtures, meeting.partners, dtype)
         sums = met_moments(peers, layout, of_rows, local, _apart(scoring), check, planes)
@@ -166,7 +167,7 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, pairing, own_stds, reduction, _, rows, _, _, averaged = inputs
+    *tensors, pairing, own_stds, reduction, _, rows, _, _, _, averaged = inputs
     *_, half, state, sizes = output
     ctx.mark_non_differentiable(half, state, sizes)
     ctx.set_materialize_grads(False)
@@ -176,7 +177,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _pull_back(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, *_: Any) -> Any:
     refuse_second_derivative()
-    nothing = (None,) * 10
+    nothing = (None,) * 11
     if of_total is None and of_terms is None:
         return (None,) * 4 + nothing
     wanted = list(ctx.needs_input_grad[:4])
@@ -194,7 +195,7 @@ _INPUTS = "Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tenso
 _jensen_of_ranks = differentiate(
     define(
         f"jensen_of_ranks({_INPUTS}str pairing, bool own_stds, str reduction, float safety_factor, "
-        "str rows, str shards, int[] sizes, float averaged)"
+        "str rows, str shards, int[] sizes, bool told, float averaged)"
         " -> (Tensor total, Tensor terms, Tensor half, Tensor state, Tensor sizes_of_all)",
         _forward,
         _fake,
@@ -251,6 +252,7 @@ def jensen(inputs: Inputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tens
         where.rows,
         where.shards,
         where.sizes,
+        where.told,
         where.averaged,
     )
     return total, terms, half
