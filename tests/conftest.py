@@ -14,6 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is there: threads that wait for work sleep, for tests share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import covering
 import hypothesis
 import pytest

@@ -10,14 +10,14 @@ from unittest import mock
 
 import torch
 from _ahead_of_time import Specialisation, loaded, specialisations
-from _targets import TARGETS
+from _targets import LIMITED, TARGETS
 from fused_mi import _estimators
 from fused_mi._mixture import AnyInputs, Scoring
 from fused_mi.triton_kernels import estimators
 from fused_mi.triton_kernels._launch import Launch, recorded
 from triton.backends.nvidia.compiler import CUDABackend
 
-TARGET, _ = TARGETS["sm_90"]
+TARGET, _ = TARGETS[LIMITED]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # the first one with every wanted gradient
 ROWS = (6, 40)  # one group of each role, and more
 PAIRINGS = ("all", "sub_batch", "symmetric", "leave_one_out")

@@ -9,7 +9,7 @@ import torch
 from _ahead_of_time import Binary
 from _pairs_check import COLUMNS, LEGEND, cells, shares
 from _part import Part
-from _targets import Row, specialised
+from _targets import LIMITED, Row, specialised
 from fused_mi._building_blocks import Own
 from fused_mi._mixture import Mixture
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -76,7 +76,7 @@ def rows(targets: list[str]) -> list[Row]:
 def _needed(row: Row) -> bool:
     if not {torch.float32, torch.bfloat16} & {*row.dtypes}:
         return False
-    return row.target == "sm_90" or (row.kernel in OWN and not careful(row))
+    return row.target == LIMITED or (row.kernel in OWN and not careful(row))
 
 
 def careful(row: Row) -> bool:
@@ -88,7 +88,7 @@ def least_warps(row: Row) -> int:
 
 
 def most_spilled(row: Row) -> int:
-    if row.target != "sm_90":
+    if row.target != LIMITED:
         return SPILLED_ELSEWHERE
     return MOST_SPILLED.get(row.kernel, FEW_SPILLED)
 
@@ -101,10 +101,10 @@ def loops(row: Row) -> bool:
 
 
 def problems(row: Row, binary: Binary) -> Iterator[str]:
-    needed = loops(row) or row.target == "sm_90"
+    needed = loops(row) or row.target == LIMITED
     if needed and (binary.inner["LDL"] or binary.inner["STL"]):
         yield "local memory in the inner loop"
-    if loops(row) and row.target == "sm_90":
+    if loops(row) and row.target == LIMITED:
         pipe, _ = shares(row, binary, KERNELS[row.kernel])
         if pipe < LEAST_FMA[row.kernel]:
             yield f"less than {LEAST_FMA[row.kernel]:.0%} on the FMA pipe"

@@ -27,6 +27,8 @@ TARGETS = {
     "sm_120": (GPUTarget("cuda", 120, 32), SOME),
     "gfx942": (GPUTarget("hip", "gfx942", 64), SOME),
 }
+LIMITED = "sm_90"
+"""The target whose instructions have limits."""
 SHARED = {"sm_80": 164, "sm_89": 100, "sm_90": 228, "sm_100": 228, "sm_120": 100}  # KiB of one SM
 WARPS = {"sm_89": 48, "sm_120": 48}  # of one SM; 64 of the others
 PROGRAMS = {"sm_89": 24, "sm_120": 24}  # the same; 32

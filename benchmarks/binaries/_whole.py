@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from _ahead_of_time import Binary, Specialisation, specialisations
 from _budget import GPUS, OF_PAIRS, STRAIGHT, PerByte, kinds, main_loops
-from _targets import ALL, TARGETS
+from _targets import ALL, LIMITED, TARGETS
 from fused_mi._mixture import Inputs, Scoring, mixtures_of
 from fused_mi.triton_kernels import _traffic
 from fused_mi.triton_kernels._launch import Launch, recorded
@@ -126,7 +126,7 @@ def cells(direction: Direction, whole: Whole) -> tuple[list[str], bool]:
     most = MOST_BYTES + 0.1 * (d.dtype.itemsize == 2 and small)
     found = (share, LIMIT, "the memory's time"), (times, most, "the floor's bytes")
     for (value, limit, of), opened in zip(found, OPEN, strict=True):
-        if d.target == "sm_90" and value > limit:
+        if d.target == LIMITED and value > limit:
             (known if may_be_open and value <= opened else wrong).append(
                 f"more than {limit:.2f} of {of}"
             )

@@ -1,12 +1,13 @@
 """The Triton kernels, compiled for GPUs that need not be there: registers, spills, wide accesses.
 
-    python benchmarks/binaries/kernels_check.py [--target sm_90 ...] [--only pairs] [--processes N]
+    python benchmarks/binaries/kernels_check.py [--target sm_90 ...] [--only pairs] [--brief]
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
 and those of the pairs, see `_pairs_check` and `_online_check`; every other form of them as far as
 Triton's front end, see `_forms`; and the kernels of csrc/cuda, where there is nvcc, see
-`_cuda_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`.
+`_cuda_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`. `--brief` leaves most of the
+binaries of other GPUs than sm_90 out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import torch
 from _ahead_of_time import Binary, compiled
 from _budget import GPUS, LIMIT, LIMIT_OF_PAIRS, OF_PAIRS, STRAIGHT, worst
 from _part import LEGEND_OF_ALL, Part
-from _targets import TARGETS, Row, specialised
+from _targets import LIMITED, TARGETS, Row, specialised
 from fused_mi.triton_kernels._launch import Launch
 from rich.console import Console
 from rich.table import Table
@@ -141,7 +142,7 @@ def problems(row: Row, binary: Binary) -> Iterator[str]:
         yield f"{min(widths, default=0)} bits in the loop over rows"
     found = worst(row.target, binary)
     limit = LIMIT_OF_PAIRS if narrow and row.case == "leave_one_out" else LIMIT
-    if found and row.target == "sm_90" and torch.float64 not in row.dtypes and found[1] > limit:
+    if found and row.target == LIMITED and torch.float64 not in row.dtypes and found[1] > limit:
         yield f"more than {limit} of the memory's time"
 
 
@@ -157,6 +158,14 @@ def _wide(counter: dict[tuple[str, int], int], kind: str) -> str:
     found = {bits: n for (name, bits), n in counter.items() if name == kind}
     wide = sum(n for bits, n in found.items() if bits >= 128)
     return f"{wide}/{sum(found.values())}" if found else ""
+
+
+def brief(everything: list[Row]) -> list[Row]:
+    """Each kernel once on each target, and all rows of the one whose instructions have limits."""
+    first = {(row.target, row.kernel): row for row in reversed(everything)}
+    return [
+        row for row in everything if row.target == LIMITED or first[row.target, row.kernel] is row
+    ]
 
 
 COLUMNS = ("128-bit loads", "stores", "per byte", "share")
@@ -193,7 +202,7 @@ def _of_cuda(arguments: argparse.Namespace) -> tuple[bool, int]:
         print("There is no nvcc: the kernels of csrc/cuda are NOT checked.\n")
         return arguments.only != ["cuda"], 0
     # One GPU, unless some are named: each takes a minute of compiling.
-    targets = arguments.target if arguments.target != list(TARGETS) else ["sm_90"]
+    targets = arguments.target if arguments.target != list(TARGETS) else [LIMITED]
     table, passed, count = _cuda_check.check(targets, arguments.processes)
     show(table, "csrc/cuda; useful: multiplications and additions among the instructions of a loop")
     return passed, count
@@ -209,6 +218,7 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parts = [*PARTS, "cuda", "forms"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--brief", action="store_true", help="on most GPUs each kernel once")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     start = time.perf_counter()
@@ -220,6 +230,7 @@ def main() -> None:
         with ProcessPoolExecutor(arguments.processes, mp_context=spawn) as pool:
             for part in (PARTS[name] for name in arguments.only if name in PARTS):
                 everything, table = part.rows(arguments.target), part.table()
+                everything = brief(everything) if arguments.brief else everything
                 count += len(everything)
                 binaries = pool.map(compiled, [row.specialisation for row in everything])
                 for row, binary in zip(everything, binaries, strict=True):
@@ -229,7 +240,8 @@ def main() -> None:
                     table.add_row(*line, style=None if good else "red")
                 show(table, f"{LEGEND_OF_ALL}\n{part.legend}")
             if "moments" in arguments.only:
-                passed &= _whole_launches(pool, arguments.target)
+                whole = [t for t in arguments.target if t == LIMITED or not arguments.brief]
+                passed &= _whole_launches(pool, whole)
             if "cuda" in arguments.only:
                 found, count_of_cuda = _of_cuda(arguments)
                 passed, count = passed and found, count + count_of_cuda
