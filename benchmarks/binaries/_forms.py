@@ -3,7 +3,7 @@ not take, it does not take on any. No machine code: that takes ten times as long
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -22,15 +22,17 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # the first one with ev
 ROWS = (6, 40)  # one group of each role, and more
 PAIRINGS = ("all", "sub_batch", "symmetric", "leave_one_out")
 WANTED = tuple(product((True, False), repeat=4))  # the first: all
+FEW_WANTED = tuple(wanted for wanted in WANTED if sum(wanted) in (1, 4))
 
 
-def forms() -> list[Specialisation]:
+def forms(brief: bool) -> list[Specialisation]:
     """Each once: entropies, losses and token information, forward and all gradients that can be
-    wanted."""
+    wanted; `brief`: all of them, and one at a time."""
     found: dict[Specialisation, None] = {}
 
     def note(*options: Any) -> None:
-        found.update(dict.fromkeys(specialisations(_launches(*options), TARGET)))
+        launches = _launches(FEW_WANTED if brief else WANTED, *options)
+        found.update(dict.fromkeys(specialisations(launches, TARGET)))
 
     for options in product(DTYPES, ROWS, PAIRINGS, (True, False), ("jensen", "logsumexp")):
         note(*options)
@@ -50,6 +52,7 @@ def _note_weighted(note: Callable[..., None]) -> None:
 
 
 def _launches(
+    sets: Sequence[tuple[bool, ...]],
     dtype: torch.dtype,
     rows: int,
     pairing: str,
@@ -83,7 +86,7 @@ def _launches(
     backward = getattr(estimators, f"{estimator}_backward")
     with recorded() as launches:
         *upstream, state = forward(inputs, scoring)
-        for wanted in WANTED if dtype == DTYPES[0] else WANTED[:1]:
+        for wanted in sets if dtype == DTYPES[0] else WANTED[:1]:
             backward(tuple(upstream), inputs, scoring, state, (*wanted, True)[: len(inputs)])
     return launches
 

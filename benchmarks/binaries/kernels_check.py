@@ -7,7 +7,7 @@ the tiles and splits of an H100, and what its loop asks of a GPU beside the memo
 and those of the pairs, see `_pairs_check` and `_online_check`; every other form of them as far as
 Triton's front end, see `_forms`; and the kernels of csrc/cuda, where there is nvcc, see
 `_cuda_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`. `--brief` leaves most of the
-binaries of other GPUs than sm_90 out.
+binaries of other GPUs than sm_90 out, and forms in which some gradients are not wanted.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def main() -> None:
                 found, count_of_cuda = _of_cuda(arguments)
                 passed, count = passed and found, count + count_of_cuda
             if "forms" in arguments.only:
-                forms = _forms.forms()
+                forms = _forms.forms(arguments.brief)
                 errors |= set(filter(None, pool.map(_forms.refusal, forms, chunksize=8)))
                 print(f"{len(forms)} forms through the front end")
     passed &= not errors
