@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import covering
 import hypothesis
 import pytest
+import quick_interpreter
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture(autouse=True)
 def _two_threads_and_a_seed():
+    quick_interpreter.patch_once()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.manual_seed(0)
