@@ -191,7 +191,7 @@ def mutual_information_sub_batch(
     inputs, scoring = check()
     batch = inputs[0].shape[0]
     if batch < 2 and small_batch == "skip":
-        return _skipped(inputs, estimator, losses)
+        return skipped(inputs, estimator, losses)
     _calls.rows_of_information(batch, pairing)
     estimate = _ESTIMATORS[estimator]
     total = _evaluate(estimate, inputs, scoring, losses, _ENTRIES_OF_INFORMATION)
@@ -242,7 +242,7 @@ def enter(
             losses[entries[term]] = value
 
 
-def _skipped(inputs: AnyInputs, estimator: Estimator, losses: Losses | None) -> Tensor:
+def skipped(inputs: AnyInputs, estimator: Estimator, losses: Losses | None) -> Tensor:
     """0 with a graph, of which every gradient is 0."""
     total = torch.stack([t[:0].sum(dtype=accumulation_dtype(*inputs)) for t in inputs]).sum()
     if losses is not None:
@@ -287,7 +287,7 @@ def _of_ranks(
     entries = _ENTRIES_OF_ENTROPY if options is None else _ENTRIES_OF_INFORMATION
     inputs, found = evaluate(where, check, rows, estimator, options)
     if found is None:
-        total = _skipped(inputs, estimator, losses)
+        total = skipped(inputs, estimator, losses)
         return total, torch.zeros_like(total)
     total, terms, half = found
     if losses is not None:
