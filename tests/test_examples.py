@@ -4,8 +4,10 @@ import importlib
 import math
 from pathlib import Path
 
+import fused_mi
 import pytest
 import torch
+from cases import mi_inputs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 INFORMATION = "mutual_information_loss"
@@ -68,7 +70,6 @@ def test_an_overflow_of_float16_skips_the_step(load, micro):
 @pytest.fixture
 def recorded(load, monkeypatch):
     """What each call of a loss or of a step over micro-batches wrote, with its number of rows."""
-    import fused_mi
     from fused_mi.micro_batches import MicroBatches
 
     load("tiny")
@@ -157,3 +158,31 @@ def test_lightning_in_parts_is_the_same(load):
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="accumulate_grad_batches: expected 1"):
         module.train(module.Noise(), accumulate_grad_batches=2, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "combined"), [("jensen", True), ("jensen", False), ("logsumexp", False)]
+)
+def test_a_memory_bank_is_the_second_half_of_a_batch(load, estimator, combined):
+    """Three samples against three components, added in two goes after two that are forgotten."""
+    module = load("memory_bank")
+    mu, stds, mask, x, y = mi_inputs(6, 4, 3)
+    bank = module.MemoryBank(3)
+    for part in (slice(0, 2), slice(3, 5), slice(5, 6)):
+        bank.add(*(t[part] for t in (x, mu, stds, mask)))
+    y, own = y[:3].requires_grad_(), stds[:3].clone().requires_grad_()
+    found = module.information(y, own, mask[:3], bank, combined, estimator=estimator)
+    halves = torch.cat((own, stds[3:])), mask, x, torch.cat((y, x[3:]))
+    options = {"estimator": estimator, "reduction": "mean", "constant": "subtract"}
+    wanted = fused_mi.mutual_information_sub_batch(mu, *halves, combined, **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(v, (y, own)) for v in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_a_memory_bank_of_many_components(load, capsys):
+    """4 samples against up to 60."""
+    load("memory_bank").main()
+    steps = [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(steps) == 15
+    assert all(map(math.isfinite, steps)) and steps[-1] < steps[0]
