@@ -155,3 +155,14 @@ def test_one_row_is_skipped(constant):
     assert all((g == 0).all() and len(g) == 1 for g in grads)
     with pytest.raises(RuntimeError, match="all micro-batches to be added"):
         loss.micro_batches(1).value()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_an_empty_micro_batch_on_plain_torch(pairing):
+    inputs = mi_inputs(6, 3, 4, torch.float32)
+    with fused_mi.use_backend("reference"):
+        value, total, _, grads = run_step(
+            inputs, (0, 4), fused_mi.MutualInformationLoss(pairing=pairing)
+        )
+    assert_by_rule10(value, grads, inputs, {"pairing": pairing})
+    torch.testing.assert_close(total, value)
