@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _calls, _checks
 from ._mixture import Scoring
+from ._precision import working_dtype
 from .ops._backends import Finding
 
 _FITS = 0.9, 1.1
@@ -163,7 +164,7 @@ def _of_values(here: _Given, eps: float | None) -> Iterator[Finding]:
             "give exp() or softplus() of what the layer predicts: this loss sees only squares, and "
             "logs of stds are NaN",
         )
-    squares = stds.double().square()
+    squares = _wide(stds).square()
     zeros = int((squares == 0).sum()) if eps is None else int((squares < eps).sum())
     if zeros:
         what = "0" if eps is None else f"below the root of eps = {eps:.3g}"
@@ -181,9 +182,14 @@ def _of_values(here: _Given, eps: float | None) -> Iterator[Finding]:
         )
 
 
+def _wide(t: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return t.to(working_dtype(t.device))
+
+
 def _residuals(y: Tensor, x: Tensor, mu: Tensor, stds: Tensor) -> Tensor:
     """What is N(0, 1) of y = x + mu + stds N(0, 1), where it can be told."""
-    found = (y.double() - x.double() - mu.double()) / stds.double()
+    found = (_wide(y) - _wide(x) - _wide(mu)) / _wide(stds)
     return found[found.isfinite()]
 
 
@@ -218,12 +224,12 @@ def _of_residuals(here: _Given, active: Tensor) -> Iterator[Finding]:
     causes = (
         ("mu", f"it is 1 with {names['mu']} and {names['stds']} swapped", (y, x, stds, mu)),
         ("x", f"it is 1 with {names['x']} and {names['y']} swapped", (x, y, mu, stds)),
-        ("stds", f"it is 1 where {names['stds']} are variances", (y, x, mu, stds.double().sqrt())),
-        ("stds", f"it is 1 where {names['stds']} are logs", (y, x, mu, stds.double().exp())),
+        ("stds", f"it is 1 where {names['stds']} are variances", (y, x, mu, _wide(stds).sqrt())),
+        ("stds", f"it is 1 where {names['stds']} are logs", (y, x, mu, _wide(stds).exp())),
         (
             "stds",
             f"it is 1 where {names['stds']} are logs of variances",
-            (y, x, mu, (stds.double() / 2).exp()),
+            (y, x, mu, (_wide(stds) / 2).exp()),
         ),
         ("y", f"it is 1 where {names['mu']} were not added", (y, x, zero, stds)),
     )
@@ -245,7 +251,7 @@ def _of_residuals(here: _Given, active: Tensor) -> Iterator[Finding]:
 
 def _same_noise(here: _Given, active: Tensor) -> bool:
     """Whether the noise of a position is that of every row: its mean over them is of size 1."""
-    found = (here.y.double() - here.x.double() - here.mu.double()) / here.stds.double()
+    found = (_wide(here.y) - _wide(here.x) - _wide(here.mu)) / _wide(here.stds)
     rows = active.sum(0)
     if rows.max() < 4:
         return False
@@ -258,27 +264,27 @@ def _same_noise(here: _Given, active: Tensor) -> bool:
 
 def _of_resolution(name: str, y: Tensor, stds: Tensor) -> Iterator[Finding]:
     """Whether the type of the samples has room for the noise."""
-    spacing = torch.finfo(y.dtype).eps * y.double().abs()
-    lost = int((spacing > stds.double().abs() / 4).sum())
+    spacing = torch.finfo(y.dtype).eps * _wide(y).abs()
+    lost = int((spacing > _wide(stds).abs() / 4).sum())
     if 100 * lost > y.numel():
         kind = str(y.dtype).removeprefix("torch.")
         yield Finding(
             name,
             f"{kind} resolves no quarter of the std in {lost} of {y.numel()} active elements, "
-            f"largest value {y.double().abs().max().item():.3g}",
+            f"largest value {_wide(y).abs().max().item():.3g}",
             "form x + mu + stds * noise in a wider type, and give the loss that",
         )
 
 
 def _of_rows(name: str, x: Tensor, active: Tensor) -> Iterator[Finding]:
     """Whether rows are there twice."""
-    selected = torch.where(active[..., None], x.double(), 0).flatten(1)
+    selected = torch.where(active[..., None], _wide(x), 0).flatten(1)
     if selected.shape[1] == 0 or len(selected) < 2:
         return
     # One number for each row, of which equal ones are compared in full.
     generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(selected.shape[1], generator=generator, dtype=torch.float64)
-    order = (selected.nan_to_num() @ weights.to(x.device)).argsort()
+    weights = torch.rand(selected.shape[1], generator=generator)
+    order = (selected.nan_to_num() @ weights.to(selected)).argsort()
     ordered, masks = selected[order], active[order]
     same = (ordered[1:] == ordered[:-1]).all(1) & (masks[1:] == masks[:-1]).all(1)
     twice = int((same & masks[1:].any(1)).sum())
