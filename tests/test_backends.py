@@ -46,7 +46,7 @@ def test_explain_wants_tensors_on_one_device():
     for wrong in ([torch.ones(1)], "cpu", None):
         said = rf"^tensors\[1\]: expected a tensor, got {type(wrong).__name__}$"
         with pytest.raises(TypeError, match=said):
-            fused_mi.explain(torch.ones(1), wrong)
+            fused_mi.explain(torch.ones(1), wrong)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"^tensors\[1\]: expected device cpu .* got meta$"):
         fused_mi.explain(torch.ones(1), torch.ones(1, device="meta"))
 

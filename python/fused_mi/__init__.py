@@ -6,7 +6,7 @@ from ._warmup import warmup
 from .distances import pairwise_square_mahalanobis_distance, square_mahalanobis_distance
 from .losses import gaussian_mixture_entropy, mutual_information_sub_batch
 from .modules import GaussianMixtureEntropy, MutualInformationLoss
-from .ops._backends import Backend, Choice, backends, explain, use_backend
+from .ops._backends import Backend, Choice, Finding, backends, explain, use_backend
 from .ranks import Ranks
 from .standard_errors import standard_error
 from .std_losses import gaussian_entropy_log_loss, masked_negative_log_mean
@@ -16,6 +16,7 @@ __all__ = [
     "Backend",
     "Choice",
     "ComponentLossesDict",
+    "Finding",
     "GaussianMixtureEntropy",
     "MutualInformationLoss",
     "Ranks",

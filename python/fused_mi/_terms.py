@@ -119,17 +119,18 @@ def terms_of_rows(rows: Tensor, partners: int) -> Tensor:
 def upstream_of_samples(upstream: Upstream, scoring: Scoring, inputs: AnyInputs) -> Tensor:
     """Gradients (D, 5, N) of `terms_of_rows`; (D, 5, 1) where all samples have the same."""
     d, n, _ = Sizes.of(scoring, inputs)
-    total, q, g, assignment, std_log = upstream_of_terms(upstream, working_dtype(inputs[0].device))
-    if len(inputs) > 4:  # see `logsumexp_terms`
-        std_log = std_log + assignment
-    found = torch.stack((total, q, g, assignment, std_log))
+    dtype = working_dtype(inputs[0].device)
+    found = torch.stack(upstream_of_terms(upstream, dtype, len(inputs) > 4))
     if scoring.reduction == "none":
         return found.view(5, d, n).transpose(0, 1)
     return (found / (d if scoring.reduction == "sum" else d * n))[:, None].expand(d, 5, 1)
 
 
-def upstream_of_terms(upstream: Upstream, dtype: torch.dtype) -> list[Tensor]:
-    """Gradients of the total, and of q, g, the assignment and -k beside it."""
+def upstream_of_terms(
+    upstream: Upstream, dtype: torch.dtype, weighted: bool = False
+) -> list[Tensor]:
+    """Gradients of the total, and of q, g, the assignment and -k beside it. `weighted`: the
+    assignment is a divergence from weights, which are where k is, see `logsumexp_terms`."""
     of_total, of_terms = upstream
     if of_terms is None:
         assert of_total is not None
@@ -138,4 +139,8 @@ def upstream_of_terms(upstream: Upstream, dtype: torch.dtype) -> list[Tensor]:
     total, q, g, assignment, entropy, std_log = of_terms.to(dtype).unbind()
     if of_total is not None:
         total = total + of_total
-    return [total, q + entropy, g + entropy, assignment + entropy, std_log]
+    assignment = assignment + entropy
+    return [
+        *(total, q + entropy, g + entropy, assignment),
+        std_log + assignment if weighted else std_log,
+    ]

@@ -77,8 +77,8 @@ def gaussian_mixture_entropy(
         reduction: "mean" over the samples, "sum", N times that, or "none", one value each.
         eps: the stabiliser itself, for a value that does not depend on the other rows; then
             `safety_factor` plays no part.
-        group: samples and components of all its ranks, see `mutual_information_sub_batch`; not
-            with weights.
+        group: samples and components of all its ranks, see `mutual_information_sub_batch`; weights
+            are those of the components that are here, and have no part in shards.
 
     Returns:
         0-dim in T, in nats; (N,) for the reduction "none".
@@ -86,10 +86,14 @@ def gaussian_mixture_entropy(
     Raises:
         TypeError: no dense tensor, or another dtype than float16, bfloat16, float32 and float64.
         ValueError: shapes do not match, a batch is empty, devices differ, an option is unknown, or
-            weights under "jensen" or of a group.
+            weights under "jensen" or of a group with shards.
     """
     embeddings = (clean_embeddings, transformed_embeddings, means, stds)
     if _any_distributed(embeddings):
+        if component_log_weights is not None:
+            raise ValueError(
+                "component_log_weights: expected None beside distributed tensors, got a tensor"
+            )
         group, embeddings, (mask, component_mask) = _local(group, embeddings, mask, component_mask)
     check = functools.partial(
         _calls.entropy,
@@ -98,8 +102,10 @@ def gaussian_mixture_entropy(
     )
     where = _group_of(group, of_pairs=True)
     if where is not None:
-        if component_log_weights is not None:
-            raise ValueError("component_log_weights: expected None for a group, got a tensor")
+        if component_log_weights is not None and where.shards:
+            raise ValueError(
+                "component_log_weights: expected None for a group with shards, got a tensor"
+            )
         total, _ = _of_ranks(where, check, _calls.rows_of_entropy, estimator, losses)
         return total
     inputs, scoring = check()
@@ -191,7 +197,7 @@ def mutual_information_sub_batch(
     inputs, scoring = check()
     batch = inputs[0].shape[0]
     if batch < 2 and small_batch == "skip":
-        return _skipped(inputs, estimator, losses)
+        return skipped(inputs, estimator, losses)
     _calls.rows_of_information(batch, pairing)
     estimate = _ESTIMATORS[estimator]
     total = _evaluate(estimate, inputs, scoring, losses, _ENTRIES_OF_INFORMATION)
@@ -242,7 +248,7 @@ def enter(
             losses[entries[term]] = value
 
 
-def _skipped(inputs: AnyInputs, estimator: Estimator, losses: Losses | None) -> Tensor:
+def skipped(inputs: AnyInputs, estimator: Estimator, losses: Losses | None) -> Tensor:
     """0 with a graph, of which every gradient is 0."""
     total = torch.stack([t[:0].sum(dtype=accumulation_dtype(*inputs)) for t in inputs]).sum()
     if losses is not None:
@@ -287,7 +293,7 @@ def _of_ranks(
     entries = _ENTRIES_OF_ENTROPY if options is None else _ENTRIES_OF_INFORMATION
     inputs, found = evaluate(where, check, rows, estimator, options)
     if found is None:
-        total = _skipped(inputs, estimator, losses)
+        total = skipped(inputs, estimator, losses)
         return total, torch.zeros_like(total)
     total, terms, half = found
     if losses is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _calls
 from ._mixture import Inputs, Rows, Scoring
-from .losses import Losses, enter, less_half
+from .losses import Losses, enter, less_half, skipped
 from .ranks import Group, group_of
 from .ranks._agreement import agree
 from .ranks._peers import Peers
@@ -67,14 +67,15 @@ class MicroBatches:
         inputs, scoring = self._checked(
             stds_tensor, stds_tensor, stds_tensor, stds_tensor, noise_mask
         )
-        if self._step is None:
-            self._step = self._begun(inputs, scoring)
+        if not self._windows:
+            self._begin(inputs, scoring)
         start = self._windows[-1][1] if self._windows else 0
         window = start, start + len(stds_tensor)
         if window[1] > self._rows:
             raise ValueError(f"micro_batches: expected {self._rows} rows, got {window[1]} or more")
         self._windows.append(window)
-        self._step.observe(window, inputs, scoring.sample_mask)
+        if self._step is not None:
+            self._step.observe(window, inputs, scoring.sample_mask)
 
     @torch.no_grad()
     def add(
@@ -86,12 +87,13 @@ class MicroBatches:
         noisy_input_embeddings: Tensor,
     ) -> None:
         """The second loop, the arguments of the loss for the next micro-batch."""
-        step, inputs, mask, number = self._next(
+        inputs, mask, number = self._next(
             self._added,
             *(means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings),
             noise_mask,
         )
-        step.add(number, self._windows[number], inputs, mask)
+        if self._step is not None:
+            self._step.add(number, self._windows[number], inputs, mask)
         self._added += 1
 
     @torch.no_grad()
@@ -99,6 +101,8 @@ class MicroBatches:
         """The loss of the whole batch of all ranks, in nats, without a graph; its terms go into
         `losses`."""
         step = self._finished_step()
+        if step is None:
+            return skipped(self._skipped, "jensen", losses)
         total, terms = step.total_and_terms()
         return self._result(total, terms, 1.0, losses)
 
@@ -112,13 +116,15 @@ class MicroBatches:
         losses: Losses | None = None,
     ) -> Tensor:
         """The third loop: the part of the next micro-batch, with its graph."""
-        self._finished_step()
-        step, inputs, mask, number = self._next(
+        step = self._finished_step()
+        inputs, mask, number = self._next(
             self._taken,
             *(means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings),
             noise_mask,
         )
         self._taken += 1
+        if step is None:
+            return skipped(inputs, "jensen", losses)
         window = self._windows[number]
         share = (window[1] - window[0]) / self._rows if self._rows else 1.0
         meeting = step.meeting(number, window, inputs, mask)
@@ -133,8 +139,9 @@ class MicroBatches:
         assert self._step is not None
         return less_half(self._step.half * share, total, losses)
 
-    def _finished_step(self) -> Step:
-        if self._step is None or self._added < len(self._windows):
+    def _finished_step(self) -> Step | None:
+        """None where there are too few rows to count."""
+        if not self._windows or self._added < len(self._windows):
             raise RuntimeError(
                 f"micro_batches: expected {len(self._windows) or 'all'} micro-batches to be added, "
                 f"got {self._added}"
@@ -143,32 +150,36 @@ class MicroBatches:
             raise ValueError(
                 f"micro_batches: expected {self._rows} rows, got {self._windows[-1][1]}"
             )
-        if not self._finished:
+        if not self._finished and self._step is not None:
             self._step.finish()
             self._finished = True
         return self._step
 
     def _next(
         self, number: int, mu: Tensor, stds: Tensor, x: Tensor, y: Tensor, mask: Tensor
-    ) -> tuple[Step, Inputs, Tensor, int]:
+    ) -> tuple[Inputs, Tensor, int]:
         inputs, scoring = self._checked(mu, stds, x, y, mask)
-        if self._step is None or number >= len(self._windows):
+        if number >= len(self._windows):
             raise RuntimeError(f"micro_batches: expected to observe micro-batch {number} first")
         start, stop = self._windows[number]
         if len(y) != stop - start:
             raise ValueError(
                 f"micro_batches: expected {stop - start} rows in micro-batch {number}, got {len(y)}"
             )
-        return self._step, inputs, scoring.sample_mask, number
+        return inputs, scoring.sample_mask, number
 
-    def _begun(self, inputs: Inputs, scoring: Scoring) -> Step:
+    def _begin(self, inputs: Inputs, scoring: Scoring) -> None:
         """Asks how many rows all ranks have."""
         rows, shards = Peers(self._where.rows), Peers(self._where.shards)
         whole = inputs[0].new_empty(()).expand(self._rows, *inputs[0].shape[1:])
         options = ("micro_batches", self._loss.constant, self._where.averaged)
         _, sizes = agree(rows, shards, lambda: ((whole,) * 4, scoring), options)
-        _calls.rows_of_information(sum(n for n, _ in sizes), self._loss.pairing)
-        return Step(scoring, self._where, sizes, inputs[0].shape[2])
+        batch = sum(n for n, _ in sizes)
+        if batch < 2 and self._loss.small_batch == "skip":
+            self._skipped = inputs
+            return
+        _calls.rows_of_information(batch, self._loss.pairing)
+        self._step = Step(scoring, self._where, sizes, inputs[0].shape[2])
 
     def _checked(
         self, mu: Tensor, stds: Tensor, x: Tensor, y: Tensor, mask: Tensor

@@ -139,3 +139,30 @@ def test_too_few_rows():
     odd = fused_mi.MutualInformationLoss().micro_batches(3)
     with pytest.raises(ValueError, match="expected an even batch"):
         odd.observe(inputs[1][:3], inputs[2][:3])
+
+
+@pytest.mark.parametrize("constant", ["keep", "subtract"])
+def test_one_row_is_skipped(constant):
+    """Also where it comes in parts of which some are empty."""
+    inputs = mi_inputs(1, 3, 4, torch.float32)
+    loss = fused_mi.MutualInformationLoss(small_batch="skip", constant=constant)
+    value, total, losses, grads = run_step(inputs, (0,), loss)
+    assert value == total == 0
+    assert not value.requires_grad
+    wanted = {}
+    loss(*inputs, losses=wanted)
+    assert losses == wanted
+    assert all((g == 0).all() and len(g) == 1 for g in grads)
+    with pytest.raises(RuntimeError, match="all micro-batches to be added"):
+        loss.micro_batches(1).value()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_an_empty_micro_batch_on_plain_torch(pairing):
+    inputs = mi_inputs(6, 3, 4, torch.float32)
+    with fused_mi.use_backend("reference"):
+        value, total, _, grads = run_step(
+            inputs, (0, 4), fused_mi.MutualInformationLoss(pairing=pairing)
+        )
+    assert_by_rule10(value, grads, inputs, {"pairing": pairing})
+    torch.testing.assert_close(total, value)

@@ -167,9 +167,9 @@ def test_an_edit_before_the_backward_pass_is_found(estimator):
         assert "modified by an inplace operation" in message
 
 
-def test_weights_of_a_group_are_refused():
+def test_weights_of_a_group_with_shards_are_refused():
     [message, _] = pool(2).run(weights)
-    assert message.startswith("component_log_weights: expected None for a group")
+    assert message.startswith("component_log_weights: expected None for a group with shards")
 
 
 def weights(rank):
@@ -181,7 +181,7 @@ def weights(rank):
             *(clean, noisy, means, stds, mask),
             component_log_weights=torch.zeros(4),
             estimator="logsumexp",
-            group=dist.group.WORLD,
+            group=fused_mi.Ranks(shards=dist.group.WORLD),
         )
     except ValueError as e:
         return str(e)

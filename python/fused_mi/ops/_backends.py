@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from torch import Tensor
 
@@ -53,6 +53,14 @@ class Backend(NamedTuple):
     name: str
     usable: bool
     reason: str
+
+
+class Finding(NamedTuple):
+    """A suspicious argument, what is suspicious, and what to do."""
+
+    argument: str
+    problem: str
+    advice: str
 
 
 class Choice(NamedTuple):
@@ -100,13 +108,30 @@ def _update() -> None:
     _forced = [None, *_entered.values()][-1]
 
 
-def explain(*tensors: Tensor) -> list[Choice]:
+@overload
+def explain(*tensors: Tensor) -> list[Choice]: ...
+@overload
+def explain(*tensors: Tensor, check: bool, eps: float | None = None) -> list[Choice | Finding]: ...
+def explain(
+    *tensors: Tensor, check: bool = False, eps: float | None = None
+) -> list[Choice] | list[Choice | Finding]:
     """Which backend would serve each operator for these tensors, and why: "forced", or the fastest
     and what spoke against those that would go before it.
 
+    Args:
+        tensors: on one device; to be checked, the first five arguments of
+            `mutual_information_sub_batch` or of `gaussian_mixture_entropy`, in their order.
+        check: look at the values as well, and append a `Finding` for each argument that the loss
+            would take and its caller may not mean: values that are not finite, negative or tiny
+            stds, swapped arguments, masks that leave nothing, noisy embeddings that are not what
+            means and stds say, rows that are there twice, types without room for the noise. It
+            waits for the device and takes a few times the memory of the tensors: for a first batch
+            and for bug reports, not for every step.
+        eps: the stabiliser, where the loss gets one; stds below its root are named.
+
     Raises:
-        TypeError: no tensor.
-        ValueError: devices differ.
+        TypeError: no tensor; to be checked, not five of them, or as the loss.
+        ValueError: devices differ; to be checked, as the loss.
         RuntimeError: a forced backend cannot serve one of the operators.
     """
     if not tensors:
@@ -115,7 +140,13 @@ def explain(*tensors: Tensor) -> list[Choice]:
     for name, tensor in named.items():
         _checks.tensor(name, tensor)
     _checks.one_device(named)
-    return [_choose(operator, tensors[0].device.type, forced()) for operator in OPERATORS]
+    choices = [_choose(operator, tensors[0].device.type, forced()) for operator in OPERATORS]
+    if not _checks.flag("check", check):
+        return choices
+    from .._suspicions import findings  # here: what it needs is above the operators
+
+    found: list[Choice | Finding] = [*choices, *findings(tensors, eps)]
+    return found
 
 
 def choose(operator: str, *tensors: Tensor) -> ModuleType:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._mixture import Inputs, Scoring
+from .._mixture import AnyInputs, Scoring
 from .._terms import logsumexp_terms_of_means, terms_of_rows, upstream_of_terms
 from . import Group
 from ._pairs import Pairs
@@ -28,7 +28,7 @@ _FEATURES = 3
 """Rows of at least this many features for each component travel less by features."""
 
 
-def logsumexp(inputs: Inputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tensor, Tensor]:
+def logsumexp(inputs: AnyInputs, scoring: Scoring, where: Group) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), its terms (6,), and d/2 ().
 
     Raises:
@@ -60,16 +60,16 @@ class _OfRanks(torch.autograd.Function):
         wanted: list[bool],
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, x, mu, stds = inputs
-        pairs = Pairs.of((y, x, mu, stds), scoring, where)
-        _, S, E = y.shape
+        given: AnyInputs = inputs  # type: ignore[assignment]
+        pairs = Pairs.of(given, scoring, where)
+        _, S, E = inputs[0].shape
         long = _FEATURES * pairs.layout.components_of_mixture <= S * E
         spread = ByFeatures(pairs) if long else BySamples(pairs)
-        rows = spread.forward((y, x, mu, stds))
+        rows = spread.forward(given[:4])
         means = pairs.rows.sum(terms_of_rows(rows, pairs.partners).sum(-1)).mean(0)
         if scoring.reduction == "mean":
             means = means / pairs.layout.samples_of_mixture
-        total, terms = logsumexp_terms_of_means(means, (y, x, mu, stds))
+        total, terms = logsumexp_terms_of_means(means, given)
         ctx.spread, ctx.pairs, ctx.wanted, ctx.rows = spread, pairs, wanted, rows
         ctx.save_for_backward(*inputs)  # an edit in place is found
         ctx.mark_non_differentiable(pairs.half)
@@ -80,7 +80,7 @@ class _OfRanks(torch.autograd.Function):
     def backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None, _: None) -> Any:
         refuse_second_derivative()
         inputs, pairs = ctx.saved_tensors, ctx.pairs
-        parts = upstream_of_terms((of_total, of_terms), torch.float64)
+        parts = upstream_of_terms((of_total, of_terms), torch.float64, len(inputs) > 4)
         D = len(pairs.mixtures)
         count = 1 if pairs.scoring.reduction == "sum" else pairs.layout.samples_of_mixture
         upstream = torch.stack(parts) * (pairs.averaged / (D * count))

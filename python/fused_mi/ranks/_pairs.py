@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Own
-from .._mixture import Inputs, Mixture, Rows, Scoring
+from .._mixture import AnyInputs, Inputs, Mixture, Rows, Scoring
 from . import Group
 from ._layout import Layout, divisor_of
 from ._meeting import Meeting, half_of
@@ -29,14 +29,19 @@ class Pairs(NamedTuple):
     blocks: list[Rows]  # of the samples of a mixture, one for each rank
     averaged: float
     half: Tensor
+    weights: Tensor | None  # (M,) log weights of the components of all ranks, where they have any
 
     @classmethod
-    def of(cls, inputs: Inputs, scoring: Scoring, where: Group) -> Pairs:
+    def of(cls, given: AnyInputs, scoring: Scoring, where: Group) -> Pairs:
+        inputs: Inputs = given[:4]
         peers, shards = Peers(where.rows), Peers(where.shards)
         layout = Layout.of(
             peers.rank, sizes_of(peers, inputs[0], inputs[1], where.sizes), scoring.pairing
         )
         meeting = Meeting.of_ranks(layout, peers, shards, inputs, scoring)
+        weights = None
+        if len(given) > 4:
+            weights = peers.gather_rows(given[4], [size for _, size in layout.sizes])
         return cls(
             scoring,
             layout,
@@ -46,6 +51,7 @@ class Pairs(NamedTuple):
             cuts(layout.samples_of_mixture, peers.size),
             where.averaged,
             half_of(meeting, inputs[0].shape[2], divisor_of(layout, scoring), shards),
+            weights,
         )
 
     @property
@@ -60,6 +66,14 @@ class Pairs(NamedTuple):
     @property
     def partners(self) -> int:
         return self.layout.components_of_mixture - int(self.own is not None)
+
+    def weighted(self, inputs: Inputs) -> AnyInputs:
+        """With the weights of all components, where they have any."""
+        return inputs if self.weights is None else (*inputs, self.weights)
+
+    def of_weights_here(self, gradient: Tensor) -> Tensor:
+        """That of the weights that are here, from those (M,) of the samples of each block."""
+        return self.rows.sum(gradient)[slice(*self.layout.rows(self.rows.rank, 1))]
 
     def travel(self, role: int) -> Travel:
         """Of the rows that are samples (0) or components (1) of some mixture."""

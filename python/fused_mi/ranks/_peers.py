@@ -31,6 +31,13 @@ class Peers:
         into(out, t.contiguous().view(-1), group=self.group)
         return out.view(self.size, *t.shape)
 
+    def gather_rows(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all ranks, of which each has as many as `sizes` says."""
+        padded = t.new_zeros((max(sizes), *t.shape[1:]))
+        padded[: len(t)] = t
+        every = self.gather(padded)
+        return torch.cat([of_rank[:size] for of_rank, size in zip(every, sizes, strict=True)])
+
     def least(self, t: Tensor) -> Tensor:
         """Elementwise over the ranks."""
         return self._reduce(t, dist.ReduceOp.MIN)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._mixture import AnyInputs, Scoring, half_of_positions
-from ..ops.estimators import jensen, logsumexp
+from ..ops.estimators import jensen, logsumexp, logsumexp_of_weighted
 from . import Group
 from ._layout import Layout
 from ._peers import Peers
@@ -30,7 +30,7 @@ def of_samples(
     samples, components = zip(*layout.sizes, strict=True)
 
     def of_all(t: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        return _gathered(peers, t.detach(), sizes)
+        return peers.gather_rows(t.detach(), sizes)
 
     everything = [of_all(y, samples), *(of_all(t, components) for t in inputs[1:])]
     mask = of_all(scoring.sample_mask.to(torch.uint8), samples).bool()
@@ -39,6 +39,8 @@ def of_samples(
         component_mask = of_all(component_mask.to(torch.uint8), components).bool()
     of_batch = scoring._replace(sample_mask=mask, component_mask=component_mask)
     estimate = jensen if estimator == "jensen" else logsumexp
+    if len(inputs) > 4:
+        estimate = logsumexp_of_weighted
     total, terms = estimate(tuple(everything), of_batch, False)  # type: ignore[arg-type]
     half = half_of_positions(of_batch, tuple(everything))  # type: ignore[arg-type]
     start, _ = layout.rows(peers.rank, 0)
@@ -59,12 +61,3 @@ def of_samples(
 def _offsets(layout: Layout) -> list[int]:
     """Of the samples of each mixture in the result."""
     return [d * layout.samples_of_mixture for d in range(len(layout.samples))]
-
-
-def _gathered(peers: Peers, t: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The rows of all ranks, of which each has as many as `sizes` says."""
-    most = max(sizes)
-    padded = t.new_zeros((most, *t.shape[1:]))
-    padded[: len(t)] = t
-    every = peers.gather(padded)
-    return torch.cat([of_rank[:size] for of_rank, size in zip(every, sizes, strict=True)])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._building_blocks import Gradients
-from .._estimators import PAIRS_AT_ONCE, ROWS, Estimators
-from .._mixture import Inputs, Mixture, Rows
+from .._estimators import PAIRS_AT_ONCE, ROWS, Estimators, weigh
+from .._mixture import AnyInputs, Inputs, Mixture, Rows
 from .._precision import accumulation_dtype
 from ..ops._backends import building_blocks
 from ._pairs import Pairs
@@ -59,12 +59,13 @@ class ByFeatures:
         got = pairs.rows.exchange(sent, [D * 3 * (stop - start) * M] * ranks)
         of_block = in_order(torch.stack(got)).view(D, 3, stop - start, M)
         self.energies = pairs.shards.sum(of_block)
+        weigh(self.energies, pairs.weighted(inputs))
         if stop == start:
             return energies.new_zeros((D, ROWS, 0))
         return self.blocks.logsumexp.logsumexp(self.energies, pairs.own)
 
     def backward(self, upstream: Tensor, rows: Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Of y, x, mu and stds, of the rows that this rank has."""
+        """Of the inputs, of the rows that this rank has."""
         pairs = self.pairs
         pull = torch.zeros_like(self.energies)
         if pull.numel():
@@ -84,7 +85,10 @@ class ByFeatures:
             None if g is None else self._gather(g, used, role, shape)
             for g, used, role, shape in zip(found, self.used, self.roles, self.shapes, strict=True)
         ]
-        return [home[0], home[1], home[1], home[3]]
+        of_inputs = [home[0], home[1], home[1], home[3]]
+        if len(wanted) > 4:
+            of_inputs.append(pairs.of_weights_here(pull[0, 2].sum(0)) if wanted[4] else None)
+        return of_inputs
 
     def _here(self) -> list[Mixture]:
         """Masks of the positions of this rank."""
@@ -158,7 +162,7 @@ class BySamples:
         pairs, T = self.pairs, accumulation_dtype(*inputs)
         self.estimators = Estimators(building_blocks(inputs[0]))
         self.blocks = building_blocks(inputs[0])
-        self.inputs: list[Inputs] = []
+        self.inputs: list[AnyInputs] = []
         self.mixtures: list[Mixture] = []
         self.energies: list[Tensor | None] = []
         n, found = pairs.block[1] - pairs.block[0], []
@@ -189,7 +193,7 @@ class BySamples:
                 sample_rows=(0, n),
                 component_rows=(first, first + M),
             )
-            here = of_y, others[0], others[1], others[2]
+            here = pairs.weighted((of_y, others[0], others[1], others[2]))
             of_mixture, energies = self._of_mixture(here, mixture, n, M)
             self.inputs.append(here)
             self.mixtures.append(mixture)
@@ -198,7 +202,7 @@ class BySamples:
         return torch.cat(found)
 
     def _of_mixture(
-        self, here: Inputs, mixture: Mixture, n: int, M: int
+        self, here: AnyInputs, mixture: Mixture, n: int, M: int
     ) -> tuple[Tensor, Tensor | None]:
         """(1, 5, n), and the energies (1, 3, n, M) where they are kept."""
         shared = self.pairs.shards.size > 1
@@ -210,7 +214,7 @@ class BySamples:
         if shared:
             assert energies is not None
             if not empty:
-                self.blocks.pairs.pairs(*here, [mixture], energies)
+                self.blocks.pairs.pairs(*here[:4], [mixture], energies)
             energies = self.pairs.shards.sum(energies)
             if n:
                 rows = self.blocks.logsumexp.logsumexp(energies, self.pairs.own)
@@ -222,7 +226,8 @@ class BySamples:
         """As `ByFeatures.backward`."""
         pairs = self.pairs
         total: Gradients = [None] * 4
-        once = [wanted[0], wanted[1] or wanted[2], False, wanted[3]]
+        of_weights: Gradients = []
+        once = [wanted[0], wanted[1] or wanted[2], False, *wanted[3:]]
         for d, (here, mixture, energies) in enumerate(
             zip(self.inputs, self.mixtures, self.energies, strict=True)
         ):
@@ -240,7 +245,8 @@ class BySamples:
             else:
                 found = _zeros(here, once)
             of_samples, of_components = self._need(d)
-            of_y, of_x, _, of_stds = found
+            of_y, of_x, _, of_stds, *of_all = found
+            of_weights = [None if g is None else pairs.of_weights_here(g) for g in of_all]
             home: Gradients = [None] * 4
             samples, components = pairs.travel(0), pairs.travel(1)
             if of_y is not None:
@@ -256,7 +262,7 @@ class BySamples:
                 a if b is None else b if a is None else a + b
                 for a, b in zip(total, home, strict=True)
             ]
-        return [total[0], total[1], total[1], total[3]]
+        return [total[0], total[1], total[1], total[3], *of_weights]
 
     def _need(self, d: int) -> tuple[list[Rows], list[Rows]]:
         """The samples and components of mixture d that each rank needs, in the batch of all."""

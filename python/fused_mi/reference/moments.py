@@ -154,7 +154,7 @@ class _Direction:
                 r.samples.delta / r.scale,
                 r.samples.m2 / r.scale / r.scale,
                 r.components.delta / r.scale + (r.components.shift / r.scale - first),
-                (r.components.weight * r.scale * r.scale).expand_as(r.y[0]),
+                (r.components.weight * r.scale * r.scale).expand(r.y.shape[1:]),
             )
         )
         return torch.stack((q, g, k)), of_roles
