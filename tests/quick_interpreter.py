@@ -17,9 +17,7 @@ def patch_once():
     def patch_lang(fn):
         found = {id(tl), id(tl.core)} & set(map(id, fn.__globals__.values()))
         if found <= patched:
-            return (
-                None  # nobody asks: a launch restores what it patched, a function inside does not
-            )
+            return None  # nobody asks: only a launch restores what it patched
         patched.update(found)
         return patch(fn)
 
