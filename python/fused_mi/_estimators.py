@@ -21,6 +21,7 @@ from ._terms import (
     jensen_divisor,
     jensen_terms,
     logsumexp_terms,
+    logsumexp_terms_of_numbers,
     logsumexp_terms_of_samples,
     terms_of_numbers,
     upstream_of_energies,
@@ -135,8 +136,10 @@ class Estimators:
         self.rows_of(inputs, mixtures, own, rows, energies)
         if scoring.reduction == "none":
             return *logsumexp_terms_of_samples(rows, scoring, inputs), state
-        means = self._means(rows, Own.partners(own, mixtures[0].components))
-        return *logsumexp_terms(means.mean(0), scoring, inputs), state
+        means = self._means(rows, Own.partners(own, mixtures[0].components)).mean(0)
+        if means.device.type == "cpu":
+            return *logsumexp_terms_of_numbers(means.tolist(), scoring, inputs), state
+        return *logsumexp_terms(means, scoring, inputs), state
 
     def rows_of(
         self,

@@ -85,12 +85,27 @@ def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: AnyInputs) -> tuple
 
 def logsumexp_terms_of_means(means: Tensor, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
     """The same, of means or sums as they are."""
-    value, q, g, assignment, std_log = means.unbind()
-    if len(inputs) > 4:  # of the weights, not of equal ones
-        assignment = assignment + std_log
-    terms = torch.stack((value, q, g, assignment, q + g + assignment, std_log))
+    terms = torch.stack(_logsumexp_in_order(*means.unbind(), inputs))
     terms = terms.to(accumulation_dtype(*inputs))
     return terms[0].clone(), terms
+
+
+def logsumexp_terms_of_numbers(
+    means: Sequence[float], scoring: Scoring, inputs: AnyInputs
+) -> tuple[Tensor, Tensor]:
+    """`logsumexp_terms` on a CPU, see `terms_of_numbers`."""
+    factor = Sizes.of(scoring, inputs).samples if scoring.reduction == "sum" else 1
+    terms = _logsumexp_in_order(*(factor * mean for mean in means), inputs)
+    dtype = accumulation_dtype(*inputs)
+    return torch.tensor(terms[0], dtype=dtype), torch.tensor(terms, dtype=dtype)
+
+
+def _logsumexp_in_order(
+    value: Any, q: Any, g: Any, assignment: Any, std_log: Any, inputs: AnyInputs
+) -> tuple[Any, ...]:
+    if len(inputs) > 4:  # of the weights, not of equal ones
+        assignment = assignment + std_log
+    return value, q, g, assignment, q + g + assignment, std_log
 
 
 def logsumexp_terms_of_samples(

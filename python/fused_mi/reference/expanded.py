@@ -6,6 +6,7 @@ Everything is taken relative to one row of the components: an offset would cost 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -35,10 +36,12 @@ class _Roles(NamedTuple):
     v: Tensor  # (M, b, e): 1 where not active
     y: Tensor  # (N, K): relative to the shift, 0 where not active
     c: Tensor  # (M, K): the same
+    squares: Tensor  # (N, K): y^2
     precision: Tensor  # (M, K): 1 / v, 0 where not active
     weighted: Tensor  # (M, K): c / v
-    weight_i: Tensor  # (N, b): 1 where active, else 0
-    weight_l: Tensor  # (M, b)
+    weighted_squares: Tensor  # (M, K): c^2 / v
+    weight_i: Tensor | None  # (N, b): 1 where active, else 0; None: active everywhere
+    weight_l: Tensor | None  # (M, b)
 
 
 class _Direction:
@@ -56,25 +59,31 @@ class _Direction:
         role_i, role_l = self.samples.at(block[0]), self.components.at(block[0])
         samples, components = y[role_i.rows], x[role_l.rows]
         shift = role_l.first(components).to(F64)
-        of_y = role_i.keep(samples - shift)
-        of_c = role_l.keep((components - shift).add_(mu[role_l.rows]))
+        of_y = role_i.keep(samples - shift).flatten(1)
+        of_c = role_l.keep((components - shift).add_(mu[role_l.rows])).flatten(1)
         v = role_l.variances(stds, self.mixture.component_eps)
-        precision = role_l.keep(v.reciprocal())
+        precision = role_l.keep(v.reciprocal()).flatten(1)
+        weighted = of_c * precision
+        weights = [None if r.mask is None else r.mask.to(F64) for r in (role_i, role_l)]
         return _Roles(
             role_i,
             role_l,
             v,
-            of_y.flatten(1),
-            of_c.flatten(1),
-            precision.flatten(1),
-            (of_c * precision).flatten(1),
-            _weights(role_i, of_y),
-            _weights(role_l, of_c),
+            of_y,
+            of_c,
+            of_y * of_y,
+            precision,
+            weighted,
+            weighted * of_c,
+            *weights,
         )
 
     def _enough(self, r: _Roles) -> bool:
         """Whether no square of this block is too large beside what may be left of it."""
-        sizes = torch.maximum(r.y.abs().amax(0), r.c.abs().amax(0)).square_()
+        largest = r.squares.amax().item() * r.precision.amax().item()
+        if largest <= self.largest and r.weighted_squares.amax().item() <= self.largest:
+            return True
+        sizes = torch.maximum(r.squares.amax(0), (r.c * r.c).amax(0))  # column by column
         return sizes.mul_(r.precision.amax(0)).amax().item() <= self.largest
 
     def energies(
@@ -83,15 +92,15 @@ class _Direction:
         m, r = self.mixture, self._roles(block, y, x, mu, stds)
         if not self._enough(r):
             return self._exactly.energies(block, y, x, mu, stds)
-        of_c = (r.weighted * r.c).view_as(r.v).sum(-1)
-        q = (r.y.square() @ r.precision.T).addmm_(r.weight_i, of_c.T)
-        q = q.addmm_(r.y, r.weighted.T, alpha=-2).clamp_(min=0).div_(2)
-        g = r.weight_i @ _log_determinant_terms(r.v, r.weight_l).T
-        k = torch.zeros_like(g)
-        if m.sample_eps is not None:
-            own = r.samples.variances(stds, m.sample_eps)
-            k = _log_determinant_terms(own, r.weight_i) @ r.weight_l.T
-        return q, g, k
+        of_c = _of_partners(r.weight_i, r.weighted_squares.view_as(r.v).sum(-1))
+        q = torch.addmm(of_c, r.squares, r.precision.T, beta=0.5, alpha=0.5)
+        q = q.addmm_(r.y, r.weighted.T, alpha=-1).clamp_(min=0)
+        g = _of_partners(r.weight_i, _log_determinant_terms(r.v, r.weight_l)).expand_as(q)
+        if m.sample_eps is None:
+            return q, g, torch.zeros_like(q)
+        own = r.samples.variances(stds, m.sample_eps)
+        k = _of_partners(r.weight_l, _log_determinant_terms(own, r.weight_i))
+        return q, g, k.T.expand_as(q)
 
     def gradients(
         self,
@@ -110,10 +119,10 @@ class _Direction:
         d_y, d_x, d_mu, d_stds = into
         if d_y is not None:
             pull = (of_q @ r.precision).mul_(r.y).addmm_(of_q, r.weighted, alpha=-1)
-            r.samples.put(d_y, pull.view(*r.weight_i.shape, -1), 1.0)
+            r.samples.put(d_y, pull.view(len(pull), *r.v.shape[1:]), 1.0)
         if d_x is not None or d_mu is not None or d_stds is not None:
             # Of each component the sums over samples: of the upstream, and times y.
-            count = (of_q.T @ r.weight_i)[..., None]
+            count = _of_weights(r.weight_i, of_q.T)
             of_y = (of_q.T @ r.y).view_as(r.v)
             c, precision = r.c.view_as(r.v), r.precision.view_as(r.v)
         if d_x is not None or d_mu is not None:
@@ -122,15 +131,14 @@ class _Direction:
                 if d_centre is not None:
                     r.components.put(d_centre, pull, 1.0)
         if d_stds is not None:
-            of_squares = (of_q.T @ r.y.square()).view_as(r.v)
+            of_squares = (of_q.T @ r.squares).view_as(r.v)
             of_squares = of_squares.add_(of_y.mul_(-2).addcmul_(count, c).mul_(c)).mul_(precision)
-            of_logs = (of_g.T @ r.weight_i)[..., None]
-            pull = (of_logs - of_squares).mul_(precision)
+            pull = of_squares.sub_(_of_weights(r.weight_i, of_g.T)).mul_(precision).neg_()
             r.components.put(d_stds, pull, stds[r.components.rows], add)
             if m.sample_eps is not None:
                 own = r.samples.variances(stds, m.sample_eps)
-                of_logs = (of_k @ r.weight_l)[..., None]
-                r.samples.put(d_stds, own.reciprocal_().mul_(of_logs), stds[r.samples.rows], add)
+                pull = own.reciprocal_().mul_(_of_weights(r.weight_l, of_k))
+                r.samples.put(d_stds, pull, stds[r.samples.rows], add)
         return None
 
     def _exact_gradients(
@@ -156,14 +164,23 @@ class _Direction:
                 to[self.samples.rows] = part[self.samples.rows]
 
 
-def _weights(role: RowsOfRole, like: Tensor) -> Tensor:
-    """(rows, b) of values (rows, b, e): 1 where they contribute, else 0."""
-    return torch.ones(like.shape[:2], dtype=F64) if role.mask is None else role.mask.to(F64)
+def _of_partners(weight: Tensor | None, terms: Tensor) -> Tensor:
+    """Of pairs (rows, partners): terms (partners, b) where the row has weight (rows, b); of all of
+    them the same row, (1, partners), where it has all."""
+    return terms.sum(-1, keepdim=True).T if weight is None else weight @ terms.T
 
 
-def _log_determinant_terms(v: Tensor, here: Tensor) -> Tensor:
+def _of_weights(weight: Tensor | None, of_pairs: Tensor) -> Tensor:
+    """The gradient (partners, b, 1) of these terms, or (partners, 1, 1), from one of the pairs,
+    (partners, rows)."""
+    found = of_pairs.sum(1, keepdim=True) if weight is None else of_pairs @ weight
+    return found[..., None]
+
+
+def _log_determinant_terms(v: Tensor, here: Tensor | None) -> Tensor:
     """`1/2 sum_e (log v + log 2 pi)` (rows, b) of v (rows, b, e), 1 where `here` (rows, b) is 0."""
-    return v.log().sum(-1).add_(here, alpha=v.shape[-1] * LOG_2PI).div_(2)
+    found, constant = v.log().sum(-1).mul_(0.5), v.shape[-1] * LOG_2PI / 2
+    return found.add_(constant) if here is None else found.add_(here, alpha=constant)
 
 
 def _serves(
@@ -222,7 +239,7 @@ def pairs_backward(
     """See `reference.pairs.pairs_backward`."""
     inputs = (y, x, mu, stds)
     serves = not torch.is_grad_enabled() and _serves(*inputs, mixtures)
-    if not (serves and upstream.isfinite().all()):
+    if not (serves and math.isfinite(upstream.sum().item())):
         return _pairs.pairs_backward(upstream, *inputs, None, mixtures, wanted)
     given: tuple[Tensor, ...] = (y, x, mu, stds)  # type: ignore[assignment]
     directions = [_Direction(mixture, _largest(*given)) for mixture in mixtures]

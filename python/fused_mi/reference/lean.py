@@ -18,7 +18,7 @@ from .._estimators import HEADER, jensen_state, keep_stabilisers, kept_mixtures,
 from .._mixture import Inputs, Mixture, Role, Rows, Scoring, mixtures_of
 from .._precision import careful
 from .._terms import Upstream, jensen_divisor, terms_of_numbers
-from .rows import RowsOfRole, gradients_in_rows, is_full, roles_of
+from .rows import RowsOfRole, all_full, gradients_in_rows, roles_of
 from .streaming import Block, blocks, slices
 from .variance import LOG_2PI, min_positive_variance, stabiliser_factor
 from .variance import least as least
@@ -134,13 +134,17 @@ def variance(
         return careful_variance(stds, roles, dtype, safety_factor)
     factor, least = stabiliser_factor(dtype, safety_factor)
     most = torch.finfo(dtype).max
-    eps = [min(max(factor * _smallest(stds, *role, dtype), least), most) for role in roles]
+    full = all_full(*(mask for mask, _ in roles))
+    eps = [
+        min(max(factor * _smallest(stds, None if full else mask, rows, dtype), least), most)
+        for mask, rows in roles
+    ]
     return list(torch.tensor(eps, dtype=dtype).unbind())
 
 
-def _smallest(stds: Tensor, mask: Tensor, rows: Rows, dtype: torch.dtype) -> float:
+def _smallest(stds: Tensor, mask: Tensor | None, rows: Rows, dtype: torch.dtype) -> float:
     here = slice(*rows)
-    of_rows = None if is_full(mask) else mask[here]
+    of_rows = None if mask is None else mask[here]
     smallest = RowsOfRole(of_rows, here, dtype).least_square(stds)
     if 0 < smallest < math.inf:  # NaN is not: some do not count
         return smallest

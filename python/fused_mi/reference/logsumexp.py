@@ -30,6 +30,8 @@ def logsumexp(energies: Tensor, own: Own | None) -> Tensor:
         responsibilities, and q + g of the sample's own component, 0 where that does not matter. A
         row is hopeless where every density is 0: its log is -inf, its responsibilities are equal.
     """
+    if (found := _rows_of_finite(energies, own)) is not None:
+        return found
     rows = _rows(energies, own)
     of_own = torch.zeros_like(rows.log_sums)
     if own is not None and own.of_samples is not None:
@@ -51,6 +53,8 @@ def logsumexp_backward(
     """Gradient (D, 3, N, M) of the energies, given `upstream` (D, 5, N or 1) of the terms of each
     sample; what `logsumexp` returns is found anew. With grad mode on the result is
     differentiable."""
+    if (gradient := _gradient_of_total(upstream, energies, own)) is not None:
+        return gradient
     found = _rows(energies, own)
     total, q, g, assignment, std_log = upstream[..., None].unbind(1)
     total = torch.where(found.log_sums == -math.inf, 0, total)  # a hopeless row has none
@@ -65,6 +69,40 @@ def logsumexp_backward(
     at = own.of_samples[:, None] == torch.arange(energies.shape[-1], device=energies.device)
     of_own = torch.where(at, total, 0)
     return gradient - torch.stack((of_own, of_own, torch.zeros_like(of_own)), 1)
+
+
+def _few_operators(energies: Tensor, own: Own | None) -> bool:
+    """Whether to try with few of them first: where asking for a number is cheap, and no graph is
+    wanted."""
+    return own is None and energies.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def _rows_of_finite(energies: Tensor, own: Own | None) -> Tensor | None:
+    """What `logsumexp` returns, where all of it is finite."""
+    if not _few_operators(energies, own):
+        return None
+    q, g, k = energies.unbind(1)
+    densities = (k - q).sub_(g)
+    log_sums = densities.logsumexp(-1, keepdim=True)
+    means = densities.sub_(log_sums).exp_()[:, None].mul(energies).sum(-1)
+    log_sums = log_sums.transpose(1, 2)
+    found = torch.cat((log_sums, means, torch.zeros_like(log_sums)), 1)
+    return found if math.isfinite(found.sum().item()) else None
+
+
+def _gradient_of_total(upstream: Tensor, energies: Tensor, own: Own | None) -> Tensor | None:
+    """What `logsumexp_backward` returns, where nothing else has a gradient, and all is finite."""
+    if upstream.shape[-1] != 1 or not _few_operators(energies, own):
+        return None
+    first, *others = upstream[..., 0].tolist()
+    if any(first[1:]) or any(other != first for other in others):
+        return None
+    q, g, k = energies.unbind(1)
+    densities = (k - q).sub_(g)
+    of_pairs = densities.sub_(densities.logsumexp(-1, keepdim=True)).exp_().mul_(first[0])
+    if not math.isfinite(of_pairs.sum().item()):
+        return None
+    return torch.stack((of_pairs, of_pairs, -of_pairs), 1)
 
 
 def _rows(energies: Tensor, own: Own | None) -> _Rows:

@@ -175,13 +175,18 @@ def roles_of(mixture: Mixture, dtype: torch.dtype) -> tuple[RowsOfRole, RowsOfRo
     """Samples and components."""
     m = mixture
     masks: list[Tensor | None] = [None, None]
-    if m.exclude_diagonal or not (is_full(m.sample_mask) and is_full(m.component_mask)):
+    if m.exclude_diagonal or not all_full(m.sample_mask, m.component_mask):
         masks = [None if is_full(mask) else mask for mask in m.contributing()]
     samples, components = masks
     return (
         RowsOfRole(samples, slice(*m.sample_rows), dtype),
         RowsOfRole(components, slice(*m.component_rows), dtype),
     )
+
+
+def all_full(*masks: Tensor) -> bool:
+    """Whether all of them are true; the same one is asked once."""
+    return all(map(is_full, {id(mask): mask for mask in masks}.values()))
 
 
 def is_full(mask: Tensor) -> bool:
