@@ -3,7 +3,6 @@ own component and those of all others."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -110,4 +109,5 @@ def _of_batch(
     total: Tensor = logsumexp(inputs, scoring, True)  # of a mean over B, with or without the own
     if not others:
         return total
-    return total + math.log1p(-1 / rows) * (rows if reduction == "sum" else 1)
+    share = total.new_full((), -1 / rows).log1p()  # no number: a graph serves every batch
+    return total + (share * rows if reduction == "sum" else share)
