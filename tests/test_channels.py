@@ -97,11 +97,9 @@ def test_pairwise_bounds_of_a_batch(d):
         for bound in ("lower", "upper")
     )
     gen = torch.Generator().manual_seed(1)
-    mask, values = torch.ones(rows, dtype=torch.bool), []
-    for _ in range(BATCHES):
-        y = x + stds * torch.randn(rows, d, generator=gen)
-        values.append(fused_mi.infonce(mu, stds, mask, x, y))  # the mixture is all there is
-    values = torch.stack(values)
+    mask = torch.ones(rows, dtype=torch.bool)
+    noisy = [x + stds * torch.randn(rows, d, generator=gen) for _ in range(BATCHES)]
+    values = torch.stack([fused_mi.infonce(mu, stds, mask, x, y) for y in noisy])  # all there is
     true, error = values.mean().item(), values.std().item() / math.sqrt(BATCHES)
     assert 0 < lower < true + 5 * error
     assert true - 5 * error < upper < math.log(rows)
