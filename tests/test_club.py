@@ -1,7 +1,5 @@
 """CLUB in linear time, and the class that learns its q(y|x)."""
 
-import math
-
 import fused_mi
 import pytest
 import torch
@@ -188,8 +186,7 @@ def test_derivatives(masked, reduction):
     assert torch.autograd.gradgradcheck(lambda *t: club(t, mask, reduction), floats)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("masked", "reduction"), [(False, "mean"), (True, "none")])
 def test_one_graph_for_every_batch(masked, reduction):
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
@@ -296,34 +293,6 @@ def test_methods_of_the_published_class():
     true = torch.autograd.grad(published(mean, logvar, y), list(module.parameters()))
     for a, b in zip(grads, true, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-def test_what_it_learns_is_an_upper_bound():
-    """y = x + noise of variance 1/2 in 3 dimensions, which tells 3/2 log 3; and of y that belong to
-    other x nothing: by 5 standard errors."""
-    rows = 256 if interpreted() else 1024
-    gen = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 3, generator=gen)
-    y = (x + 0.5**0.5 * torch.randn(rows, 3, generator=gen)).to(DEVICE)
-    x = x.to(DEVICE)
-    module = fused_mi.CLUB(3, 3, 32).to(DEVICE)
-    optimiser = torch.optim.Adam(module.parameters(), 2e-2)
-    for _ in range(100):
-        loss = module.learning_loss(x, y)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        mean, logvar = module.get_mu_logvar(x)
-
-    def estimate(y):
-        error = fused_mi.standard_error(fused_mi.club, mean, logvar, y, groups=16)
-        return fused_mi.club(mean, logvar, y).item(), error.item()
-
-    value, error = estimate(y)
-    assert value - 5 * error > 1.5 * math.log(3)
-    value, error = estimate(y.roll(1, 0))
-    assert abs(value) < 5 * error
 
 
 def test_modes():
