@@ -9,7 +9,7 @@ from cases import DEVICE, FLOATING, MASK, assert_same_bits, gradients, leaves, m
 from marks import dtypes
 from oracle import eps_of
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_device
 FUNCTIONS = (fused_mi.l1out, fused_mi.infonce)
 every_bound = pytest.mark.parametrize("bound", FUNCTIONS, ids=lambda f: f.__name__)
 reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -50,6 +50,7 @@ def pulled(value, inputs):
     return gradients(value, inputs, grad_outputs=upstream)
 
 
+@pytest.mark.every_backend
 @every_bound
 @reduction
 @pytest.mark.parametrize("offset", [0.0, 5e5])
@@ -65,6 +66,7 @@ def test_float64(bound, reduction, offset):
         assert (a - b).abs().max().item() <= tolerance * b.abs().max().item()
 
 
+@pytest.mark.every_backend
 @every_bound
 @dtypes(torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -99,6 +101,7 @@ def test_each_follows_from_the_other():
     assert (among <= math.log(7) + 1e-12).all()
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("batch", [2, 6, 7])
 def test_the_loss_less_a_control_variate(batch):
     """q_ii - d/2, whose expectation is 0, is all that tells the loss from L1Out, and the linear
@@ -115,6 +118,7 @@ def test_the_loss_less_a_control_variate(batch):
     torch.testing.assert_close(linear, club, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.every_backend
 @every_bound
 @pytest.mark.parametrize("hidden", [1e-9, math.nan, math.inf])
 def test_what_no_row_uses_has_no_influence(bound, hidden):
@@ -146,6 +150,7 @@ def test_masks_of_any_type_and_one_position(bound):
     assert_same_bits([bound(*(t[:, 0] for t in one))], [bound(*one)])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("dtype", [F32, torch.float64], ids=str)
 def test_little_noise(dtype):
     """Every row is told apart: InfoNCE is log B, exactly without gradients, and L1Out goes on."""
@@ -161,6 +166,7 @@ def test_little_noise(dtype):
     assert apart > 1e6 and all(g.isfinite().all() for g in gradients(apart, inputs))
 
 
+@pytest.mark.every_backend
 @every_bound
 def test_a_sample_far_from_every_row(bound):
     inputs = leaves(mi_inputs(dtype=F32))

@@ -7,7 +7,7 @@ from cases import DEVICE, assert_same_bits, interpreted
 from marks import dtypes, options
 from test_scaling import Allocations
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_device
 every_form = options(masked=(False, True), reduction=("mean", "sum", "none"))
 NAMES = ("mean", "logvar", "y")
 
@@ -73,6 +73,7 @@ def pulled(value, floats):
     return torch.autograd.grad(value, floats, upstream)
 
 
+@pytest.mark.every_backend
 @every_form
 @pytest.mark.parametrize("offset", [0.0, 5e5])
 def test_float64(options, offset):
@@ -89,6 +90,7 @@ def test_float64(options, offset):
         assert ((a - b).abs() <= 1e-11 * scale.max()).all(), name
 
 
+@pytest.mark.every_backend
 @every_form
 @dtypes(torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("offset", [0.0, 1e3])
@@ -110,6 +112,7 @@ def test_rule_10(options, dtype, offset):
         assert ((a.double() - c).abs() <= bound).all(), name
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("b", [1, 2, 33])
 def test_the_published_formula(b):
     mean, logvar, y = (t.squeeze(1) for t in case(b, 1)[:3])
@@ -130,6 +133,7 @@ def test_one_row_tells_nothing():
         assert (g.abs() <= 8 * torch.finfo(torch.float32).eps * bound).all()
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("hidden", [0.0, float("nan"), float("inf")])
 def test_what_no_sample_uses_has_no_influence(reduction, hidden):
@@ -158,6 +162,7 @@ def test_masks_of_any_type():
     assert_same_bits([club(flat, mask[:, 0])], [club(deep, mask[:, :1])])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("logvar", [-120.0, -80.0, 60.0])
 @pytest.mark.parametrize("far", [1.0, 1e6])
 def test_extremes(logvar, far):
@@ -208,6 +213,7 @@ def test_one_graph_for_every_batch(masked, reduction):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.every_backend
 def test_65536_rows():
     """Both passes, in the memory of a few inputs; a matrix of pairs would take 16 GiB."""
     b = 65536 if DEVICE.type != "cpu" or not interpreted() else 256
