@@ -213,7 +213,7 @@ def test_one_graph(bound):
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="counts what the CPU allocator gives")
-@every_bound
+@pytest.mark.parametrize("bound", ["lower"])
 def test_memory(bound):
     """Of both passes, below one tensor of pairs times features: 64 inputs in float64."""
     floats = leaves(case(32, 16, 128, F32)[0])
