@@ -1,6 +1,6 @@
 """Measure the losses against everything else that computes them.
 
-python -m benchmarks run, report, compare or ranks; `--help` after each has its options.
+python -m benchmarks run, report, compare, ranks or estimators; `--help` after each has its options.
 """
 
 import argparse
@@ -110,11 +110,23 @@ def ranks(given: argparse.Namespace) -> None:
                 file.write(json.dumps({**about, **record}) + "\n")
 
 
+def estimators(given: argparse.Namespace) -> None:
+    """Write docs/estimators.png and the tables of that page: every estimator on channels whose
+    information is known."""
+    _source_tree.use()
+    from . import estimators
+
+    for file in estimators.write(given.out, given.batches):
+        print(f"written: {file}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="run, report, compare or ranks")
+    commands = parser.add_subparsers(
+        required=True, metavar="run, report, compare, ranks or estimators"
+    )
     made = {}
-    for function in (run, report, compare, ranks):
+    for function in (run, report, compare, ranks, estimators):
         said = function.__doc__
         made[function] = commands.add_parser(function.__name__, help=said, description=said)
         made[function].set_defaults(function=function)
@@ -132,6 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     made[report].add_argument("--out", type=Path, required=True, help="folder of page and pictures")
     made[ranks].add_argument("--out", type=Path, help="file to append JSON lines to")
     made[ranks].add_argument("--commit", help="for the records; default: git's")
+    made[estimators].add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder of the page"
+    )
+    made[estimators].add_argument("--batches", type=int, default=100, help="of each channel")
     made[compare].add_argument("a", type=Path, help="a file that `run` wrote")
     made[compare].add_argument("b", type=Path, help="another one; it is judged against A")
     return parser

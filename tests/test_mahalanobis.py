@@ -147,3 +147,19 @@ def test_empty():
     assert square_mahalanobis_distance(x[:0], y[:0], stds[:0], mask[:0]).shape == (0,)
     empty = square_mahalanobis_distance(x[..., :0], y[..., :0], stds[..., :0], mask)
     assert torch.equal(empty, torch.zeros(5, dtype=torch.float64, device=DEVICE))
+
+
+@pytest.mark.parametrize("shape", ["rows", "outer"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch
+def test_one_graph(shape):
+    """Of streamed sums, and of all pairs."""
+    torch._dynamo.reset()
+    x, y, stds, mask = make(SHAPES[shape], torch.float32)
+    compiled = torch.compile(square_mahalanobis_distance, backend="aot_eager", fullgraph=True)
+    found, want = [], []
+    for function, kept in ((compiled, found), (square_mahalanobis_distance, want)):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, y, stds)]
+        kept.append(function(*leaves, mask))
+        kept.extend(torch.autograd.grad(kept[0].sum(), leaves))
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b)

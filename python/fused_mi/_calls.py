@@ -74,20 +74,9 @@ def information(
     small_batch: Any,
 ) -> tuple[Inputs, Scoring]:
     """Of `mutual_information_sub_batch`, which see for the errors."""
-    mu, stds, x, y, noise_mask = _checks.with_positions(
-        (means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings), noise_mask
+    inputs, active = batch(
+        means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings, noise_mask
     )
-    active: Tensor = noise_mask
-    if not _checks.all_well((mu, stds, x, y), noise_mask):
-        _checks.floating(
-            means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
-        )
-        _checks.dimensions("means_tensor", mu, "(B, S, E)")
-        _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
-        _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
-        _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
-        active = _checks.activity("noise_mask", noise_mask, y)
-        _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
     combine = _checks.flag("combine_noise_masks_for_mutual_information_sub_batches", combine)
     _checks.mapping("losses", losses)
     safety_factor = _checks.factor_or_fixed(safety_factor, eps)
@@ -104,7 +93,32 @@ def information(
         reduction=reduction,
         safety_factor=safety_factor,
     )
-    return (y, x, mu, stds), scoring
+    return inputs, scoring
+
+
+def batch(
+    means_tensor: Any,
+    stds_tensor: Any,
+    clean_input_embeddings: Any,
+    noisy_input_embeddings: Any,
+    noise_mask: Any,
+) -> tuple[Inputs, Tensor]:
+    """Embeddings of one batch (B, S, E), and its mask (B, S) as bool."""
+    mu, stds, x, y, noise_mask = _checks.with_positions(
+        (means_tensor, stds_tensor, clean_input_embeddings, noisy_input_embeddings), noise_mask
+    )
+    active: Tensor = noise_mask
+    if not _checks.all_well((mu, stds, x, y), noise_mask):
+        _checks.floating(
+            means_tensor=mu, stds_tensor=stds, clean_input_embeddings=x, noisy_input_embeddings=y
+        )
+        _checks.dimensions("means_tensor", mu, "(B, S, E)")
+        _checks.shape("stds_tensor", stds, mu.shape, "(B, S, E)")
+        _checks.shape("clean_input_embeddings", x, mu.shape, "(B, S, E)")
+        _checks.shape("noisy_input_embeddings", y, mu.shape, "(B, S, E)")
+        active = _checks.activity("noise_mask", noise_mask, y)
+        _checks.shape("noise_mask", active, mu.shape[:2], "(B, S)")
+    return (y, x, mu, stds), active
 
 
 def rows_of_information(batch: int, pairing: str) -> None:

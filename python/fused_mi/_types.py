@@ -11,6 +11,7 @@ Reduction = Literal["mean", "sum", "none"]
 Constant = Literal["keep", "subtract"]
 Pairing = Literal["sub_batch", "symmetric", "leave_one_out"]
 SmallBatch = Literal["raise", "skip"]
+Bound = Literal["upper", "lower"]
 
 
 class ComponentLossesDict(TypedDict, total=False):

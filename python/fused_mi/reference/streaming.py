@@ -167,7 +167,7 @@ class _BlockSum(torch.autograd.Function):
                 return gradient(WHOLE, tuple(upstream), wanted, *tensors)
             return gradient_over_blocks(gradient, ctx.cut, tuple(upstream), wanted, *tensors)  # type: ignore[arg-type]
 
-        if any(map(is_batched, upstream)):
+        if not torch.compiler.is_compiling() and any(map(is_batched, upstream)):
             return None, None, *element_by_element(pull, upstream)
         return None, None, *pull(upstream)
 
@@ -177,7 +177,9 @@ def differentiable_sum_over_blocks(
 ) -> tuple[Tensor, ...]:
     """`sum_over_blocks` for autograd: the gradient recomputes each block, and a second derivative
     holds the whole graph of the first."""
-    transforms = torch._C._are_functorch_transforms_active()
-    if transforms or forward_ad._current_level >= 0 or torch._C._is_tracing():
+    whole = torch._C._are_functorch_transforms_active()
+    if not torch.compiler.is_compiling():  # which cannot see the others
+        whole = whole or forward_ad._current_level >= 0 or torch._C._is_tracing()
+    if whole:
         return function(WHOLE, *tensors)
     return _BlockSum.apply(function, cut, *tensors)  # type: ignore[no-any-return]
