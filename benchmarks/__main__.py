@@ -144,7 +144,7 @@ def main() -> None:
     except (records.NoRecords, OSError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
-        fail(f"{error}: pip install 'fused-mi[bench]'")
+        fail(f"{error}: pip install '.[bench]'")
     except KeyboardInterrupt:
         fail("stopped; what is in the file is kept", 130)
 
