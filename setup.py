@@ -181,7 +181,8 @@ def headers():
 
 def cxx(source, *flags):
     # Messages and binaries name files from these folders on, not where the build had them.
-    roots = [f"-fmacro-prefix-map={folder}/=" for folder in (Path.cwd(), torch_folder() / "include")]
+    folders = (Path.cwd(), torch_folder() / "include")
+    roots = [f"-fmacro-prefix-map={folder}/=" for folder in folders]
     return source, [compiler(), *FLAGS, *roots, *flags]
 
 
