@@ -1,7 +1,6 @@
 """What an installed wheel has to do where no source tree is: `make wheel` runs it in a new
 environment, outside of the tree. One loss on the CPU library, the same one in plain torch.
 
-    python -P wheel_check.py
 """
 
 import importlib.metadata
