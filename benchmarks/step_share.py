@@ -144,7 +144,7 @@ def main() -> None:
         here = median(seconds)
         print(f"| {name} | {here:.2f} | {here / (here + base):.0%} | {memory[name] or 0:.0f} |")
     if given.out is not None:
-        objective = {
+        of_each = {
             name: {"seconds": median(s), "mib": memory[name], "samples": s}
             for name, s in times.items()
         }
@@ -152,7 +152,7 @@ def main() -> None:
         found = {
             "title": f"{title}, {torch.get_num_threads()} thread(s)",
             "step_without": {"seconds": base, "mib": of_rest},
-            "objective": objective,
+            "objective": of_each,
             "machine": about,
         }
         given.out.write_text(json.dumps(found, indent=1) + "\n")

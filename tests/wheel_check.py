@@ -1,6 +1,5 @@
 """What an installed wheel has to do where no source tree is: `make wheel` runs it in a new
 environment, outside of the tree. One loss on the CPU library, the same one in plain torch.
-
 """
 
 import importlib.metadata
@@ -34,8 +33,9 @@ def main() -> None:
     assert [f.name for f in libraries if "cpu" in f.name] == ["libfused_mi_cpu.so"], libraries
     top = {file.parts[0] for file in files if ".." not in file.parts}
     assert {name.split("-")[0] for name in top} == {"fused_mi"}, top
-    for file in libraries:
-        assert str(tree).encode() not in Path(str(file.locate())).read_bytes(), f"{file}: {tree}"
+    for library in libraries:
+        content = Path(str(library.locate())).read_bytes()
+        assert str(tree).encode() not in content, f"{library} names {tree}"
     value, gradient = loss("cpu")
     plain, want = loss("reference")
     assert abs(value - plain) <= 1e-5 * abs(plain), (value, plain)
