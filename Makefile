@@ -81,7 +81,7 @@ wheel: $(STAMP)
 	$(BIN)/auditwheel show dist/*.whl
 	$(or $(TRY),$(PYTHON)) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt) dist/*.whl
-	cd / && $(CURDIR)/build/clean/bin/python $(CURDIR)/tests/wheel_check.py
+	cd / && $(CURDIR)/build/clean/bin/python -I $(CURDIR)/tests/wheel_check.py
 	rm -rf build/clean
 
 # The site of docs/, into build/site. A link that leads nowhere is an error.
