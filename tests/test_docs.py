@@ -24,7 +24,7 @@ def texts(*suffixes):
 
 def site():
     """The navigation, as pages by title and file; tags of Python are not for the safe loader."""
-    return re.findall(r"^ +- (?:[^:\n]+: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    return re.findall(r"^ +- (?:[^:\n]+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
 
 
 @pytest.mark.parametrize("page", RUN)
