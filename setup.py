@@ -180,7 +180,10 @@ def headers():
 
 
 def cxx(source, *flags):
-    return source, [compiler(), *FLAGS, *flags]
+    # Messages and binaries name files from these folders on, not where the build had them.
+    folders = (Path.cwd(), torch_folder() / "include")
+    roots = [f"-fmacro-prefix-map={folder}/=" for folder in folders]
+    return source, [compiler(), *FLAGS, *roots, *flags]
 
 
 class BuildLibrary(build_ext):
@@ -193,7 +196,10 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext):
         output = Path(self.build_lib, self.get_ext_filename(ext.name)).absolute()
         name = ext.name.removeprefix("fused_mi.")
-        folder = Path(self.build_temp, *([] if name == "cpu.library" else [name])).absolute()
+        # An editable build has another temporary folder each time: what ninja made is kept instead.
+        temp = Path("build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+        temp = temp if self.editable_mode else Path(self.build_temp)
+        folder = Path(temp, *([] if name == "cpu.library" else [name])).absolute()
         library = LIBRARIES[name](folder)
         try:
             build_library(library, folder, output)

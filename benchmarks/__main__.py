@@ -55,7 +55,8 @@ def run(given: argparse.Namespace) -> None:
     found: list[records.Record] = []
     end = time.monotonic() + given.seconds
     cut_off = []
-    cases = suites.measured(suite, given.filter, device, about, given.without_peers)
+    who = given.without_peers, given.eager
+    cases = suites.measured(suite, given.filter, device, about, *who)
     for number, (name, of_case) in enumerate(cases, 1):
         if time.monotonic() > end:
             cut_off.append(name)
@@ -75,10 +76,15 @@ def run(given: argparse.Namespace) -> None:
 
 
 def report(given: argparse.Namespace) -> None:
-    """Write one HTML page that needs nothing else, and its pictures as PNG files."""
-    from . import report as pages
+    """Print the README's table; write one HTML page that needs nothing else, and its pictures."""
+    from . import markdown
 
-    print(f"written: {pages.write(records.read(*given.files), given.out)}")
+    found = records.read(*given.files)
+    print("\n".join(markdown.lines(found)))
+    if given.out is not None:
+        from . import report as pages
+
+        print(f"written: {pages.write(found, given.out)}")
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -140,8 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--commit", help="for the records; default: git's")
     option("--tree", type=Path, default=_source_tree.ROOT, help="source tree to measure")
     option("--without-peers", action="store_true", help="ours only; on a GPU the fastest of them")
+    option("--eager", action="store_true", help="nobody who compiles first, for minutes")
     made[report].add_argument("files", type=Path, nargs="+", help="files that `run` wrote")
-    made[report].add_argument("--out", type=Path, required=True, help="folder of page and pictures")
+    made[report].add_argument(
+        "--out", type=Path, help="folder of page and pictures; without it: only the table"
+    )
     made[ranks].add_argument("--out", type=Path, help="file to append JSON lines to")
     made[ranks].add_argument("--commit", help="for the records; default: git's")
     made[estimators].add_argument(
@@ -160,7 +169,7 @@ def main() -> None:
     except (records.NoRecords, OSError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
-        fail(f"{error}: pip install 'fused-mi[bench]'")
+        fail(f"{error}: pip install '.[bench]'")
     except KeyboardInterrupt:
         fail("stopped; what is in the file is kept", 130)
 

@@ -158,14 +158,14 @@ def _rectangles(samples: int, components: int, features: int) -> Iterator[Case]:
 
 _QUICK = (
     Case("MiniLM", 64, 128, 384, compiled=True),
-    Case("MiniLM", 16, 128, 384, "logsumexp"),
-    Case("LLM", 8, 64, 4096),
-    Case("LLM", 8, 64, 4096, "logsumexp"),
-    Case("representation", 1024, 1, 128),
+    Case("MiniLM", 16, 128, 384, "logsumexp", compiled=True),
+    Case("LLM", 8, 64, 4096, compiled=True),
+    Case("LLM", 8, 64, 4096, "logsumexp", compiled=True),
+    Case("representation", 1024, 1, 128, compiled=True),
     Case("representation", 1024, 1, 128, "logsumexp", compiled=True),
-    Case("representation", 65536, 1, 128),
+    Case("representation", 65536, 1, 128, compiled=True),
     Case("representation", 1024, 1, 128, "logsumexp", op="entropy"),
-    Case("images", 64, 1024, 3),
+    Case("images", 64, 1024, 3, compiled=True),
     *_options((32, 16, 384), ("bfloat16", "float16", "float64")),
     *_sweeps((256, 1024, 4096), (4, 16, 64), (64, 256, 1024), (32, 16, 128)),
 )

@@ -124,11 +124,17 @@ def _failed(error: Exception) -> dict[str, Any]:
 
 
 def measured(
-    suite: Suite, text: str, device: str, about: dict[str, Any], without_peers: bool = False
+    suite: Suite,
+    text: str,
+    device: str,
+    about: dict[str, Any],
+    without_peers: bool = False,
+    eager: bool = False,
 ) -> Iterator[tuple[str, Iterator[Record]]]:
     """The name of each case that has the text in it, and its records; the training step last."""
     bench = Bench(suite, device, about)
     for case in suite.named(text):
+        case = dataclasses.replace(case, compiled=case.compiled and not eager)
         entries = contestants.of(case, device, suite.most_work, without_peers)
         yield case.name, bench.records(case, entries)
     if suite.trains(text):

@@ -129,13 +129,21 @@ def run(*arguments, **environment):
 
 def test_command_line_from_a_run_to_a_report(tmp_path):
     file = tmp_path / "r.jsonl"
-    options = ("--filter", "images", "--threads", 1, "--device", "cpu", "--out", file)
+    options = ("--filter", "images", "--eager", "--threads", 1, "--device", "cpu", "--out", file)
     result = run("run", *options, "--commit", "abc")
     assert result.returncode == 0, result.stderr
     assert "images: jensen" in result.stdout and "linear form, eager" in result.stdout
     found = records.read(file)
     assert {"reference", "pair formula, eager"} <= {r.contestant for r in found}
     assert found[0].machine["commit"] == "abc" and found[0].machine["threads"] == 1
+
+    only_table = run("report", file)
+    assert only_table.returncode == 0, only_table.stderr
+    head, _, row, *_, nearest = only_table.stdout.splitlines()
+    assert head.startswith("| inputs (B, S, E) | fused_mi |")
+    assert re.match(r'\| images, `"jensen"`, 64 x 1024 x 3 \| \*\*[\d.]+ ms\*\*', row), row
+    assert row.count("|") == head.count("|") and " x" in row
+    assert nearest.startswith("The nearest in any case: "), nearest
 
     result = run("report", file, "--out", tmp_path / "page")
     assert result.returncode == 0, result.stderr

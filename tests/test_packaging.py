@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -107,6 +108,9 @@ def test_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    # One for every Python; which C library it needs is for auditwheel to say.
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name == f"fused_mi-{fused_mi.__version__}-py3-none-{platform}.whl"
     info = f"fused_mi-{fused_mi.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"fused_mi", info}
     assert set(INSTALLED) <= set(names)
@@ -151,6 +155,8 @@ def test_sdist_builds_the_same_wheel(tree, wheel):
         "constraints.txt",
         "Makefile",
         "LICENSE",
+        "CITATION.cff",
+        "mkdocs.yml",
     ]
     kept += ["tests/test_packaging.py", "docs/mathematics.md", "python/fused_mi/py.typed"]
     assert {f"{top}/{name}" for name in kept} <= names
@@ -205,6 +211,7 @@ def test_library_compiles_with_and_without_ninja(tree, tmp_path, ninja, named):
     sources = {re.search(r"(\w+)\.cpp", call).group(1) for call in compiled}
     assert sources == {file.stem for file in (tree / "csrc/cpu").glob("*.cpp")}
     assert "-shared" in linked
+    assert all(f"-fmacro-prefix-map={tree}/=" in call for call in compiled)
     assert sum(word.endswith(".o") for word in linked.split()) == len(compiled)
 
 

@@ -151,6 +151,11 @@ def test_a_damaged_checkpoint_ends_with_one_line(run, tmp_path, damage):
         ({"config": '{"steps": "many"}'}, "damaged"),
         ({"step": "last"}, "damaged"),
         ({"step": None}, "damaged"),
+        ({"format": "fused-mi-train-1"}, "has the format fused-mi-train-1, this version reads"),
+        ({"format": "fused-mi-train-99"}, "take the version that wrote it"),
+        ({"config": '{"of_later": 1}'}, "written by another version?"),
+        ({"format": "another"}, "was not written by fused-mi train"),
+        ({"format": None}, "was not written by fused-mi train"),
     ],
 )
 def test_damaged_metadata_end_with_one_line(run, tmp_path, metadata, wanted):
@@ -297,4 +302,4 @@ def test_a_missing_extra_ends_with_one_line():
     found = python("-c", code, PYTHONPATH=ROOT / "python")
     assert found.returncode == 2
     lines = found.stderr.strip().splitlines()
-    assert len(lines) == 1 and "typer" in lines[0] and "fused-mi[train]" in lines[0]
+    assert len(lines) == 1 and "typer" in lines[0] and "pip install '.[train]'" in lines[0]

@@ -61,8 +61,8 @@ def warn_of_slowness(reason: str) -> None:
         return
     warnings.warn(
         f"fused_mi: plain torch serves CPU tensors, slower than the CPU kernels: "
-        f"{reason}. They are built where a C++ compiler and torch's headers are found: "
-        "pip install --force-reinstall --no-deps fused-mi (or '.' in its source tree)",
+        f"{reason}. They are built where a C++ compiler and torch's headers are found: in a clone, "
+        "pip install --force-reinstall --no-deps .",
         stacklevel=2,
     )
 

@@ -17,6 +17,7 @@ from .noise import NoiseLayer
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "fused-mi-train-2"
+_ANY_FORMAT = FORMAT.rstrip("0123456789")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,13 @@ def read(folder: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         raise ConfigError(f"{path} is not a readable safetensors file") from None
-    if metadata.get("format") != FORMAT:
+    found = metadata.get("format", "")
+    if found != FORMAT and found.startswith(_ANY_FORMAT):
+        raise ConfigError(
+            f"{path} has the format {found}, this version reads {FORMAT}: train anew, or take the "
+            "version that wrote it"
+        )
+    if found != FORMAT:
         raise ConfigError(f"{path} was not written by fused-mi train")
     try:
         return Checkpoint(TrainConfig.from_json(metadata["config"]), int(metadata["step"]), tensors)

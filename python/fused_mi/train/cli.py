@@ -23,7 +23,7 @@ if _MISSING:
 
     def app() -> NoReturn:
         """Stands in for the command line where the extra is not installed."""
-        fail(f"{', '.join(_MISSING)} missing: pip install 'fused-mi[train]'")
+        fail(f"{', '.join(_MISSING)} missing: in a clone, pip install '.[train]'")
 
 else:
     import typer

