@@ -2,14 +2,15 @@
 kernel calls, by a look at every member of its modules. Once for each launch has the same effect."""
 
 import sys
+from typing import Any
 
 _NAME = "triton.runtime.interpreter"
 
 
 def patch_once():
     """Does nothing where Triton is not there yet, or has been told."""
-    interpreter = sys.modules.get(_NAME)
-    if interpreter is None or hasattr(interpreter._patch_lang, "patched"):
+    interpreter: Any = sys.modules.get(_NAME)
+    if interpreter is None or hasattr(interpreter, "patched"):
         return
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched = set()  # since the launch began
@@ -26,5 +27,5 @@ def patch_once():
         return launch(self, *args, **kwargs)
 
     tl = interpreter.tl
-    patch_lang.patched = patched
+    interpreter.patched = patched
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_lang, launched

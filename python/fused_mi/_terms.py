@@ -85,7 +85,7 @@ def logsumexp_terms(means: Tensor, scoring: Scoring, inputs: AnyInputs) -> tuple
 
 def logsumexp_terms_of_means(means: Tensor, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
     """The same, of means or sums as they are."""
-    terms = torch.stack(_logsumexp_in_order(*means.unbind(), inputs))
+    terms = torch.stack(_logsumexp_in_order(means.unbind(), inputs))
     terms = terms.to(accumulation_dtype(*inputs))
     return terms[0].clone(), terms
 
@@ -95,14 +95,13 @@ def logsumexp_terms_of_numbers(
 ) -> tuple[Tensor, Tensor]:
     """`logsumexp_terms` on a CPU, see `terms_of_numbers`."""
     factor = Sizes.of(scoring, inputs).samples if scoring.reduction == "sum" else 1
-    terms = _logsumexp_in_order(*(factor * mean for mean in means), inputs)
+    terms = _logsumexp_in_order([factor * mean for mean in means], inputs)
     dtype = accumulation_dtype(*inputs)
     return torch.tensor(terms[0], dtype=dtype), torch.tensor(terms, dtype=dtype)
 
 
-def _logsumexp_in_order(
-    value: Any, q: Any, g: Any, assignment: Any, std_log: Any, inputs: AnyInputs
-) -> tuple[Any, ...]:
+def _logsumexp_in_order(means: Sequence[Any], inputs: AnyInputs) -> tuple[Any, ...]:
+    value, q, g, assignment, std_log = means
     if len(inputs) > 4:  # of the weights, not of equal ones
         assignment = assignment + std_log
     return value, q, g, assignment, q + g + assignment, std_log
