@@ -161,10 +161,16 @@ def forward(
 
 
 def merge_sets(
-    planes: Tensor, counts: Tensor, features: int, first: int, apart: bool, merged: Tensor
+    planes: Tensor,
+    counts: Tensor,
+    met: Tensor | None,
+    features: int,
+    first: int,
+    apart: bool,
+    merged: Tensor,
 ) -> Tensor:
-    """Writes what sets meet; returns (D, programs, 3), times 2: what that adds to q, in how many
-    columns the type has no room."""
+    """Writes what sets meet; returns (D, programs, 3), times 2: what that adds to q, or with `met`
+    what lies within the components, and in how many columns the type has no room."""
     D, sets, _, n = planes.shape
     results = merged.shape[1]
     tiles = ceil_div(n, MERGE["BLOCK"])
@@ -175,6 +181,7 @@ def merge_sets(
         planes,
         counts,
         merged,
+        met,
         partial_sums,
         sets,
         n,

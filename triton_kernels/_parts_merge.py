@@ -44,12 +44,13 @@ def _store(to, n, union, last, inside):
 
 @triton.jit(
     do_not_specialize=["sets", "n", "positions", "features", "first", "tiles"],
-    do_not_specialize_on_alignment=["counts", "partial_sums"],
+    do_not_specialize_on_alignment=["counts", "met", "partial_sums"],
 )
 def merge_kernel(
     planes,  # (mixtures, sets, 6, n)
     counts,  # (mixtures, sets, positions) samples
     merged,  # (mixtures, sets or 1, 6, n): what each set meets, or all of them
+    met,  # (mixtures, positions): how many samples the components of all meet, or None
     partial_sums,  # (mixtures, programs, 3) float64, times 2: what that adds to q; lost columns; 0
     sets,
     n,
@@ -107,6 +108,9 @@ def merge_kernel(
     distance = (pivot - pivot_c) + (delta - delta_c)
     q = squares * weight + ((count * weight) * distance) * distance + count * between_c
     q = tl.where((count > 0) & (weight > 0), q, 0.0)
+    if met is not None:
+        at = met + mixture * positions + position
+        q = tl.load(at, mask=inside, other=0).to(tl.float64) * between_c
     partial_sums += tl.program_id(0) * 3
     tl.store(partial_sums, tl.sum(q, 0))
     tl.store(partial_sums + 1, tl.sum(lost.to(tl.int32), 0).to(tl.float64))

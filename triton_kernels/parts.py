@@ -80,8 +80,16 @@ def merge(
     merged = planes.new_empty((D, sets if apart else 1, PLANES, n))
     sums = planes.new_zeros((D, 3), dtype=torch.float64)
     if n:
-        partial_sums = merge_sets(
-            planes.contiguous(), counts.contiguous(), features, first, apart, merged
-        )
-        reduce_sums(partial_sums, sums)
+        sets_of = planes.contiguous(), counts.contiguous()
+        reduce_sums(merge_sets(*sets_of, None, features, first, apart, merged), sums)
     return merged, sums[:, 0], (sums[:, 1] == 0).all()
+
+
+def unite(planes: Tensor, counts: Tensor, met: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """See `fused_mi.reference.parts.unite`."""
+    D, _, _, n = planes.shape
+    whole = planes.new_empty((D, 1, PLANES, n))
+    sums = planes.new_empty((D, 3), dtype=torch.float64)
+    sets_of = planes.contiguous(), counts.contiguous(), met.contiguous()
+    reduce_sums(merge_sets(*sets_of, features, 0, False, whole), sums)
+    return whole[:, 0], sums[:, 0]
