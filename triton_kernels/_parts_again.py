@@ -40,13 +40,13 @@ def _samples(y, role, shift_row, s, e, lost, ROWS: tl.constexpr, FEATURES: tl.co
     shift = load(y, start + shift_row, s, e, lost, ACC)
     shift = tl.where(tl.abs(shift) < INF, shift, 0.0)  # from infinity nothing is a difference
     zeros = tl.zeros((ROWS, FEATURES), ACC)
-    total, number, squares = zeros, zeros, zeros
+    total, count, squares = zeros, zeros, zeros
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         here = _here(mask, start, index, rows, s, lost)
         total += tl.where(here, load(y, start + index, s, e, here, ACC) - shift, 0.0)
-        number += here.to(ACC)
-    mean = tl.sum(total, 0)[None, :] / tl.maximum(tl.sum(number, 0)[None, :], 1.0)
+        count += here.to(ACC)
+    mean = tl.sum(total, 0)[None, :] / tl.maximum(tl.sum(count, 0)[None, :], 1.0)
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         here = _here(mask, start, index, rows, s, lost)
@@ -57,7 +57,7 @@ def _samples(y, role, shift_row, s, e, lost, ROWS: tl.constexpr, FEATURES: tl.co
 
 
 @triton.jit
-def _precision(stds, row, s, e, here, eps):
+def _root_and_precision(stds, row, s, e, here, eps):
     sigma = load(stds, row, s, e, here, tl.float64)
     root, _ = root_terms(tl.where(here, sigma, 1.0), eps)
     return root, 1.0 / root / root
@@ -70,31 +70,31 @@ def _components(x, mu, stds, eps, role, s, e, lost, ROWS: tl.constexpr, FEATURES
     ACC: tl.constexpr = tl.float64
     INF: tl.constexpr = float("inf")
     zeros = tl.zeros((ROWS, FEATURES), ACC)
-    least, heaviest, weight, mean, squares = zeros + INF, zeros, zeros, zeros, zeros
+    least, heaviest, weights, means, squares = zeros + INF, zeros, zeros, zeros, zeros
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         here = _here(mask, start, index, rows, s, lost)
-        root, precision = _precision(stds, start + index, s, e, here, eps)
+        root, precision = _root_and_precision(stds, start + index, s, e, here, eps)
         value = load(x, start + index, s, e, here, ACC)
-        weight += tl.where(here, precision, 0.0)
+        weights += tl.where(here, precision, 0.0)
         lighter = here & (root < least) & (tl.abs(value) < INF)
         least, heaviest = tl.where(lighter, root, least), tl.where(lighter, value, heaviest)
-    _, shift = tl.reduce((least, heaviest), 0, _lighter)
-    shift = shift[None, :]
-    weight = tl.sum(weight, 0)[None, :]
+    nearest = tl.reduce((least, heaviest), 0, _lighter)
+    shift = nearest[1][None, :]
+    weight = tl.sum(weights, 0)[None, :]
     over = 1.0 / tl.where(weight > 0, weight, 1.0)
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         here = _here(mask, start, index, rows, s, lost)
-        _, precision = _precision(stds, start + index, s, e, here, eps)
+        _, precision = _root_and_precision(stds, start + index, s, e, here, eps)
         value = load(x, start + index, s, e, here, ACC) - shift
         value += load(mu, start + index, s, e, here, ACC)
-        mean += tl.where(here, (precision * over) * value, 0.0)
-    mean = tl.sum(mean, 0)[None, :]
+        means += tl.where(here, (precision * over) * value, 0.0)
+    mean = tl.sum(means, 0)[None, :]
     for begin in range(0, rows, ROWS):
         index = begin + tl.arange(0, ROWS)[:, None]
         here = _here(mask, start, index, rows, s, lost)
-        _, precision = _precision(stds, start + index, s, e, here, eps)
+        _, precision = _root_and_precision(stds, start + index, s, e, here, eps)
         value = load(x, start + index, s, e, here, ACC) - shift
         from_mean = (value + load(mu, start + index, s, e, here, ACC)) - mean
         squares += tl.where(here, precision * (from_mean * from_mean), 0.0)

@@ -53,7 +53,7 @@ def parts_kernel(
     OWN_STDS: tl.constexpr,
     MIXTURES: tl.constexpr,
     TOGETHER: tl.constexpr,  # the samples of the one mixture are its components
-    SHARED: tl.constexpr,  # in both roles rows have one eps and one mask
+    SHARED: tl.constexpr,  # in both roles rows have one eps, one mask, and so partners
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     FEATURES: tl.constexpr,

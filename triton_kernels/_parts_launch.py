@@ -227,6 +227,8 @@ def backward(
         for careful in (False, True):
             programs = enough_programs(planes.device) if careful else len(flags)
             dtype = torch.float64 if careful else accumulation_dtype(*inputs)
+            # Registers have room for fewer elements in float64, and items have the same rows.
+            rows = max(tile.ROWS // 4, 1) if careful else tile.ROWS
             launch(
                 pull_kernel,
                 min(programs, len(flags)),
@@ -241,7 +243,7 @@ def backward(
                 UNIT=unit(E),
                 CAREFUL=careful,
                 ACC=accumulator(dtype),
-                **tile._asdict(),
+                **tile._replace(ROWS=rows)._asdict(),
             )
 
 
