@@ -43,13 +43,14 @@ def launches(
     planes: torch.dtype | None,
     wanted: tuple[bool, ...],
     dtype: torch.dtype,
+    same_mask: bool = True,
 ) -> list[Launch]:
     """What a rank, or with `planes` a micro-batch, launches for a loss and its gradients."""
     y, x, mu, stds = (torch.empty((B, S, features), dtype=dtype, device="meta") for _ in range(4))
     mask = torch.empty((B, S), dtype=torch.bool, device="meta")
     T = accumulation_dtype(y)
     told = T if planes is None else planes
-    mixtures = mixtures_for(pairing, (y, x, mu, stds), mask, T)
+    mixtures = mixtures_for(pairing, (y, x, mu, stds), mask, T, same_mask)
     partners = [Partners(*mask.new_empty((2, S), dtype=torch.int32)) for _ in mixtures]
     kept = [Partners(*(t.to(torch.float64) for t in p)) for p in partners]
     in_float64 = [
@@ -74,7 +75,7 @@ def mixtures_for(
     inputs: tuple[torch.Tensor, ...],
     mask: torch.Tensor,
     T: torch.dtype,
-    same_mask: bool = True,
+    same_mask: bool,
 ) -> list[Mixture]:
     """Of a rank that has rows of both halves."""
     y, x, mu, stds = inputs
