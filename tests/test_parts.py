@@ -165,6 +165,13 @@ def test_micro_batches(pairing, dtype):
     assert_by_rule10(step.value(), found, inputs, {"pairing": pairing})
 
 
+@pytest.mark.parametrize("pairing", ["symmetric", "leave_one_out"])
+def test_a_warmup_runs_ranks_and_micro_batches(pairing):
+    fused_mi.warmup(1, 3, device=DEVICE, pairing=pairing, gradients=("noisy",), ranks=True)
+    with pytest.raises(TypeError, match="ranks"):
+        fused_mi.warmup(1, 3, device=DEVICE, ranks=2)
+
+
 def test_ranks_are_explained():
     (choice,) = (c for c in fused_mi.explain(mi_inputs()[0]) if c.operator == "ranks")
     (jensen,) = (c for c in fused_mi.explain(mi_inputs()[0]) if c.operator == "jensen")
