@@ -10,7 +10,7 @@ import torch
 from _ahead_of_time import Binary
 from _budget import LIMIT, worst
 from _part import Part
-from _targets import Row, specialised
+from _targets import LIMITED, Row, specialised
 from fused_mi._building_blocks import Partners
 from fused_mi._mixture import Mixture, Scoring, mixtures_of
 from fused_mi._precision import accumulation_dtype
@@ -146,7 +146,7 @@ def problems(row: Row, binary: Binary) -> Iterator[str]:
     if any(name in ("DADD", "DMUL", "DFMA") for loop in loops for name in loop.names):
         yield "float64 in the loop over rows"
     found = worst(row.target, binary)
-    if found and row.target == "sm_90" and found[1] > LIMIT:
+    if found and row.target == LIMITED and found[1] > LIMIT:
         yield f"more than {LIMIT} of the memory's time"
 
 
