@@ -12,71 +12,6 @@ from ._parts_pull_rows import pull_rows
 from ._tiles import multiple
 
 
-@triton.jit
-def _of_item(
-    item,
-    programs,
-    tensors,
-    eps,
-    masks,
-    planes,
-    upstreams,
-    counts,
-    gradients,
-    rows_of,
-    other_eps,
-    other_masks,
-    other_planes,
-    other_upstreams,
-    other_counts,
-    other_gradients,
-    other_rows_of,
-    sizes,
-    CAREFUL: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    """An item of the first or of the second pass."""
-    found = tl.zeros((), tl.int32)
-    if item < programs:
-        found = pull_rows(
-            item,
-            tensors,
-            eps,
-            masks,
-            planes,
-            upstreams,
-            counts,
-            gradients,
-            rows_of,
-            sizes,
-            CAREFUL,
-            ACC,
-            ROWS,
-            FEATURES,
-        )
-    else:
-        if other_counts[0] is not None or other_counts[1] is not None:
-            found = pull_rows(
-                item - programs,
-                tensors,
-                other_eps,
-                other_masks,
-                other_planes,
-                other_upstreams,
-                other_counts,
-                other_gradients,
-                other_rows_of,
-                sizes,
-                CAREFUL,
-                ACC,
-                ROWS,
-                FEATURES,
-            )
-    return found
-
-
 @triton.jit(
     do_not_specialize=[
         *("programs", "items", "S", "E", "tiles", "start", "rows", "rows_per_split"),
@@ -144,20 +79,71 @@ def pull_kernel(
 ):
     """Every wanted gradient of `rows` rows from `start`, zeros where they lack the role."""
     E = multiple(E, UNIT)
+    tensors = y, x, mu, stds
+    # Tuples are made where they are taken: Triton 3.6 hands no None on in one.
     if CAREFUL:
         for item in range(tl.program_id(0), items, tl.num_programs(0)):
             if tl.load(flags + item) != 0:
-                _of_item(
-                    item,
-                    programs,
-                    (y, x, mu, stds),
-                    (sample_eps, component_eps),
-                    (sample_mask, component_mask),
-                    (sample_planes, component_planes),
-                    (sample_upstream, component_upstream),
-                    (met_by_samples, met_by_components),
-                    (d_y, d_x, d_mu, d_stds),
-                    (start, rows, rows_per_split),
+                if item < programs:
+                    pull_rows(
+                        item,
+                        tensors,
+                        (sample_eps, component_eps),
+                        (sample_mask, component_mask),
+                        (sample_planes, component_planes),
+                        (sample_upstream, component_upstream),
+                        (met_by_samples, met_by_components),
+                        (d_y, d_x, d_mu, d_stds),
+                        (start, rows, rows_per_split),
+                        (S, E, tiles),
+                        CAREFUL,
+                        ACC,
+                        ROWS,
+                        FEATURES,
+                    )
+                else:
+                    if other_met_by_samples is not None or other_met_by_components is not None:
+                        pull_rows(
+                            item - programs,
+                            tensors,
+                            (other_sample_eps, other_component_eps),
+                            (other_sample_mask, other_component_mask),
+                            (other_sample_planes, other_component_planes),
+                            (other_sample_upstream, other_component_upstream),
+                            (other_met_by_samples, other_met_by_components),
+                            (other_d_y, other_d_x, other_d_mu, other_d_stds),
+                            (other_start, other_rows, other_rows_per_split),
+                            (S, E, tiles),
+                            CAREFUL,
+                            ACC,
+                            ROWS,
+                            FEATURES,
+                        )
+    else:
+        item = tl.program_id(0)
+        found = tl.zeros((), tl.int32)
+        if item < programs:
+            found = pull_rows(
+                item,
+                tensors,
+                (sample_eps, component_eps),
+                (sample_mask, component_mask),
+                (sample_planes, component_planes),
+                (sample_upstream, component_upstream),
+                (met_by_samples, met_by_components),
+                (d_y, d_x, d_mu, d_stds),
+                (start, rows, rows_per_split),
+                (S, E, tiles),
+                CAREFUL,
+                ACC,
+                ROWS,
+                FEATURES,
+            )
+        else:
+            if other_met_by_samples is not None or other_met_by_components is not None:
+                found = pull_rows(
+                    item - programs,
+                    tensors,
                     (other_sample_eps, other_component_eps),
                     (other_sample_mask, other_component_mask),
                     (other_sample_planes, other_component_planes),
@@ -171,30 +157,4 @@ def pull_kernel(
                     ROWS,
                     FEATURES,
                 )
-    else:
-        item = tl.program_id(0)
-        found = _of_item(
-            item,
-            programs,
-            (y, x, mu, stds),
-            (sample_eps, component_eps),
-            (sample_mask, component_mask),
-            (sample_planes, component_planes),
-            (sample_upstream, component_upstream),
-            (met_by_samples, met_by_components),
-            (d_y, d_x, d_mu, d_stds),
-            (start, rows, rows_per_split),
-            (other_sample_eps, other_component_eps),
-            (other_sample_mask, other_component_mask),
-            (other_sample_planes, other_component_planes),
-            (other_sample_upstream, other_component_upstream),
-            (other_met_by_samples, other_met_by_components),
-            (other_d_y, other_d_x, other_d_mu, other_d_stds),
-            (other_start, other_rows, other_rows_per_split),
-            (S, E, tiles),
-            CAREFUL,
-            ACC,
-            ROWS,
-            FEATURES,
-        )
         tl.store(flags + item, found)
