@@ -13,7 +13,11 @@ import pytest
 import torch
 from cases import PAIRINGS
 from fused_mi import use_backend, warmup
-from fused_mi.triton_kernels import _configs
+from fused_mi._building_blocks import Partners
+from fused_mi._mixture import Scoring, mixtures_of
+from fused_mi._precision import accumulation_dtype
+from fused_mi.ranks._layout import Layout
+from fused_mi.triton_kernels import _configs, parts
 from fused_mi.triton_kernels._launch import recorded
 from marks import dtypes
 from triton.backends.compiler import GPUTarget
@@ -137,6 +141,53 @@ def test_no_safety_factor_compiles_after_a_warmup(pairing):
     for factor in SAFETY_FACTORS:
         new = of_call(8, 1024, torch.float32, pairing=pairing, safety_factor=factor) - known
         assert not new, f"{factor}:\n{describe(new, known)}"
+
+
+def of_rank(rank, sizes, features, dtype, pairing, wanted=(True,) * 4):
+    """Of one of several ranks: what it tells, merges, and writes."""
+    layout = Layout.of(rank, [(n, n) for n in sizes], pairing)
+    shape = sizes[rank], POSITIONS, features
+    inputs = [torch.empty(shape, dtype=dtype) for _ in range(4)]
+    mask = torch.ones(shape[:2], dtype=torch.bool)
+    scoring = Scoring(mask, mask, pairing=pairing, own_stds=True)
+    T = accumulation_dtype(*inputs)
+
+    def eps(_, roles, *__):
+        return [torch.empty(8)[i].to(T) for i in range(len(roles))]
+
+    given = mixtures_of(scoring, inputs, eps, layout.local(rank))
+    partners = [Partners(*torch.ones((2, POSITIONS), dtype=torch.int32)) for _ in given]
+    kept = [Partners(*(t.double() for t in p)) for p in partners]
+    in_float64 = [
+        m._replace(component_eps=m.component_eps.double(), sample_eps=m.sample_eps.double())
+        for m in given
+    ]
+    with recorded() as launches:
+        for told in (T, torch.float64):
+            found = parts.parts(*inputs, given, partners, told)
+            sets = found.planes.flatten(2)[:, None].expand(-1, len(sizes), -1, -1)
+            counts = found.counts[:, None].expand(-1, len(sizes), -1).long()
+            parts.merge(sets, counts, features, 0, pairing == "leave_one_out")
+        planes = found.planes.double()
+        parts.pull(found.sums, *inputs, in_float64, kept, planes, wanted)
+        parts.pull(found.sums, *inputs, given, partners, planes, wanted)
+    return keys(launches)
+
+
+@pairing
+@dtype
+def test_no_rank_compiles_after_a_warmup(pairing, dtype):
+    """Whatever rows of the batch it has."""
+    known = of_warmup(1024, dtype, pairing=pairing, ranks=True)
+    for sizes in ((4, 4), (64, 64), (3, 10, 3), (2000, 2000)):
+        for rank in range(len(sizes)):
+            new = of_rank(rank, sizes, 1024, dtype, pairing) - known
+            assert not new, f"{rank} of {sizes}:\n{describe(new, known)}"
+
+
+def test_a_warmup_of_ranks_is_one_of_jensen():
+    with pytest.raises(ValueError, match="ranks: expected False"):
+        warmup(2, 8, device="cpu", estimator="logsumexp", ranks=True)
 
 
 def of_tokens(samples, tokens, features, dtype, leave_own_out):

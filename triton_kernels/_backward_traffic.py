@@ -34,7 +34,7 @@ def passes(programs: int, a: Arguments) -> list[tuple[int, Arguments]]:
     other = {name[6:]: value for name, value in a.items() if name.startswith("other_")}
     found = [(a["programs"], common)]
     if "start" in other:
-        of_pass = ("sample_", "component_", "d_", "partner", "start", "rows")
+        of_pass = ("sample_", "component_", "d_", "partner", "met_by_", "start", "rows")
         shared = {name: v for name, v in common.items() if not name.startswith(of_pass)}
         found.append((programs - a["programs"], shared | other))
     return found

@@ -207,6 +207,26 @@ def positions_splits(rows: int, tile_rows: int) -> tuple[int, int]:
     return ceil_div(rows, per_split), per_split
 
 
+class AgainTile(NamedTuple):
+    """ROWS x FEATURES elements of a program, in LOOK columns that it looks at."""
+
+    ROWS: int
+    FEATURES: int
+    LOOK: int
+    num_warps: int
+    maxnreg: int
+
+
+def again_tile(features: int) -> AgainTile:
+    """For columns whose moments are lost: one warp, which stores what it has read, and waits for no
+    other. Nothing depends on the batch."""
+    width = between(features, 1, 16)
+    return AgainTile(128 // width, width, between(features, 1, 512), 1, ALL_REGISTERS)
+
+
+MERGE = {"BLOCK": 512, "num_warps": 4}
+"""For columns of planes, in vectors of 16 bytes of float32."""
+
 REDUCE = {"BLOCK": 512, "num_warps": 4}
 """For the last sum, in one program."""
 

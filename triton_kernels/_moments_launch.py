@@ -236,6 +236,22 @@ def reduce(
     )
 
 
+def reduce_sums(partial_sums: Tensor, sums: Tensor) -> None:
+    """The sums (D, 3) alone."""
+    launch(
+        reduce_kernel,
+        1,
+        partial_sums,
+        sums,
+        *(None,) * 7,
+        partial_sums.shape[1],
+        1,
+        MIXTURES=len(sums),
+        HEADER=HEADER,
+        **REDUCE,
+    )
+
+
 def with_pairs(
     inputs: Inputs,
     mixtures: Sequence[Mixture],

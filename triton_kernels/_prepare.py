@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from fused_mi._building_blocks import Partners
 from fused_mi._mixture import Mixture
 from torch import Tensor
 
@@ -153,6 +154,46 @@ def settle_kernel(
             tl.store(to + 3 * S, j, mask=s < S)
 
 
+@triton.jit
+def _met(partners, s, S):
+    return tl.load(partners + s, mask=s < S, other=0).to(tl.int32)
+
+
+@triton.jit(
+    do_not_specialize=["splits", "S"],
+    do_not_specialize_on_alignment=[
+        *("of_samples", "of_components", "of_other_samples", "of_other_components"),
+    ],
+)
+def meet_kernel(
+    parts,  # (roles, splits, 2, S) int32
+    of_samples,  # (S,): how many components a sample of the first mixture meets, wherever they are
+    of_components,  # (S,): how many samples a component meets
+    of_other_samples,  # of the second mixture, or None
+    of_other_components,
+    counts,  # (MIXTURES, 6, S) int32: as of `settle_kernel`; and these numbers
+    splits,
+    S,
+    MIXTURES: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The place of `settle_kernel` where partners are elsewhere."""
+    s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    for d in tl.static_range(MIXTURES):
+        n, i = _total(parts, MIXTURES - 1 - d if SHARED else MIXTURES + d, splits, s, S)
+        m, j = _total(parts, d, splits, s, S)
+        met_by_samples = _met(of_samples if d == 0 else of_other_samples, s, S)
+        met_by_components = _met(of_components if d == 0 else of_other_components, s, S)
+        to = counts + 6 * d * S + s
+        tl.store(to, tl.where(met_by_samples > 0, n, 0), mask=s < S)
+        tl.store(to + S, tl.where(met_by_components > 0, m, 0), mask=s < S)
+        tl.store(to + 2 * S, i, mask=s < S)
+        tl.store(to + 3 * S, j, mask=s < S)
+        tl.store(to + 4 * S, met_by_samples, mask=s < S)
+        tl.store(to + 5 * S, met_by_components, mask=s < S)
+
+
 def prepare(
     stds: Tensor,
     mixtures: Sequence[Mixture],
@@ -161,12 +202,15 @@ def prepare(
     shared: bool,
     of_eps: int,
     safety_factor: float = 0.0,
+    partners: Sequence[Partners] | None = None,
 ) -> Sequence[Tensor]:
     """Writes the counts (D, 4, S) of one mixture, or of two with the roles of all rows swapped.
 
     Args:
         shared: the samples of a mixture are the components of the other, with the same mask.
         of_eps: how many roles have stabilisers, which are returned, in `dtype`.
+        partners: where they are elsewhere; then counts are (D, 6, S), see `meet_kernel`, and there
+            are no stabilisers.
     """
     _, S, E = stds.shape
     first, D = mixtures[0], len(mixtures)
@@ -210,6 +254,23 @@ def prepare(
         num_warps=tile.num_warps,
         maxnreg=ALL_REGISTERS if dtype == torch.float64 else REGISTERS_OF_48_WARPS,
     )
+    if partners is not None:
+        other = partners[1] if D == 2 else (None, None)
+        launch(
+            meet_kernel,
+            blocks,
+            parts,
+            *partners[0],
+            *other,
+            counts,
+            splits,
+            S,
+            MIXTURES=D,
+            SHARED=shared,
+            BLOCK_S=flags.BLOCK_S,
+            num_warps=4,
+        )
+        return ()
     low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)
     launch(
         settle_kernel,

@@ -19,12 +19,14 @@ from . import (
     _one_group_traffic,
     _online_traffic,
     _pairs_traffic,
+    _parts_traffic,
 )
 from ._backward_traffic import Active, ActivePasses, added
 from ._forward_traffic import ActiveRoles
 from ._launch import Launch
 from ._online_traffic import ActiveOnline
 from ._pairs_traffic import ActivePairs
+from ._parts_traffic import AllActive
 
 
 class Traffic(NamedTuple):
@@ -40,7 +42,7 @@ class Traffic(NamedTuple):
         return sum(self.read.values()) + sum(self.written.values())
 
 
-AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs | ActiveOnline
+AnyActive = Active | ActivePasses | ActiveRoles | ActivePairs | ActiveOnline | AllActive
 
 _Elements = tuple[dict[str, float], dict[str, float], float]  # read, written, flops
 
@@ -52,6 +54,7 @@ _PARTS = (
     _one_group_traffic,
     _online_traffic,
     _pairs_traffic,
+    _parts_traffic,
 )
 
 
@@ -249,4 +252,5 @@ _KERNELS: dict[str, Callable[[int, dict[str, Any], Any], _Elements]] = {
     **_one_group_traffic.KERNELS,
     **_online_traffic.KERNELS,
     **_pairs_traffic.KERNELS,
+    **_parts_traffic.KERNELS,
 }

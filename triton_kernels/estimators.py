@@ -19,13 +19,13 @@ from fused_mi._mixture import Inputs, Mixture, Scoring, mixtures_of
 from fused_mi._passes import nothing
 from fused_mi._precision import accumulation_dtype
 from fused_mi._terms import TERMS, Upstream, jensen_divisor
-from fused_mi.reference import parts as _parts
 from torch import Tensor
 
 from . import logsumexp as _logsumexp
 from . import moments as _moments
 from . import online as _online
 from . import pairs as _pairs
+from . import parts as _parts
 from . import variance as _variance
 from ._gradients_launch import Upstream as UpstreamOfLoss
 from ._moments_launch import Terms, swapped

@@ -7,7 +7,6 @@ import torch
 import triton
 import triton.language as tl
 from fused_mi._mixture import Role
-from fused_mi.reference.variance import least as least
 from fused_mi.reference.variance import stabiliser_factor
 from torch import Tensor
 
@@ -154,23 +153,30 @@ def variance(
     return found
 
 
-def _of_two(
-    stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
-) -> Sequence[Tensor]:
+def least(stds: Tensor, roles: Sequence[Role], dtype: torch.dtype) -> list[Tensor]:
+    """See `fused_mi.reference.variance.least`; two roles at a time."""
+    found: list[Tensor] = []
+    for i in range(0, len(roles), 2):
+        found += _least_of_two(stds, roles[i : i + 2], dtype).amin(1).unbind()
+    return found
+
+
+def _least_of_two(stds: Tensor, roles: Sequence[Role], dtype: torch.dtype) -> Tensor:
+    """Least variances (roles, programs), infinity where there is none."""
     _, positions, features = stds.shape
     tile = features_tile(features, stds)
     tiles = ceil_div(features, tile.FEATURES)
     ranges = [(start, stop - start) for _, (start, stop) in roles]
     rows = max(rows for _, rows in ranges)
     programs, per_split = least_splits(rows, tiles * positions, tile.ROWS, stds.device)
-    least = torch.empty((len(roles), programs), dtype=dtype, device=stds.device)
+    found = torch.empty((len(roles), programs), dtype=dtype, device=stds.device)
     launch(
         _least_kernel,
         len(roles) * programs,
         strided(stds),
         strided(roles[0][0]),
         strided(roles[-1][0]),
-        least,
+        found,
         *ranges[0],
         *ranges[-1],
         per_split,
@@ -183,14 +189,21 @@ def _of_two(
         **tile._asdict(),
         maxnreg=ALL_REGISTERS if dtype == torch.float64 else REGISTERS_OF_48_WARPS,
     )
+    return found
+
+
+def _of_two(
+    stds: Tensor, roles: Sequence[Role], dtype: torch.dtype, safety_factor: float
+) -> Sequence[Tensor]:
+    found = _least_of_two(stds, roles, dtype)
     eps = torch.empty(len(roles), dtype=dtype, device=stds.device)
     low, high, smallest, largest = factor_and_bounds(dtype, safety_factor)
     launch(
         _stabiliser_kernel,
         len(roles),
-        least,
+        found,
         eps,
-        programs,
+        found.shape[1],
         low,
         high,
         SMALLEST=smallest,

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
+import _parts_check
 import torch
 from _ahead_of_time import Specialisation, loaded, specialisations
 from _targets import LIMITED, TARGETS
@@ -27,7 +28,7 @@ FEW_WANTED = tuple(wanted for wanted in WANTED if sum(wanted) in (1, 4))
 
 def forms(brief: bool) -> list[Specialisation]:
     """Each once: entropies, losses and token information, forward and all gradients that can be
-    wanted; `brief`: all of them, and one at a time."""
+    wanted, `brief`: all of them, and one at a time; the same of ranks and micro-batches."""
     found: dict[Specialisation, None] = {}
 
     def note(*options: Any) -> None:
@@ -42,6 +43,13 @@ def forms(brief: bool) -> list[Specialisation]:
         for options in product(DTYPES, ROWS, PAIRINGS, (True,), ("logsumexp",)):
             note(*options)
         _note_weighted(note)
+    sets = FEW_WANTED if brief else WANTED
+    of_all = product(DTYPES, PAIRINGS, (True, False), (None, torch.float64))
+    for dtype, pairing, same_mask, planes in of_all:
+        every = dtype == DTYPES[0] and same_mask and planes is None
+        for wanted in sets if every else sets[:1]:
+            of_ranks = _parts_check.launches(pairing, 256, planes, wanted, dtype, same_mask)
+            found.update(dict.fromkeys(specialisations(of_ranks, TARGET)))
     return list(found)
 
 

@@ -4,7 +4,8 @@
 
 Every kernel of the Jensen loss, forward and backward, for aligned embeddings (64, 4, 4096), with
 the tiles and splits of an H100, and what its loop asks of a GPU beside the memory, see `_budget`;
-and those of the pairs, see `_pairs_check` and `_online_check`; every other form of them as far as
+those of the pairs, see `_pairs_check` and `_online_check`; those of ranks and micro-batches, see
+`_parts_check`; every other form of them as far as
 Triton's front end, see `_forms`; and the kernels of csrc/cuda, where there is nvcc, see
 `_cuda_check`. Exit code 1 where a binary exceeds a limit of `LIMITS`. `--brief` leaves most of the
 binaries of other GPUs than sm_90 out, and forms in which some gradients are not wanted.
@@ -31,6 +32,7 @@ import _cuda_check
 import _forms
 import _online_check
 import _pairs_check
+import _parts_check
 import _whole
 import torch
 from _ahead_of_time import Binary, compiled
@@ -178,6 +180,7 @@ PARTS = {
     "moments": Part(rows, least_warps, most_spilled, numbers, problems, COLUMNS, LEGEND),
     "pairs": _pairs_check.PART,
     "online": _online_check.PART,
+    "ranks": _parts_check.PART,
 }
 
 

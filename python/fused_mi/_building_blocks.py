@@ -130,8 +130,8 @@ class Parts(NamedTuple):
     """What rows of D mixtures tell those that they meet elsewhere; see `reference.parts`."""
 
     planes: Tensor  # (D, 6, S, E) in the dtype that travels
-    counts: Tensor  # (D, S) int64: contributing samples
-    components: Tensor  # (D, S) int64: contributing components
+    counts: Tensor  # (D, S) integers: contributing samples
+    components: Tensor  # (D, S) integers: contributing components
     sums: Tensor  # (D, 3) of what pairs with the partners add, see `parts`
 
 
@@ -163,6 +163,10 @@ class PartsAndPull(Protocol):
     def merge(
         self, planes: Tensor, counts: Tensor, features: int, first: int, apart: bool
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def unite(
+        self, planes: Tensor, counts: Tensor, met: Tensor, features: int
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Online(Protocol):

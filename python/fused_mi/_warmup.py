@@ -11,6 +11,9 @@ from . import _checks
 from ._types import Estimator, Pairing
 from ._warming import every_kernel
 from .losses import mutual_information_sub_batch
+from .micro_batches import MicroBatches
+from .modules import MutualInformationLoss
+from .ranks import Ranks
 from .tokens import token_information
 
 INPUTS = ("means", "stds", "clean", "noisy")
@@ -29,6 +32,7 @@ def warmup(
     gradients: Sequence[str] = INPUTS,
     safety_factor: float = 100.0,
     tokens: int | None = None,
+    ranks: bool = False,
 ) -> None:
     """Run the loss once, forward and backward, on a batch of contiguous tensors.
 
@@ -47,12 +51,17 @@ def warmup(
             against so many tokens, with and without the own one: a vocabulary has other kernels
             than a batch. Name the sizes to come. Its centers have a gradient where "clean" or
             "means" have.
+        ranks: also what "jensen" needs with a `group`, and for micro-batches; each rank does so for
+            itself, nothing is sent.
 
     Raises:
-        TypeError: `combine_noise_masks` is no bool.
-        ValueError: an unknown name in `gradients`; `tokens` with more positions than one.
+        TypeError: `combine_noise_masks` or `ranks` is no bool.
+        ValueError: an unknown name in `gradients`; `tokens` with more positions than one; `ranks`
+            with "logsumexp".
     """
     combine = _checks.flag("combine_noise_masks", combine_noise_masks)
+    if _checks.flag("ranks", ranks) and estimator != "jensen":
+        raise ValueError(f'ranks: expected False, as the estimator is "{estimator}"')
     unknown = set(gradients) - set(INPUTS)
     if unknown:
         raise ValueError(f"gradients: expected names among {INPUTS}, got {sorted(unknown)}")
@@ -69,22 +78,41 @@ def warmup(
         for name in INPUTS
     }
     mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
+    arguments = tensors["means"], tensors["stds"], mask, tensors["clean"], tensors["noisy"]
+    wanted = [tensors[name] for name in gradients]
     with every_kernel():
-        loss = mutual_information_sub_batch(
-            tensors["means"],
-            tensors["stds"],
-            mask,
-            tensors["clean"],
-            tensors["noisy"],
-            combine,
-            safety_factor=safety_factor,
-            estimator=estimator,
-            pairing=pairing,
-        )
-        if gradients:
-            torch.autograd.grad(loss, [tensors[name] for name in gradients])
+        # On one rank whose gradients are scaled it is the operator of ranks.
+        for group in (None, Ranks(averaged=2)) if ranks else (None,):
+            loss = mutual_information_sub_batch(
+                *arguments,
+                combine,
+                safety_factor=safety_factor,
+                estimator=estimator,
+                pairing=pairing,
+                group=group,
+            )
+            if wanted:
+                torch.autograd.grad(loss, wanted)
+        if ranks:
+            module = MutualInformationLoss(combine, safety_factor=safety_factor, pairing=pairing)
+            part = _of_micro_batches(module.micro_batches(shape[0]), arguments)
+            if wanted:
+                torch.autograd.grad(part, wanted)
     if loss.is_cuda:
         torch.cuda.synchronize(loss.device)
+
+
+def _of_micro_batches(step: MicroBatches, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The parts of two micro-batches, added up."""
+    windows = [[t[rows] for t in arguments] for rows in (slice(0, 2), slice(2, None))]
+    for _, stds, mask, _, _ in windows:
+        step.observe(stds, mask)
+    for means, stds, mask, clean, noisy in windows:
+        step.add(means, stds, mask, clean, noisy)
+    total = step.value()
+    for means, stds, mask, clean, noisy in windows:
+        total = total + step.part(means, stds, mask, clean, noisy)
+    return total
 
 
 def _token_information(

@@ -28,6 +28,17 @@ def test_value_and_gradients(estimator, pairing, dtype, sizes, offset, combine, 
     assert_by_rule10(value, grads, inputs, options)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without one")
+@pytest.mark.parametrize(
+    ("pairing", "sizes"), [("symmetric", (3, 1)), ("leave_one_out", (2, 2))], ids=str
+)
+def test_on_the_triton_kernels(pairing, sizes):
+    """In their interpreter: what ranks send each other is of those kernels."""
+    inputs = mi_inputs(4, 1, 5, torch.float32, offset=10.0)
+    value, grads, _ = on_ranks(inputs, sizes, backend="triton", pairing=pairing)
+    assert_by_rule10(value, grads, inputs, {"pairing": pairing})
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("sizes", ODD)
 def test_leave_one_out_of_an_odd_batch(sizes, estimator):

@@ -77,6 +77,9 @@ def pull(
     return reference.pull(upstream, *inputs, mixtures, partners, planes, wanted)
 
 
+unite = reference.unite
+
+
 def _elsewhere(mixtures: Sequence[Mixture]) -> tuple[object, ...]:
     """The constants of mixtures whose rows meet none of each other."""
     *found, _ = constants(mixtures)

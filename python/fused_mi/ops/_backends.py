@@ -1,7 +1,8 @@
 """Which implementation serves an operator: the fastest usable one, or the one that was forced.
 
 A backend is a package whose modules have the same names and functions in all backends: `estimators`
-serves the operators `jensen` and `logsumexp`, `pairs` serves `distances`.
+serves the operators `jensen` and `logsumexp`, and the losses of ranks and micro-batches; `pairs`
+serves `distances`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .._building_blocks import BuildingBlocks
 from .._environment import Variable
 from . import _cpu, _cuda, _triton
 
-OPERATORS = ("jensen", "logsumexp", "distances", "variance")
+OPERATORS = ("jensen", "logsumexp", "distances", "variance", "ranks")
 AUTOMATIC = ("triton", "cpu", "reference")  # the fastest first
 BACKENDS = ("triton", "cpu", "cuda", "reference")  # cuda: when forced, it has not run on a GPU yet
 VARIABLE = "FUSED_MI_BACKEND"
@@ -39,6 +40,7 @@ _MODULES = {
     "logsumexp": "estimators",
     "distances": "pairs",
     "variance": "variance",
+    "ranks": "estimators",
 }
 
 _log = logging.getLogger("fused_mi")
@@ -160,8 +162,8 @@ def choose(operator: str, *tensors: Tensor) -> ModuleType:
 
 
 def building_blocks(*tensors: Tensor) -> BuildingBlocks:
-    """Those of the backend that serves estimators of these tensors; see `choose`."""
-    found: BuildingBlocks = choose("jensen", *tensors).building_blocks
+    """Those of the backend that serves ranks and micro-batches of these tensors; see `choose`."""
+    found: BuildingBlocks = choose("ranks", *tensors).building_blocks
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_OPERATORS = ("jensen", "logsumexp", "distances", "variance")
+_OPERATORS = ("jensen", "logsumexp", "distances", "variance", "ranks")
 
 
 def usable() -> tuple[bool, str]:

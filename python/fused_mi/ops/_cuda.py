@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-OPERATORS = ("jensen", "logsumexp", "distances", "variance")
+OPERATORS = ("jensen", "logsumexp", "distances", "variance", "ranks")
 
 
 def usable() -> tuple[bool, str]:

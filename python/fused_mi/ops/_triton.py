@@ -9,7 +9,7 @@ import os
 import torch
 
 MINIMUM = (3, 6)
-OPERATORS = ("jensen", "logsumexp", "distances", "variance")
+OPERATORS = ("jensen", "logsumexp", "distances", "variance", "ranks")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from .._mixture import Inputs, Rows, Scoring
 from .._precision import accumulation_dtype
 from .._terms import terms_of_means, upstream_of_energies
 from ..ops._backends import building_blocks
-from ..reference.parts import cross, fitting, merged, narrowed
+from ..reference.parts import fitting, narrowed
 from . import Group
 from ._layout import Layout, Sizes, divisor_of
 from ._meeting import Meeting, Ranges, Seen, half_of
@@ -108,22 +108,17 @@ class Step:
         if not self.apart:
             return self.planes
         assert self.of_all is not None
+        if not self.planes.numel():
+            return self.planes
         D, _, S, E = self.planes.shape
         others = [u.parts for i, u in enumerate(self.units) if i != number]
-        found = []
-        for d in range(D):
-            planes = torch.stack([self.planes[d], *(p.planes[d] for p in others)])
-            # Where a component here is active, all active samples of other ranks contribute.
-            of_ranks = self.of_all.counts[d, 0] - self.here.counts[d, 0]
-            counts = torch.stack([of_ranks.long(), *(p.counts[d] for p in others)])
-            met = merged(
-                planes.flatten(2),
-                counts.repeat_interleave(E, 1),
-                range(len(planes)),
-                torch.float64,
-            )
-            found.append(met.planes.view(-1, S, E))
-        return fitting(torch.stack(found), self.T)
+        # Where a component here is active, all active samples of other ranks contribute.
+        of_ranks = self.of_all.counts[:, 0] - self.here.counts[:, 0]
+        planes = torch.stack([self.planes, *(p.planes for p in others)], 1)
+        counts = torch.stack([of_ranks.long(), *(p.counts.long() for p in others)], 1)
+        blocks = building_blocks(planes)
+        met, _, _ = blocks.parts.merge(planes.flatten(3), counts, E, 0, False)
+        return fitting(met.view(D, -1, S, E), self.T)
 
     def pairs_here(self, number: int) -> Tensor | None:
         """What the pairs of the rows of one micro-batch keep."""
@@ -131,32 +126,25 @@ class Step:
 
     def _joined(self, units: Sequence[_Unit]) -> tuple[Parts, Tensor]:
         """Of the union of their rows; and the sums of pairs between them, where they are apart."""
-        D, _, S, E = units[0].parts.planes.shape
-        planes, counts, sums = [], [], []
         assert self.of_all is not None
-        for d in range(D):
-            of_units = torch.stack([u.parts.planes[d] for u in units]).flatten(2)
-            of_counts = torch.stack([u.parts.counts[d] for u in units]).repeat_interleave(E, 1)
-            everybody = range(len(units))
-            whole = merged(of_units, of_counts, everybody, torch.float64)
-            between = whole.between.view(S, E).sum(1)
-            samples = self.of_all.counts[d, 0]
-            if self.apart:  # only what is elsewhere meets all units
-                samples = samples - self.here.counts[d, 0]
-            within = (samples * between).sum() / 2
-            if self.apart:
-                for i, (of_unit, count) in enumerate(zip(of_units, of_counts, strict=True)):
-                    others = merged(
-                        of_units, of_counts, [j for j in everybody if j != i], torch.float64
-                    )
-                    within = within + cross(of_unit, count, others).sum()
-            planes.append(whole.planes.view(-1, S, E))
-            counts.append(torch.stack([u.parts.counts[d] for u in units]).sum(0))
-            sums.append(torch.stack((within, *(torch.zeros_like(within),) * 2)))
-        total = torch.stack([u.parts.sums for u in units]).sum(0) + torch.stack(sums)
+        local = torch.stack([u.local for u in units]).sum(0)
+        if len(units) == 1 or not units[0].parts.planes.numel():
+            return units[0].parts, local
+        shape = units[0].parts.planes.shape
+        planes = torch.stack([u.parts.planes for u in units], 1).flatten(3)
+        counts = torch.stack([u.parts.counts for u in units], 1)
+        E, blocks = shape[3], building_blocks(planes)
+        met = self.of_all.counts[:, 0]
+        if self.apart:  # only what is elsewhere meets all units
+            met = met - self.here.counts[:, 0]
+        whole, of_q = blocks.parts.unite(planes, counts, met, E)
+        if self.apart:
+            _, between, _ = blocks.parts.merge(planes, counts.long(), E, 0, True)
+            of_q = of_q + between
+        total = torch.stack([u.parts.sums for u in units]).sum(0)
+        total[:, 0] += of_q
         components = torch.stack([u.parts.components for u in units]).sum(0)
-        of_union = Parts(torch.stack(planes), torch.stack(counts), components, total)
-        return of_union, torch.stack([u.local for u in units]).sum(0)
+        return Parts(whole.view(shape), counts.sum(1), components, total), local
 
     def _scoring(self, mask: Tensor) -> Scoring:
         combined = self.scoring.component_mask is not None

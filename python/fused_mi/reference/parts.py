@@ -256,6 +256,29 @@ def merge(
     return result, torch.stack(sums), result.isfinite().all() & planes.isfinite().all()
 
 
+def unite(planes: Tensor, counts: Tensor, met: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """Several sets of rows as one.
+
+    Args:
+        planes: (D, sets, 6, n) of all n columns of (S, E), in the working dtype.
+        counts: (D, sets, S) of samples.
+        met: (D, S): how many samples the components of all sets meet.
+        features: E.
+
+    Returns:
+        (D, 6, n), and (D,) what lies within the components of all sets and within none of them:
+        `1/2 sum_l met_l` times the weighted squares of the sets' means.
+    """
+    found, within = [], []
+    for of_planes, of_counts, of_met in zip(planes, counts, met, strict=True):
+        of_columns = of_counts.repeat_interleave(features, 1)
+        whole = merged(of_planes, of_columns, range(len(of_planes)), planes.dtype)
+        between = whole.between.view(-1, features).sum(1)
+        found.append(whole.planes)
+        within.append((of_met.to(between.dtype) * between).sum() / 2)
+    return torch.stack(found), torch.stack(within)
+
+
 def _union(weights: Tensor, means: Tensor, rests: Tensor, n: int) -> Moments:
     """Of sets (sets, n) whose own squares are left out."""
     if not len(weights):
@@ -292,6 +315,8 @@ def narrowed(planes: Tensor, dtype: torch.dtype) -> Tensor:
 def fitting(planes: Tensor, dtype: torch.dtype) -> Tensor:
     """Planes of the working dtype with values of `dtype`, for kernels that compute in it; as they
     are where it has no room for them."""
+    if planes.is_cuda:  # its kernels find out by themselves, and nobody waits
+        return planes
     found = narrowed(planes, dtype)
     light = (found[..., 5, :, :] < LEAST_WEIGHT) & (planes[..., 5, :, :] > 0)
     room = bool(found.isfinite().all().item()) and not bool(light.any().item())
