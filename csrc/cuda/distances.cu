@@ -1,6 +1,7 @@
+#include "distances.h"
+
 #include "launch.h"
 #include "pairs_launch.h"
-#include "pairs_tile.h"
 
 namespace fused_mi {
 namespace {

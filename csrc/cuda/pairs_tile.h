@@ -111,15 +111,15 @@ GPU_DEVICE void fetch_slab(
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_N; ++i) {
     const bool here = inside && chunk.samples >> i & 1;
-    fetch<F>(to.y[i][thread], in.y, in.y.at(in.sample_start + first_n + Tile::row(i), chunk.s, e), here);
+    fetch<F>(to.y[i][thread], in.y, place<F>(in.y, in.sample_start + first_n + Tile::row(i), chunk.s, e), here);
   }
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_M; ++i) {
     const bool here = inside && chunk.components >> i & 1;
     const int64_t row = in.component_start + first_m + Tile::row(i);
-    fetch<F>(to.x[i][thread], in.x, in.x.at(row, chunk.s, e), here);
-    if (in.mu.data) fetch<F>(to.mu[i][thread], in.mu, in.mu.at(row, chunk.s, e), here);
-    fetch<F>(to.stds[i][thread], in.stds, in.stds.at(row, chunk.s, e), here);
+    fetch<F>(to.x[i][thread], in.x, place<F>(in.x, row, chunk.s, e), here);
+    if (in.mu.data) fetch<F>(to.mu[i][thread], in.mu, place<F>(in.mu, row, chunk.s, e), here);
+    fetch<F>(to.stds[i][thread], in.stds, place<F>(in.stds, row, chunk.s, e), here);
   }
   fetch(to.shift[thread], static_cast<const typename Tile::T*>(in.shift) + chunk.s * in.E + e, inside);
   gpu::commit();
@@ -207,92 +207,35 @@ GPU_DEVICE void meet(
   }
 }
 
-// Adds the sums of a chunk to the pairs that share the position, in float64, and clears them.
+// Adds the features of a chunk to the sums; for the whole block.
 template <class Tile>
-GPU_DEVICE void flush(
-    const Pairs& in, double* parts, const Spot<Tile>& spot, int first_n, int first_m, int s, bool first,
-    typename Tile::T (&sums)[Tile::TN][Tile::TM]) {
-  using T = typename Tile::T;
-  unsigned components = 0;
-  bool odd = false;
-  GPU_UNROLL
-  for (int j = 0; j < Tile::TM; ++j) {
-    components |= static_cast<unsigned>(in.component(first_m + spot.component(j), s)) << j;
+GPU_DEVICE void add_chunk(
+    const Pairs& in, typename Tile::Shared& shared, const Spot<Tile>& spot, int first_n, int first_m,
+    const Chunk<Tile>& chunk, typename Tile::T eps, typename Tile::T (&sums)[Tile::TN][Tile::TM]) {
+  constexpr int D = Tile::DEPTH;
+  auto fetch_at = [&](int e, int at) {
+    fetch_slab<Tile>(in, first_n, first_m, chunk, e, shared.raw[at]);
+  };
+  auto prepare_at = [&](int e, int at) {
+    prepare_slab<Tile>(in, chunk, e, eps, shared.raw[at], shared.ready[at]);
+  };
+  auto step = [&](int e, int at) {
+    gpu::wait<0>();
+    gpu::barrier();  // this slab is ready, and the one before it has been read
+    prepare_at(e + D, 1 - at);
+    fetch_at(e + 2 * D, at);
+    meet<Tile>(shared.ready[at], spot, sums);
+  };
+  fetch_at(chunk.e, 0);
+  fetch_at(chunk.e + D, 1);
+  gpu::wait<1>();
+  prepare_at(chunk.e, 0);
+  // Two at a time, for buffers that the compiler knows: a slab beyond the last one adds nothing.
+  for (int e = chunk.e; e < chunk.stop; e += 2 * D) {
+    step(e, 0);
+    step(e + D, 1);
   }
-  GPU_UNROLL
-  for (int i = 0; i < Tile::TN; ++i) {
-    const int64_t n = first_n + spot.sample(i);
-    const bool here = in.sample(n, s);
-    GPU_UNROLL
-    for (int j = 0; j < Tile::TM; ++j) {
-      const int64_t m = first_m + spot.component(j);
-      const bool met = here && components >> j & 1;
-      odd |= met && !(sums[i][j] < gpu::infinity<T>());
-      if (n < in.N && m < in.M) {
-        double& to = parts[n * in.M + m];
-        const double more = met ? static_cast<double>(sums[i][j]) : 0;
-        to = first ? more : to + more;
-      }
-      sums[i][j] = 0;
-    }
-  }
-  if (odd) gpu::raise(in.irregular);
-}
-
-template <class Tile>
-GPU_KERNEL(Tile::THREADS, Tile::BLOCKS)
-distances_kernel(const Pairs in) {
-  using T = typename Tile::T;
-  auto& shared = gpu::shared<typename Tile::Shared>();
-  const Spot<Tile> spot;
-  const int64_t tiles_n = (in.N + Tile::N - 1) / Tile::N, tiles_m = (in.M + Tile::M - 1) / Tile::M;
-  const int first_n = static_cast<int>(blockIdx.x % tiles_n) * Tile::N;
-  const int first_m = static_cast<int>(blockIdx.x / tiles_n % tiles_m) * Tile::M;
-  const int split = static_cast<int>(blockIdx.x / tiles_n / tiles_m);
-  const int left = in.chunks - split * in.chunks_per_split;
-  int number = split * in.chunks_per_split;
-  const int end = number + (left < in.chunks_per_split ? left : in.chunks_per_split);
-  double* parts = in.parts + static_cast<int64_t>(split) * in.N * in.M;
-  const T eps = static_cast<T>(in.eps.get(0));
-  T sums[Tile::TN][Tile::TM] = {};
-  Chunk<Tile> chunk;
-  bool first = true;
-  for (; chunk.find(in, first_n, first_m, number, end); first = false) {
-    constexpr int D = Tile::DEPTH;
-    auto fetch_at = [&](int e, int at) {
-      fetch_slab<Tile>(in, first_n, first_m, chunk, e, shared.raw[at]);
-    };
-    auto prepare_at = [&](int e, int at) {
-      prepare_slab<Tile>(in, chunk, e, eps, shared.raw[at], shared.ready[at]);
-    };
-    auto step = [&](int e, int at) {
-      gpu::wait<0>();
-      gpu::barrier();  // this slab is ready, and the one before it has been read
-      prepare_at(e + D, 1 - at);
-      fetch_at(e + 2 * D, at);
-      meet<Tile>(shared.ready[at], spot, sums);
-    };
-    fetch_at(chunk.e, 0);
-    fetch_at(chunk.e + D, 1);
-    gpu::wait<1>();
-    prepare_at(chunk.e, 0);
-    // Two at a time, for buffers that the compiler knows: a slab beyond the last one adds nothing.
-    for (int e = chunk.e; e < chunk.stop; e += 2 * D) {
-      step(e, 0);
-      step(e + D, 1);
-    }
-    gpu::wait<0>();  // nothing may be on its way to where the next chunk goes
-    flush<Tile>(in, parts, spot, first_n, first_m, chunk.s, first, sums);
-  }
-  if (!first) return;
-  GPU_UNROLL
-  for (int i = 0; i < Tile::TN; ++i) {
-    GPU_UNROLL
-    for (int j = 0; j < Tile::TM; ++j) {
-      const int64_t n = first_n + spot.sample(i), m = first_m + spot.component(j);
-      if (n < in.N && m < in.M) parts[n * in.M + m] = 0;
-    }
-  }
+  gpu::wait<0>();  // nothing may be on its way to where the next chunk goes
 }
 
 }  // namespace fused_mi
