@@ -6,12 +6,11 @@
 //   driver plant index|align   with an output that is too short, with vectors that are not aligned
 #include "jensen_case.h"
 #include "model.h"
+#include "online_case.h"
 #include "pairs_case.h"
 
 #include "../cuda/launch.h"
 #include "../cuda/prepare.h"
-
-#include <cstring>
 
 #include <cstring>
 
@@ -44,6 +43,10 @@ void every_case() {
   run(cases::pairs<gpu::bfloat16>, "pairs, 16 bits", 7, 9, 2, 72, Type::bfloat16, 0.8, 3e-6);
   run(cases::pairs<double>, "pairs, float64", 6, 5, 2, 9, Type::float64, 0.7, 1e-12);
   run(cases::pairs<float>, "pairs, one by one", 4, 3, 2, 3, Type::float32, 0.7, 3e-6);
+  // More than one tile of either role, shares of the components, chunks that wait in memory, splits of a gradient.
+  run(cases::online<float>, "online, small tiles", 34, 140, 1, 20, Type::float32, 0.9, 3e-5);
+  run(cases::online<gpu::bfloat16>, "online, wide tile", 66, 130, 1, 12, Type::bfloat16, 1., 3e-5);
+  run(cases::online<float>, "online, positions", 5, 35, 6, 8, Type::float32, 0.8, 3e-5);
   run([](const char*, int N, int M) { cases::logsumexp(N, M); }, "logsumexp", 3, 300);
 }
 
