@@ -53,9 +53,13 @@ def _roles(
     mixtures = mixtures_of(scoring, inputs, number)
     of_components = mixtures[0].component_mask
     numbers = [
-        n for mask, (start, stop) in found for n in (int(mask is of_components), start, stop - start)
+        n
+        for mask, (start, stop) in found
+        for n in (int(mask is of_components), start, stop - start)
     ]
-    of_mixtures = [(-1 if m.sample_eps is None else m.sample_eps, m.component_eps) for m in mixtures]
+    of_mixtures = [
+        (-1 if m.sample_eps is None else m.sample_eps, m.component_eps) for m in mixtures
+    ]
     return mixtures, of_mixtures, numbers  # type: ignore[return-value]
 
 

@@ -149,7 +149,9 @@ def _empty(
     often = by_components, by_samples, by_samples, by_samples or both
     return [
         torch.empty(
-            t.shape, dtype=torch.float32 if several and t.itemsize == 2 else t.dtype, device=t.device
+            t.shape,
+            dtype=torch.float32 if several and t.itemsize == 2 else t.dtype,
+            device=t.device,
         )
         if needed
         else None
