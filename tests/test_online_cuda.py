@@ -1,5 +1,5 @@
-"""The log-sum-exp in the CUDA kernels, emulated: one call each way, with and without energies in memory;
-every share, block and rare case."""
+"""The log-sum-exp in the CUDA kernels, emulated: one call each way, with and without energies in
+memory; every share, block and rare case."""
 
 import pytest
 import torch

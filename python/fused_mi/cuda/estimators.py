@@ -1,5 +1,5 @@
-"""The two estimators, one call of the library in each direction; "logsumexp" of so many pairs that no
-energies are kept, and not online either, is made of the building blocks."""
+"""The two estimators, one call of the library in each direction; "logsumexp" of more pairs than are
+kept, of rows that are too long to go without, is made of the building blocks."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _by_blocks = _estimators.Estimators(building_blocks)
 def _roles(
     inputs: AnyInputs, scoring: Scoring
 ) -> tuple[Sequence[Mixture], list[tuple[int, int]], list[int]]:
-    """The mixtures without stabilisers; the roles of samples (-1: none) and of components of each, and
-    three numbers of each role."""
+    """The mixtures without stabilisers; the roles of samples (-1: none) and of components of each,
+    and three numbers of each role."""
     found: list[Role] = []
 
     def number(_: Tensor, roles: Sequence[Role], *rest: Any) -> Any:

@@ -1,5 +1,5 @@
-"""The log-sum-exp over components in one call of the library for each direction: of kept energies, or
-of many pairs of short rows without any in memory."""
+"""The log-sum-exp over components in one call of the library for each direction: of kept energies,
+or of many pairs of short rows without any in memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .._precision import accumulation_dtype
 from ._library import operators
 
 BLOCK_ROWS, BLOCK_PAIRS = 2048, 1 << 22
-"""Of how many samples and pairs the backward pass keeps weights at once, where energies are not kept:
-12 bytes for each pair."""
+"""Of how many samples and pairs the backward pass keeps weights at once, where energies are not
+kept: 12 bytes for each pair."""
 
 
 class Call(NamedTuple):
@@ -99,8 +99,8 @@ def backward(
     factor: float = 1.0,
     each: bool = False,  # of each sample
 ) -> Gradients:
-    """Gradients of the inputs and, where there are any, of the log weights; some of them wider than what
-    they are of."""
+    """Gradients of the inputs and, where there are any, of the log weights; some of them wider than
+    what they are of."""
     block = _block(*call.sizes)
     tensors = _empty(inputs, call, energies is not None, block, wanted)
     log_weights = call.labels[0]
@@ -147,16 +147,11 @@ def _empty(
         and not {*starts[0]}.isdisjoint(starts[1])
     )
     often = by_components, by_samples, by_samples, by_samples or both
-    return [
-        torch.empty(
-            t.shape,
-            dtype=torch.float32 if several and t.itemsize == 2 else t.dtype,
-            device=t.device,
-        )
-        if needed
-        else None
-        for t, several, needed in zip(inputs, often, wanted[:4], strict=True)
-    ]
+    found: list[Tensor | None] = []
+    for t, several, needed in zip(inputs, often, wanted[:4], strict=True):
+        dtype = torch.float32 if several and t.itemsize == 2 else t.dtype
+        found.append(torch.empty(t.shape, dtype=dtype, device=t.device) if needed else None)
+    return found
 
 
 def _of_mixtures(
