@@ -57,13 +57,13 @@ GPU_DEVICE void store_four(float* to, int64_t at, const float (&values)[Four::SI
 template <class Tile>
 GPU_DEVICE void weigh_row(
     const Online& in, int64_t n, int first_m, const Spot<Tile>& spot, const float (&sums)[Tile::TM],
-    const double* at, bool& odd) {
+    const double* at) {
   const PullOfSample<float> pull(in, n);
   const int64_t own = in.has_own() ? in.own_of(n) : -1;
   GPU_UNROLL
   for (int j = 0; j < Tile::TM; j += Four::SIZE) {
     const Four pairs(in, n, first_m + spot.component(j), &sums[j], at ? at + j * Tile::THREADS : at, Tile::THREADS);
-    odd |= pairs.odd(in);
+    if (pairs.odd(in)) gpu::raise(in.pairs.irregular);
     float weights[3][Four::SIZE];
     GPU_UNROLL
     for (int k = 0; k < Four::SIZE; ++k) {
@@ -89,7 +89,6 @@ weigh_kernel(const Online in) {
   const Spot<Tile> spot;
   const int tiles_n = (in.pairs.N + Tile::N - 1) / Tile::N, tiles_m = (in.pairs.M + Tile::M - 1) / Tile::M;
   float sums[Tile::TN][Tile::TM] = {};
-  bool odd = false;
   for (int item = blockIdx.x; item < tiles_n * tiles_m; item += gridDim.x) {
     const int first_n = item % tiles_n * Tile::N, first_m = item / tiles_n * Tile::M;
     const bool some = find_distances<Tile>(in, shared, spot, first_n, first_m, sums);
@@ -98,11 +97,10 @@ weigh_kernel(const Online in) {
     GPU_LOOP
     for (int i = 0; i < Tile::TN; ++i) {
       const double* row = at ? at + i * Tile::TM * Tile::THREADS : at;
-      weigh_row<Tile>(in, first_n + spot.sample(i), first_m, spot, sums[0], row, odd);
+      weigh_row<Tile>(in, first_n + spot.sample(i), first_m, spot, sums[0], row);
       rotate<Tile>(sums);
     }
   }
-  if (odd) gpu::raise(in.pairs.irregular);
 }
 
 GPU_KERNEL(kRows, 4)

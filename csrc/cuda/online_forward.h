@@ -36,14 +36,14 @@ struct Known {
 template <class Tile>
 GPU_DEVICE void add_row(
     const Online& in, int64_t n, int first_m, const Spot<Tile>& spot, const float (&sums)[Tile::TM],
-    const double* at, double* to, bool first, bool& odd) {
+    const double* at, double* to, bool first) {
   Known<float> known;
   double energy = 0;
   const int64_t own = in.has_own() ? in.own_of(n) : -1;
   GPU_UNROLL
   for (int j = 0; j < Tile::TM; j += Four::SIZE) {
     const Four pairs(in, n, first_m + spot.component(j), &sums[j], at ? at + j * Tile::THREADS : at, Tile::THREADS);
-    odd |= pairs.odd(in);
+    if (pairs.odd(in)) gpu::raise(in.pairs.irregular);
     Two<float> density[Four::SIZE];
     float most = known.most;
     bool met[Four::SIZE];
@@ -102,7 +102,6 @@ online_kernel(const Online in) {
   const Spot<Tile> spot;
   const int tiles_n = (in.pairs.N + Tile::N - 1) / Tile::N, tiles_m = (in.pairs.M + Tile::M - 1) / Tile::M;
   float sums[Tile::TN][Tile::TM] = {};
-  bool odd = false;
   for (int item = blockIdx.x; item < tiles_n * in.splits; item += gridDim.x) {
     const int first_n = item % tiles_n * Tile::N, split = item / tiles_n;
     const int begin = split * in.tiles_per_split, left = tiles_m - begin;
@@ -118,12 +117,11 @@ online_kernel(const Online in) {
       for (int i = 0; i < Tile::TN; ++i) {
         const int64_t n = first_n + spot.sample(i);
         const double* row = at ? at + i * Tile::TM * Tile::THREADS : at;
-        add_row<Tile>(in, n, first_m, spot, sums[0], row, to + n, tile_m == begin, odd);
+        add_row<Tile>(in, n, first_m, spot, sums[0], row, to + n, tile_m == begin);
         rotate<Tile>(sums);
       }
     }
   }
-  if (odd) gpu::raise(in.pairs.irregular);
 }
 
 // Where something was out of range, all pairs anew, into the first slot; the others get nothing.

@@ -192,16 +192,20 @@ GPU_DEVICE void meet(
   using T = typename Tile::T;
   GPU_UNROLL
   for (int k = 0; k < Tile::DEPTH; ++k) {
-    T y[Tile::TN], r[Tile::TM], c[Tile::TM];
+    T y[Tile::TN];
     operands(&from.y[k][spot.row * 4], 4 * Tile::ROWS, y);
-    operands(&from.r[k][spot.column * 4], 4 * Tile::COLUMNS, r);
-    operands(&from.c[k][spot.column * 4], 4 * Tile::COLUMNS, c);
     GPU_UNROLL
-    for (int i = 0; i < Tile::TN; ++i) {
+    for (int j = 0; j < Tile::TM; j += 4) {  // four components at a time: fewer registers
+      T r[4], c[4];
+      operands(&from.r[k][j * Tile::COLUMNS + spot.column * 4], 0, r);
+      operands(&from.c[k][j * Tile::COLUMNS + spot.column * 4], 0, c);
       GPU_UNROLL
-      for (int j = 0; j < Tile::TM; ++j) {
-        const T z = gpu::fma(y[i], r[j], -c[j]);
-        sums[i][j] = gpu::fma(z, z, sums[i][j]);
+      for (int i = 0; i < Tile::TN; ++i) {
+        GPU_UNROLL
+        for (int l = 0; l < 4; ++l) {
+          const T z = gpu::fma(y[i], r[l], -c[l]);
+          sums[i][j + l] = gpu::fma(z, z, sums[i][j + l]);
+        }
       }
     }
   }
