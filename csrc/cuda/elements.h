@@ -74,6 +74,7 @@ struct Packed {
 // Anything, one by one.
 template <class T>
 struct Loose {
+  using Element = T;
   using Number = T;
   static constexpr int V = 1;
   using Raw = gpu::Vector<T, 1>;

@@ -10,9 +10,9 @@ namespace fused_mi {
 template <class F>
 using OnlineWide = PairsTile<F, 8, 8, 16, 16, 2>;  // 128 x 128 of 256 threads
 template <class F>
-using OnlineSmall = PairsTile<F, 4, 4, 8, 8, 8>;  // 32 x 32 of 64 threads
-
-constexpr int64_t kFewSamples = 64;  // most that small tiles serve, where wide ones are fast
+using OnlineMiddle = PairsTile<F, 8, 8, 8, 8, 8>;  // 64 x 64 of 64 threads, where samples are few
+template <class F>
+using OnlineSmall = PairsTile<F, 4, 4, 8, 8, 8>;  // 32 x 32, where elements are read one by one
 
 template <class Call>
 const char* with_online_tile(const Pairs& in, const Call& call) {
@@ -20,9 +20,11 @@ const char* with_online_tile(const Pairs& in, const Call& call) {
     using F = decltype(format);
     if constexpr (std::is_same_v<typename F::Number, float>) {
       if constexpr (F::V == 4) {
-        if (in.N > kFewSamples) return call(OnlineWide<F>{});
+        if (in.N > 64) return call(OnlineWide<F>{});
+        return call(OnlineMiddle<F>{});
+      } else {
+        return call(OnlineSmall<F>{});
       }
-      return call(OnlineSmall<F>{});
     }
     return "float64";
   });

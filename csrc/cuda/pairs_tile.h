@@ -11,7 +11,8 @@
 
 namespace fused_mi {
 
-template <class F_, int TN_, int TM_, int ROWS_, int COLUMNS_, int BLOCKS_>
+// KEEPS: where its rows begin is in the registers of a thread, which small tiles have.
+template <class F_, int TN_, int TM_, int ROWS_, int COLUMNS_, int BLOCKS_, bool KEEPS_ = false>
 struct PairsTile {
   using F = F_;
   using T = typename F::Number;
@@ -19,6 +20,7 @@ struct PairsTile {
   static constexpr int TN = TN_, TM = TM_;                // pairs of a thread
   static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;  // threads
   static constexpr int THREADS = ROWS * COLUMNS, BLOCKS = BLOCKS_;
+  static constexpr bool KEEPS = KEEPS_;
   static constexpr int N = TN * ROWS, M = TM * COLUMNS;
   static constexpr int DEPTH = 8, PIECES = DEPTH / V, PAD = 4;
   static constexpr int COPIES_N = N * PIECES / THREADS, COPIES_M = M * PIECES / THREADS;
@@ -52,7 +54,7 @@ GPU_DEVICE void fetch(typename F::Raw& to, const View& from, int64_t at, bool in
     to = inside ? F::load(from, at) : typename F::Raw{};
   } else {
     using Element = typename F::Element;
-    gpu::copy_async<sizeof(to)>(&to, static_cast<const Element*>(from.data) + (inside ? at : 0), inside);
+    gpu::copy_async<sizeof(to)>(&to, static_cast<const Element*>(from.data) + at, inside);
   }
 }
 template <class T, int V>
@@ -71,6 +73,9 @@ template <class Tile>
 struct Chunk {
   int s = 0, e = 0, stop = 0;  // features from e on, before `stop`
   unsigned samples = 0, components = 0;  // a bit for each copy of this thread
+  static constexpr int KEPT_N = Tile::KEEPS ? Tile::COPIES_N : 1, KEPT_M = Tile::KEEPS ? Tile::COPIES_M : 1;
+  using Start = const typename Tile::F::Element*;  // feature 0 of a row
+  Start y[KEPT_N], x[KEPT_M], mu[KEPT_M], stds[KEPT_M];
 
   // The first chunk from `number` on, before `end`, to which some pair of the tile contributes; whether
   // there is one. A call for whole warps, with the same answer in all.
@@ -96,6 +101,19 @@ struct Chunk {
       components |= static_cast<unsigned>(in.component(first_m + Tile::row(i), s)) << i;
     }
     ++number;
+    if constexpr (Tile::KEEPS) {
+      using F = typename Tile::F;
+      const auto start = [&](const View& v, int64_t row) {
+        return static_cast<Start>(v.data) + place<F>(v, row, s, 0);
+      };
+      GPU_UNROLL
+      for (int i = 0; i < KEPT_N; ++i) y[i] = start(in.y, in.sample_start + first_n + Tile::row(i));
+      GPU_UNROLL
+      for (int i = 0; i < KEPT_M; ++i) {
+        const int64_t row = in.component_start + first_m + Tile::row(i);
+        x[i] = start(in.x, row), mu[i] = start(in.mu, row), stds[i] = start(in.stds, row);
+      }
+    }
     return true;
   }
 };
@@ -108,18 +126,25 @@ GPU_DEVICE void fetch_slab(
   const int thread = threadIdx.x;
   e += Tile::feature();
   const bool inside = e < chunk.stop;
+  const auto copy = [&](typename F::Raw& raw, const View& v, int64_t row, const auto& kept, int i, bool here) {
+    if constexpr (Tile::KEEPS) {
+      gpu::copy_async<sizeof(raw)>(&raw, kept[i] + e, here);
+    } else {
+      fetch<F>(raw, v, place<F>(v, row, chunk.s, e), here);
+    }
+  };
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_N; ++i) {
     const bool here = inside && chunk.samples >> i & 1;
-    fetch<F>(to.y[i][thread], in.y, place<F>(in.y, in.sample_start + first_n + Tile::row(i), chunk.s, e), here);
+    copy(to.y[i][thread], in.y, in.sample_start + first_n + Tile::row(i), chunk.y, i, here);
   }
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_M; ++i) {
     const bool here = inside && chunk.components >> i & 1;
     const int64_t row = in.component_start + first_m + Tile::row(i);
-    fetch<F>(to.x[i][thread], in.x, place<F>(in.x, row, chunk.s, e), here);
-    if (in.mu.data) fetch<F>(to.mu[i][thread], in.mu, place<F>(in.mu, row, chunk.s, e), here);
-    fetch<F>(to.stds[i][thread], in.stds, place<F>(in.stds, row, chunk.s, e), here);
+    copy(to.x[i][thread], in.x, row, chunk.x, i, here);
+    if (in.mu.data) copy(to.mu[i][thread], in.mu, row, chunk.mu, i, here);
+    copy(to.stds[i][thread], in.stds, row, chunk.stds, i, here);
   }
   fetch(to.shift[thread], static_cast<const typename Tile::T*>(in.shift) + chunk.s * in.E + e, inside);
   gpu::commit();
@@ -147,10 +172,10 @@ GPU_DEVICE void prepare_slab(
     const typename F::Raw x = from.x[i][thread], stds = from.stds[i][thread];
     typename F::Raw mu{};
     if (in.mu.data) mu = from.mu[i][thread];
+    const T added = here ? eps : gpu::infinity<T>();  // then r = 0
     GPU_UNROLL
     for (int j = 0; j < Tile::V; ++j) {
-      const T sigma = F::get(stds, j);
-      const T r = here ? gpu::inverse_root(gpu::fma(sigma, sigma, eps)) : T(0);
+      const T sigma = F::get(stds, j), r = gpu::inverse_root(gpu::fma(sigma, sigma, added));
       to.r[piece + j][Tile::row(i)] = r;
       to.c[piece + j][Tile::row(i)] = ((F::get(x, j) - shift.at[j]) + F::get(mu, j)) * r;
     }
