@@ -11,7 +11,7 @@ namespace fused_mi {
 
 // Blocks that share the items of a launch: where each has memory for a tile, no more than are resident.
 inline int64_t blocks_of(const Online& in, int64_t items) {
-  return in.several() ? std::min<int64_t>(items, 4 * multiprocessors()) : items;
+  return in.pairs.chunks > 1 ? std::min<int64_t>(items, 4 * multiprocessors()) : items;
 }
 
 // How many blocks share the components of a tile of samples, and the memory that the pairs of a call need.

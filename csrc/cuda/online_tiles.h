@@ -32,7 +32,7 @@ const char* with_online_tile(const Pairs& in, const Call& call) {
 
 template <class Tile>
 int64_t bytes_of_sums(const Online& in, int64_t items) {
-  return in.several() ? blocks_of(in, items) * Tile::N * Tile::M * 8 : 0;
+  return in.pairs.chunks > 1 ? blocks_of(in, items) * Tile::N * Tile::M * 8 : 0;
 }
 
 }  // namespace fused_mi
