@@ -50,8 +50,18 @@ CUDA_KERNELS = (
     "components_gradient",
     "careful",
     "logsumexp",
+    "online",
+    "weigh",
+    "scoring",
 )
-CUDA_OPERATORS = ("plan", "jensen", "pairs", "operators")
+CUDA_OPERATORS = (
+    "plan",
+    "jensen",
+    "pairs",
+    "logsumexp",
+    "logsumexp_backward",
+    "operators",
+)
 CUDA_ARCHS = (
     "80 90 100 120"  # binaries run on later GPUs of the same generation; the last is PTX too
 )

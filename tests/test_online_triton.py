@@ -5,11 +5,10 @@ import torch
 from cases import assert_same_bits, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
 from fused_mi import _estimators, use_backend
 from fused_mi._estimators import HEADER, logsumexp_state
-from fused_mi._mixture import Scoring
-from fused_mi.reference import estimators as reference
 from fused_mi.triton_kernels import _configs, _pairs_configs, estimators
 from fused_mi.triton_kernels._launch import recorded
 from marks import combine, dtypes, pairing
+from online_cases import SPOILED, assert_close, evaluate, spoiled, weighted_case
 from rules import assert_rule10
 
 pytestmark = pytest.mark.skipif(
@@ -34,47 +33,6 @@ def in_parts(monkeypatch):
     monkeypatch.setattr(_pairs_configs, "_BLOCK_PAIRS", 32 * 64)
 
 
-def weighted_case(n=40, m=70, s=1, e=6, dtype=F32, offset=0.0, **options):
-    """Inputs with log weights, one of them -inf, and samples that come from components."""
-    gen = torch.Generator().manual_seed(3)
-    x = torch.randn(m, s, e, generator=gen, dtype=F64) + offset
-    mu = 0.3 * torch.randn(m, s, e, generator=gen, dtype=F64)
-    stds = 0.5 + torch.rand(m, s, e, generator=gen, dtype=F64)
-    origins = torch.randint(1, m, (n,), generator=gen)
-    noise = torch.randn(n, s, e, generator=gen, dtype=F64)
-    y = (x + mu)[origins] + stds[origins] * noise
-    weights = torch.randn(m, generator=gen, dtype=F64).log_softmax(0)
-    weights[0] = -torch.inf
-    masks = [torch.rand(rows, s, generator=gen) < (0.7 if s > 1 else 2) for rows in (n, m)]
-    inputs = [t.to(dtype) for t in (y, x, mu, stds)]
-    scoring = Scoring(*masks, origins, safety_factor=-1e-3, **options)
-    return (*inputs, weights.to(F32)), scoring
-
-
-def evaluate(module, inputs, scoring, wanted=(True,) * 5):
-    """The loss, its terms and the gradients of all terms with weights of their own."""
-    total, terms, state = module.logsumexp(inputs, scoring)
-    upstream = [
-        torch.linspace(-1, 2, t.numel(), dtype=t.dtype).view(t.shape) for t in (total, terms)
-    ]
-    wanted = wanted[: len(inputs)]
-    found = module.logsumexp_backward(upstream, inputs, scoring, state, wanted)
-    return [total, terms, *found]
-
-
-def assert_close(inputs, scoring, digits=64):
-    """Of all results, to those of plain torch in float64."""
-    ours = evaluate(estimators, inputs, scoring)
-    true = evaluate(reference, tuple(t.double() for t in inputs), scoring)
-    for number, (a, b) in enumerate(zip(ours, true, strict=True)):
-        size = b[b.isfinite()].abs().max().item()
-        eps = max(torch.finfo(a.dtype).eps, torch.finfo(F32).eps)
-        assert (a.isfinite() == b.isfinite()).all(), number
-        error = (a.double() - b)[b.isfinite()].abs().max().item()
-        assert error <= digits * eps * size, (number, error, size)
-    return ours
-
-
 @pytest.mark.usefixtures("in_parts")
 @combine
 @pairing
@@ -92,7 +50,7 @@ def test_shares_and_blocks(pairing, combine):
 def test_weights_and_origins(dtype, positions, reduction, left_out):
     options = {"leave_origins_out": left_out, "reduction": reduction}
     inputs, scoring = weighted_case(s=positions, dtype=dtype, **options)
-    assert_close(inputs, scoring)
+    assert_close(estimators, inputs, scoring)
 
 
 def test_shares_do_not_change_what_is_found(monkeypatch):
@@ -172,30 +130,7 @@ def test_a_token_that_is_not_there():
     assert total.isnan().sum() == 2
 
 
-def spoiled(how):
-    inputs, scoring = weighted_case(20, 40)
-    y, x, mu, stds, weights = inputs
-    if how == "variances of many scales":  # outside of float32's range
-        stds[::2] *= 1e-25
-        for t in (x, mu):
-            t[::2] *= 1e-25
-        y[::2] = 1e-25
-        scoring = scoring._replace(safety_factor=100.0)
-    elif how == "a sample from which every component is infinitely far":
-        y[5] = torch.inf
-    elif how == "no component has a weight":
-        weights[:] = -torch.inf
-    return inputs, scoring
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "variances of many scales",
-        "a sample from which every component is infinitely far",
-        "no component has a weight",
-    ],
-)
+@pytest.mark.parametrize("how", SPOILED)
 @pytest.mark.parametrize("left_out", [False, True])
 def test_what_leaves_float32(monkeypatch, how, left_out):
     """As where energies are kept."""

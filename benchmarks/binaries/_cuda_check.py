@@ -36,18 +36,21 @@ class Limits(NamedTuple):
 
 
 NARROW = r"(float|__half|__nv_bfloat16), float, "
+OF_TILES = r"\b(distances|online|weigh)_kernel<.*"
 LIMITS = (
-    Limits(r"distances_kernel.*" + NARROW + r"4>, 8, 8,", 256, 8, share=0.80),
-    Limits(r"distances_kernel.*" + NARROW + r"4>, 4, 4,", 64, 8, share=0.60),
+    Limits(OF_TILES + NARROW + r"4>, 8, 8, 16,", 256, 8, share=0.80),
+    Limits(OF_TILES + NARROW + r"4>, 8, 8, 8,", 64, 8, share=0.75),
+    Limits(OF_TILES + NARROW + r"4>, 8, 4,", 32, 8, share=0.70),
     Limits(r"samples_gradient_kernel.*" + NARROW, 128, 8, share=0.75),
     Limits(r"components_gradient_kernel.*" + NARROW, 128, 8, share=0.75),
     Limits(r"accumulate_kernel.*" + NARROW + "4>", 64, 12, per_element=30),
     Limits(r"accumulate_alone_kernel", 64, 12),
     Limits(r"accumulate_kernel", 64, 12),
-    Limits(r"distances_kernel", 64, 8),
+    Limits(r"(distances|online|weigh)_kernel<", 64, 8),
     Limits(r"(samples|components)_gradient_kernel.*Loose<float>", 128, 8),
     Limits(r"(samples|components)_gradient_kernel", 128, 4),
-    Limits(r"prepare_kernel|reduce_kernel|stabiliser_kernel", 256, 8),
+    Limits(r"(prepare|reduce|stabiliser|contributing|terms|upstream)_kernel", 256, 8),
+    Limits(r"(sum_weights|add_gradients)_kernel", 256, 8),
     Limits(r"", 128, 12),
 )
 MOST_LOCAL = 8
@@ -121,7 +124,8 @@ def compiled(source: Path, target: str) -> list[Kernel]:
             if (operation := re.search(r"\b((?:RED|ATOM)\w*(?:\.\w+)*)", line))
         )
         name = _demangled(mangled)
-        found.append(Kernel(name, target, registers, stack + local, _loop(lines), atomics))
+        loop = _loop(lines, re.search(OF_TILES, name) is not None)
+        found.append(Kernel(name, target, registers, stack + local, loop, atomics))
     return found
 
 
@@ -138,11 +142,13 @@ def _sections(code: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield name, lines
 
 
-def _loop(lines: list[str]) -> Counter[str]:
+def _loop(lines: list[str], inner: bool) -> Counter[str]:
     """Of the loops with most multiplications and additions, the shortest of those that have nearly
-    as many as the longest: without what is around it."""
+    as many as the longest: without what is around it. `inner`: by multiply-adds alone, of which a
+    loop over tiles has few of its own."""
     loops = [_names(lines[i] for i in loop) for loop in _loops(lines)]
-    work = [sum(FMA_PIPE.get(name, 0) * n for name, n in loop.items()) for loop in loops]
+    useful = {"FFMA": 1, "FFMA2": 2, "DFMA": 1} if inner else FMA_PIPE
+    work = [sum(useful.get(name, 0) * n for name, n in loop.items()) for loop in loops]
     if not loops:
         return Counter()
     most = max(work)

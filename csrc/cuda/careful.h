@@ -10,23 +10,15 @@ namespace fused_mi {
 GPU_KERNEL(kRows, 4)
 careful_energies_kernel(const Pairs in) {
   if (*in.irregular == 0) return;
-  const double eps = in.eps.get(0);
   const int64_t all = static_cast<int64_t>(in.N) * in.M;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kRows) + threadIdx.x; i < all;
        i += gridDim.x * static_cast<int64_t>(kRows)) {
-    const int64_t n = i / in.M, m = i % in.M, row_n = in.sample_start + n, row_m = in.component_start + m;
-    double total = 0;
-    for (int64_t s = 0; s < in.S; ++s) {
-      if (!in.sample(n, s) || !in.component(m, s)) continue;
-      for (int64_t e = 0; e < in.E; ++e) {
-        double distance = element(in.y, row_n, s, e) - element(in.x, row_m, s, e);
-        if (in.mu.data) distance -= element(in.mu, row_m, s, e);
-        const double z = distance / root_of(element(in.stds, row_m, s, e), eps);
-        total = gpu::fma(z, z, total);
-      }
-    }
-    in.q[i] = total / 2;
+    in.q[i] = careful_energy(in, i / in.M, i % in.M);
   }
+}
+
+GPU_DEVICE void write(const Pairs& in, const View& to, int64_t row, int64_t s, int64_t e, double value) {
+  if (to.data) set_element(to, row, s, e, in.add ? element(to, row, s, e) + value : value);
 }
 
 // upstream * z, where an upstream gradient of 0 does not meet what is infinite.
@@ -45,9 +37,9 @@ careful_samples_kernel(const Pairs in) {
       double distance = element(in.y, row, s, e) - element(in.x, row_m, s, e);
       if (in.mu.data) distance -= element(in.mu, row_m, s, e);
       const double root = root_of(element(in.stds, row_m, s, e), eps);
-      total += weighted(in.upstream[n * in.M + m], distance / root) / root;
+      total += weighted(in.upstream.get(n * in.upstream_row + m), distance / root) / root;
     }
-    set_element(in.d_y, row, s, e, total);
+    write(in, in.d_y, row, s, e, total);
   }
 }
 
@@ -69,7 +61,7 @@ careful_components_kernel(const Pairs in) {
       for (int64_t n = 0; n < in.N; ++n) {
         if (!in.sample(n, s)) continue;
         const double z = ((element(in.y, in.sample_start + n, s, e) - x) - mu) / root;
-        const double term = weighted(in.upstream[n * in.M + m], z);
+        const double term = weighted(in.upstream.get(n * in.upstream_row + m), z);
         of_centre += term;
         squares += weighted(term, z);
       }
@@ -81,9 +73,9 @@ careful_components_kernel(const Pairs in) {
       const double root = root_of(sigma, in.own_eps.get(0));
       of_stds += sigma / root * (in.of_own[m * in.S + s] / root);
     }
-    if (in.d_x.data) set_element(in.d_x, row, s, e, of_centre);
-    if (in.d_mu.data) set_element(in.d_mu, row, s, e, of_centre);
-    if (in.d_stds.data) set_element(in.d_stds, row, s, e, of_stds);
+    write(in, in.d_x, row, s, e, of_centre);
+    write(in, in.d_mu, row, s, e, of_centre);
+    write(in, in.d_stds, row, s, e, of_stds);
   }
 }
 

@@ -7,7 +7,7 @@ namespace fused_mi {
 
 const char* launch_components_gradient(const Pairs& in, void* stream) {
   return with_format(
-      {&in.y, &in.x, &in.mu, &in.stds, &in.d_y, &in.d_x, &in.d_mu, &in.d_stds}, in.E, in.wide,
+      {&in.y, &in.x, &in.mu, &in.stds}, in.E, in.wide,  // gradients lie side by side, see store_square
       [&](auto format) {
         using Tile = GradientTile<decltype(format), 4>;
         const int64_t blocks =

@@ -57,7 +57,7 @@ components_gradient_kernel(const Pairs in) {
       piece_shift[j] = piece_e < in.E ? static_cast<const T*>(in.shift)[at.s * in.E + piece_e + j] : T(0);
     }
     pass_by<Tile>(
-        in.N, shared,
+        0, in.N, shared,
         [&](int slab, typename Tile::Raw& raw, typename Tile::Ahead& ahead) {
           ahead.use = 0;
           GPU_UNROLL
@@ -73,7 +73,7 @@ components_gradient_kernel(const Pairs in) {
             const int k = i * Tile::THREADS + thread, n = slab * Tile::DEPTH + k / Tile::ROWS;
             const int64_t m = at.first_row + k % Tile::ROWS;
             const bool use = in.sample(n, at.s) && m < in.M;
-            ahead.upstream[i] = use ? static_cast<T>(in.upstream[static_cast<int64_t>(n) * in.M + m]) : T(0);
+            ahead.upstream[i] = use ? static_cast<const T*>(in.upstream.data)[n * in.upstream_row + m] : T(0);
           }
         },
         [&](const typename Tile::Raw& raw, const typename Tile::Ahead& ahead, typename Tile::Ready& ready) {
@@ -119,8 +119,8 @@ components_gradient_kernel(const Pairs in) {
       }
     }
   }
-  store_square(in.d_x, in.component_start, in.M, at, in.E, of_centre);
-  store_square(in.d_mu, in.component_start, in.M, at, in.E, of_centre);
+  store_square(in.d_x, in.component_start, in.M, at, in.E, in.add, of_centre);
+  store_square(in.d_mu, in.component_start, in.M, at, in.E, in.add, of_centre);
   if (in.d_stds.data) {
     const auto own = [&](int i) {
       const int64_t m = at.first_row + at.row + i;
@@ -148,7 +148,7 @@ components_gradient_kernel(const Pairs in) {
         of_squares[i][j] = pull;
       }
     }
-    store_square(in.d_stds, in.component_start, in.M, at, in.E, of_squares);
+    store_square(in.d_stds, in.component_start, in.M, at, in.E, in.add, of_squares);
   }
   if (odd) gpu::raise(in.irregular);
 }

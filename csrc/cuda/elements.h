@@ -43,6 +43,12 @@ struct Numbers {
   }
 };
 
+// Where an element is; vectors lie side by side.
+template <class F>
+GPU_DEVICE int64_t place(const View& v, int64_t r, int64_t s, int64_t e) {
+  return r * v.row + s * v.position + (F::V > 1 ? e : e * v.feature);
+}
+
 // A format reads V elements of a row at once, whose number V divides, as numbers of the type T.
 
 // Elements of one type, side by side, vectors of them at multiples of their size.
@@ -68,6 +74,7 @@ struct Packed {
 // Anything, one by one.
 template <class T>
 struct Loose {
+  using Element = T;
   using Number = T;
   static constexpr int V = 1;
   using Raw = gpu::Vector<T, 1>;

@@ -23,6 +23,7 @@ struct alignas(sizeof(T) * N) Vector {
 // At most so many threads of a block, at least so many blocks of a multiprocessor.
 #define GPU_KERNEL(THREADS, BLOCKS) __global__ void __launch_bounds__(THREADS, BLOCKS)
 #define GPU_UNROLL _Pragma("unroll")
+#define GPU_LOOP _Pragma("unroll 1")  // its body once
 
 namespace gpu {
 
@@ -118,6 +119,8 @@ GPU_DEVICE float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 GPU_DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 GPU_DEVICE float size(float a) { return ::fabsf(a); }
 GPU_DEVICE double size(double a) { return ::fabs(a); }
+GPU_DEVICE float exp(float a) { return ::expf(a); }
+GPU_DEVICE double exp(double a) { return ::exp(a); }
 
 GPU_DEVICE float widened(float a) { return a; }
 GPU_DEVICE double widened(double a) { return a; }

@@ -1,63 +1,19 @@
 // Operators `variance`, `jensen` and `jensen_backward`: raw ones, which write into tensors of the caller
 // and know no autograd.
-#include "operators.h"
-
+#include "arguments.h"
 #include "device.h"
 #include "jensen_launch.h"
-
-#include <algorithm>
-#include <utility>
+#include "operators.h"
 
 namespace fused_mi {
 namespace {
 
-void set_roles(Jensen& in, const std::vector<int64_t>& roles, const Tensor& stds) {
-  STD_TORCH_CHECK(roles.size() % 3 == 0 && roles.size() <= 12, "roles: three numbers each, up to four");
-  in.roles = static_cast<int>(roles.size() / 3);
-  for (int r = 0; r < in.roles; ++r) {
-    const int64_t mask = roles[3 * r], start = roles[3 * r + 1], rows = roles[3 * r + 2];
-    STD_TORCH_CHECK(
-        (mask == 0 || mask == 1) && start >= 0 && rows >= 0 && start + rows <= stds.size(0),
-        "roles: no such rows");
-    in.role[r] = {static_cast<int>(mask), static_cast<int>(start), static_cast<int>(rows)};
-  }
-}
-
-// Six numbers of each mixture: the first sample and how many, the first component and how many, the
-// roles of the stabilisers of samples (-1: none) and of components.
 Jensen jensen_of(
     const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
     const Tensor& component_mask, const std::vector<int64_t>& mixtures, bool alone, double divisor,
     const Tensor& header, const Tensor& state, const Tensor& counts) {
-  STD_TORCH_CHECK(y.dim() == 3, "y: expected (rows, S, E)");
-  Jensen in;
-  in.S = y.size(1), in.E = y.size(2);
-  in.y = view_of(y, "y", in.S, in.E);
-  in.x = view_of(x, "x", in.S, in.E);
-  in.mu = view_of(mu, "mu", in.S, in.E);
-  in.stds = view_of(stds, "stds", in.S, in.E);
-  in.masks[0] = mask_of(sample_mask, "sample_mask", in.S);
-  in.masks[1] = mask_of(component_mask, "component_mask", in.S);
-  in.alone = alone;
+  Jensen in = meeting_of(y, x, mu, stds, sample_mask, component_mask, mixtures, alone);
   in.divisor = divisor;
-  for (const View* v : {&in.y, &in.x, &in.mu, &in.stds}) in.wide |= v->type == Type::float64;
-  in.mixtures = static_cast<int>(mixtures.size() / 6);
-  STD_TORCH_CHECK(
-      mixtures.size() % 6 == 0 && (in.mixtures == 1 || (in.mixtures == 2 && !alone)),
-      "mixtures: six numbers of each, one or two");
-  in.N = static_cast<int>(mixtures[1]), in.M = static_cast<int>(mixtures[3]);
-  for (int d = 0; d < in.mixtures; ++d) {
-    const int64_t* of = &mixtures[6 * d];
-    STD_TORCH_CHECK(of[1] == in.N && of[3] == in.M, "mixtures: of one size");
-    STD_TORCH_CHECK(
-        of[0] >= 0 && of[0] + of[1] <= std::min(y.size(0), sample_mask.size(0)) && of[2] >= 0 &&
-            of[2] + of[3] <= std::min({x.size(0), mu.size(0), stds.size(0), component_mask.size(0)}),
-        "mixtures: no such rows");
-    STD_TORCH_CHECK(!alone || (of[0] == of[2] && of[1] == of[3]), "mixtures: the same rows");
-    in.mixture[d] = {
-        static_cast<int>(of[0]), static_cast<int>(of[2]), static_cast<int>(of[4]),
-        static_cast<int>(of[5])};
-  }
   in.header = numbers_of(header, "header", kHeader);
   in.state = numbers_of(state, "state", in.mixtures * 4 * in.S * in.E);
   const void* memory = memory_of(counts, "counts", in.mixtures * 4 * in.S, ScalarType::Int);
@@ -105,16 +61,13 @@ void jensen(
   const Device device(y);
   plan_jensen(in, multiprocessors());
   const Bytes bytes(in);
-  // One tensor: each costs the host a microsecond. Every part begins at a multiple of 256 bytes.
-  int64_t size = 0;
-  auto add = [&](int64_t of) { return std::exchange(size, size + (of + 255) / 256 * 256); };
-  const int64_t least = add(bytes.least), parts = add(bytes.parts), samples = add(bytes.samples);
-  const int64_t sums = add(bytes.sums), merged = add(bytes.merged);
-  const Tensor memory = scratch(y, size);
-  char* base = static_cast<char*>(data_of(memory));
-  in.least = base + least, in.parts = base + parts, in.samples = base + samples;
-  in.sums = reinterpret_cast<double*>(base + sums);
-  in.merged = reinterpret_cast<double*>(base + merged);
+  Scratch memory;
+  const int64_t least = memory.add(bytes.least), parts = memory.add(bytes.parts);
+  const int64_t samples = memory.add(bytes.samples), sums = memory.add(bytes.sums);
+  const int64_t merged = memory.add(bytes.merged);
+  memory.allocate(y);
+  in.least = memory.at(least), in.parts = memory.at(parts), in.samples = memory.at(samples);
+  in.sums = memory.at<double>(sums), in.merged = memory.at<double>(merged);
   check(launch_prepare(in, device.stream()));
   check((alone ? launch_accumulate_alone : launch_accumulate)(in, device.stream()));
   check(launch_finish(in, device.stream()));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "logsumexp_launch.h"
+#include "two.h"
 
 namespace fused_mi {
 
@@ -19,10 +20,6 @@ struct Sample {
   }
   GPU_DEVICE bool met(const Logsumexp& in, int m) const { return !(in.left_out && m == own); }
 };
-
-GPU_DEVICE double finite_or_0(double most) {
-  return gpu::size(most) == gpu::infinity<double>() ? 0 : most;
-}
 
 // A block for each sample of each mixture: the largest density first, then the sums, as the energies come
 // from a cache the second time.
@@ -92,9 +89,9 @@ logsumexp_gradient_kernel(const Logsumexp in) {
   }
   // Select: energies and upstream gradients may be infinite where nothing is chosen.
   const double own = in.origins && m == of.own && !hopeless ? total : 0;
-  in.gradient[at] = (r == 0 ? 0 : r * (of_q - of_density)) - own;
-  in.gradient[at + of.size] = (r == 0 ? 0 : r * (of_g - of_density)) - own;
-  in.gradient[at + 2 * of.size] = r == 0 ? 0 : r * (of_k + of_density);
+  in.gradient.set(at, (r == 0 ? 0 : r * (of_q - of_density)) - own);
+  in.gradient.set(at + of.size, (r == 0 ? 0 : r * (of_g - of_density)) - own);
+  in.gradient.set(at + 2 * of.size, r == 0 ? 0 : r * (of_k + of_density));
 }
 
 }  // namespace fused_mi

@@ -9,7 +9,7 @@ struct Logsumexp {
   const double* energies = nullptr;  // (D, 3, N, M): q, g and k
   double* rows = nullptr;            // (D, 5, N): log of the sum, means of q, g and k, energy of the own
   const double* upstream = nullptr;  // (D, 5, N), or (D, 5, 1)
-  double* gradient = nullptr;        // (D, 3, N, M)
+  Numbers gradient;                  // (D, 3, N, M)
   const int64_t* origins = nullptr;  // (N,): own components, in place of `own` + i
   int64_t own = 0;
   int D = 0, N = 0, M = 0;

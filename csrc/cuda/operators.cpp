@@ -10,7 +10,7 @@ namespace fused_mi {
 namespace {
 
 // Of the schemas below; the Python side expects one.
-int64_t version() { return 1; }
+int64_t version() { return 2; }
 
 std::vector<int64_t> versions_of_cuda() {
   int driver = 0, runtime = 0;
@@ -65,6 +65,19 @@ STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def(
       "logsumexp_backward(Tensor upstream, Tensor energies, Tensor rows, int? own, Tensor? origins,"
       " bool left_out, Tensor(a!) gradient) -> ()");
+  m.def(
+      "logsumexp_of_pairs(Tensor y, Tensor x, Tensor mu, Tensor stds, Tensor sample_mask,"
+      " Tensor component_mask, int[] mixtures, bool alone, Tensor(a!) header, int[] roles,"
+      " float factor, float smallest, float largest, Tensor? log_weights, float offset, int? own,"
+      " Tensor? origins, bool left_out, Tensor(b!) rows, Tensor(c!)? energies, float log_partners,"
+      " float factor_of_terms, Tensor(d!)? total, Tensor(e!)? terms) -> ()");
+  m.def(
+      "logsumexp_of_pairs_backward(Tensor? of_total, Tensor? of_terms, Tensor? of_samples, Tensor y,"
+      " Tensor x, Tensor mu, Tensor stds, Tensor sample_mask, Tensor component_mask, int[] mixtures,"
+      " bool alone, Tensor header, Tensor? log_weights, float offset, int? own, Tensor? origins,"
+      " bool left_out, Tensor rows, Tensor? energies, float factor_of_terms, bool each,"
+      " int block_rows, int block_columns, Tensor(a!)? d_y, Tensor(b!)? d_x, Tensor(c!)? d_mu,"
+      " Tensor(d!)? d_stds, Tensor(e!)? d_log_weights) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, CompositeExplicitAutograd, m) {
@@ -79,4 +92,6 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("components_gradient", TORCH_BOX(&fused_mi::components_gradient));
   m.impl("logsumexp", TORCH_BOX(&fused_mi::logsumexp));
   m.impl("logsumexp_backward", TORCH_BOX(&fused_mi::logsumexp_backward));
+  m.impl("logsumexp_of_pairs", TORCH_BOX(&fused_mi::logsumexp_of_pairs));
+  m.impl("logsumexp_of_pairs_backward", TORCH_BOX(&fused_mi::logsumexp_of_pairs_backward));
 }

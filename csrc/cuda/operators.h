@@ -57,4 +57,22 @@ void logsumexp_backward(
     const Tensor& upstream, const Tensor& energies, const Tensor& rows, std::optional<int64_t> own,
     std::optional<Tensor> origins, bool left_out, const Tensor& gradient);
 
+void logsumexp_of_pairs(
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
+    const Tensor& component_mask, std::vector<int64_t> mixtures, bool alone, const Tensor& header,
+    std::vector<int64_t> roles, double factor, double smallest, double largest,
+    std::optional<Tensor> log_weights, double offset, std::optional<int64_t> own,
+    std::optional<Tensor> origins, bool left_out, const Tensor& rows, std::optional<Tensor> energies,
+    double log_partners, double factor_of_terms, std::optional<Tensor> total, std::optional<Tensor> terms);
+
+void logsumexp_of_pairs_backward(
+    std::optional<Tensor> of_total, std::optional<Tensor> of_terms, std::optional<Tensor> of_samples,
+    const Tensor& y, const Tensor& x, const Tensor& mu, const Tensor& stds, const Tensor& sample_mask,
+    const Tensor& component_mask, std::vector<int64_t> mixtures, bool alone, const Tensor& header,
+    std::optional<Tensor> log_weights, double offset, std::optional<int64_t> own,
+    std::optional<Tensor> origins, bool left_out, const Tensor& rows, std::optional<Tensor> energies,
+    double factor_of_terms, bool each, int64_t block_rows, int64_t block_columns, std::optional<Tensor> d_y,
+    std::optional<Tensor> d_x, std::optional<Tensor> d_mu, std::optional<Tensor> d_stds,
+    std::optional<Tensor> d_log_weights);
+
 }  // namespace fused_mi

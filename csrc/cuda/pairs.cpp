@@ -13,6 +13,13 @@ const uint8_t* flags_of(const Tensor& t, const char* name, int64_t rows, int64_t
   return static_cast<const uint8_t*>(memory_of(t, name, rows * S, ScalarType::Bool));
 }
 
+// The upstream gradients of q.
+void set_upstream(Pairs& in, const Tensor& t) {
+  in.upstream = numbers_of(t, "upstream", static_cast<int64_t>(in.N) * in.M);
+  STD_TORCH_CHECK(in.upstream.wide == in.wide, "upstream: expected in the type of the arithmetic");
+  in.upstream_row = in.M;
+}
+
 const double* doubles_of(const Tensor& t, const char* name, int64_t count) {
   return static_cast<const double*>(memory_of(t, name, count, ScalarType::Double));
 }
@@ -97,7 +104,7 @@ void samples_gradient(
   Pairs in = pairs_of(
       y, x, mu, stds, sample_active, component_active, eps, sample_start, component_start, irregular,
       shift);
-  in.upstream = doubles_of(upstream, "upstream", static_cast<int64_t>(in.N) * in.M);
+  set_upstream(in, upstream);
   STD_TORCH_CHECK(d_y.is_contiguous() && d_y.size(0) >= sample_start + in.N, "d_y: no such rows");
   in.d_y = view_of(d_y, "d_y", in.S, in.E);
   const Device device(y);
@@ -117,7 +124,7 @@ void components_gradient(
       y, x, mu, stds, sample_active, component_active, eps, sample_start, component_start, irregular,
       shift);
   in.components = upstream.has_value();
-  if (upstream) in.upstream = doubles_of(*upstream, "upstream", static_cast<int64_t>(in.N) * in.M);
+  if (upstream) set_upstream(in, *upstream);
   if (of_logs) in.of_logs = doubles_of(*of_logs, "of_logs", in.M * in.S);
   if (own_eps) {
     STD_TORCH_CHECK(own_active && of_own, "own_active, of_own: expected where there is own_eps");
@@ -174,7 +181,7 @@ void logsumexp_backward(
   Logsumexp in = logsumexp_of(energies, rows, own, origins, left_out);
   in.each = upstream.numel() != static_cast<int64_t>(in.D) * 5;
   in.upstream = doubles_of(upstream, "upstream", static_cast<int64_t>(in.D) * 5 * (in.each ? in.N : 1));
-  in.gradient = const_cast<double*>(doubles_of(gradient, "gradient", energies.numel()));
+  in.gradient = numbers_of(gradient, "gradient", energies.numel());
   const Device device(energies);
   check(launch_logsumexp_gradient(in, device.stream()));
 }

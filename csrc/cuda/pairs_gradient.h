@@ -80,23 +80,39 @@ GPU_DEVICE void load_square(
   }
 }
 
-template <class Tile>
-GPU_DEVICE void store_square(
-    const View& to, int start, int rows, const Field<Tile>& at, int64_t E, const Square<Tile>& from) {
-  using F = typename Tile::F;
-  if (!to.data) return;
+template <class Tile, class F>
+GPU_DEVICE void store_square_as(
+    const View& to, int start, int rows, const Field<Tile>& at, int64_t E, bool add, const Square<Tile>& from) {
   GPU_UNROLL
   for (int i = 0; i < Tile::SIDE; ++i) {
     if (at.first_row + at.row + i >= rows) continue;
     GPU_UNROLL
     for (int j = 0; j < Tile::ACROSS; j += F::V) {
       const int64_t e = at.first_e + at.column + j;
+      if (e >= E) continue;
+      const int64_t place = to.at(start + at.first_row + at.row + i, at.s, e);
+      typename F::Raw before{};
+      if (add) before = F::load(to, place);
       typename Tile::T values[F::V];
       GPU_UNROLL
-      for (int k = 0; k < F::V; ++k) values[k] = from[i][j + k];
-      if (e < E) F::store(to, to.at(start + at.first_row + at.row + i, at.s, e), values);
+      for (int k = 0; k < F::V; ++k) values[k] = add ? F::get(before, k) + from[i][j + k] : from[i][j + k];
+      F::store(to, place, values);
     }
   }
+}
+
+// In the type of the inputs, or in float32, in which gradients of several blocks of pairs add up.
+template <class Tile>
+GPU_DEVICE void store_square(
+    const View& to, int start, int rows, const Field<Tile>& at, int64_t E, bool add, const Square<Tile>& from) {
+  using F = typename Tile::F;
+  if (!to.data) return;
+  if constexpr (F::V > 1) {
+    if (to.type == Type::float32) {
+      return store_square_as<Tile, Packed<float, float, F::V>>(to, start, rows, at, E, add, from);
+    }
+  }
+  store_square_as<Tile, F>(to, start, rows, at, E, add, from);
 }
 
 // The shift of this thread's columns.
@@ -110,15 +126,15 @@ GPU_DEVICE void load_shift(const Pairs& in, const Field<Tile>& at, typename Tile
   }
 }
 
-// Slabs of the other role pass by: `fetch(slab, raw, ahead)`, `prepare(raw, ahead, ready)` and `meet(ready)`.
+// Slabs of the other role pass by, from `begin` on: `fetch(slab, raw, ahead)`, `prepare(raw, ahead, ready)` and `meet(ready)`.
 template <class Tile, class Fetch, class Prepare, class Meet>
 GPU_DEVICE void pass_by(
-    int partners, typename Tile::Shared& shared, const Fetch& fetch, const Prepare& prepare,
+    int begin, int stop, typename Tile::Shared& shared, const Fetch& fetch, const Prepare& prepare,
     const Meet& meet) {
   typename Tile::Ahead ahead[2];
-  const int slabs = (partners + Tile::DEPTH - 1) / Tile::DEPTH;
-  fetch(0, shared.raw[0], ahead[0]);
-  fetch(1, shared.raw[1], ahead[1]);
+  const int first = begin / Tile::DEPTH, end = (stop + Tile::DEPTH - 1) / Tile::DEPTH;
+  fetch(first, shared.raw[0], ahead[0]);
+  fetch(first + 1, shared.raw[1], ahead[1]);
   gpu::wait<1>();
   prepare(shared.raw[0], ahead[0], shared.ready[0]);
   auto step = [&](int slab, int at) {
@@ -128,7 +144,7 @@ GPU_DEVICE void pass_by(
     fetch(slab + 2, shared.raw[at], ahead[at]);
     meet(shared.ready[at]);
   };
-  for (int slab = 0; slab < slabs; slab += 2) {  // a slab beyond the last one adds nothing
+  for (int slab = first; slab < end; slab += 2) {  // a slab beyond the last one adds nothing
     step(slab, 0);
     step(slab + 1, 1);
   }

@@ -20,6 +20,11 @@ const char* launch_log_determinants(const LogDeterminants& in, bool wide, void* 
   });
 }
 
+const char* launch_pair_logs(const PairLogs& in, void* stream) {
+  const int64_t size = static_cast<int64_t>(in.of.N) * in.of.M;
+  return launch(pair_logs_kernel, ceil_div(size, kRows), kRows, 0, stream, in);
+}
+
 const char* launch_add_splits(const Pairs& in, void* stream) {
   const int64_t size = static_cast<int64_t>(in.N) * in.M;
   return launch(add_splits_kernel, ceil_div(size, kRows), kRows, 0, stream, in);

@@ -72,7 +72,30 @@ log_determinants_kernel(const LogDeterminants in) {
   }
   GPU_UNROLL
   for (int bits = 16; bits > 0; bits /= 2) total += gpu::exchange(total, bits);
-  if (lane == 0) in.logs[number] = in.active[number] ? (total + static_cast<double>(in.E) * kLog2Pi) / 2 : 0;
+  if (lane != 0) return;
+  total = in.active[number] ? (total + static_cast<double>(in.E) * kLog2Pi) / 2 : 0;
+  if (in.halves) {
+    in.halves[number] = halves<float>(total);
+  } else {
+    in.logs[number] = total;
+  }
+}
+
+// Of each pair the logs of its positions, in their order, or what stands in place of k.
+GPU_KERNEL(kRows, 8)
+pair_logs_kernel(const PairLogs in) {
+  const Pairs& of = in.of;
+  const int64_t i = blockIdx.x * static_cast<int64_t>(kRows) + threadIdx.x;
+  if (i >= static_cast<int64_t>(of.N) * of.M) return;
+  const int64_t n = i / of.M, m = i % of.M;
+  double g = 0, k = 0;
+  for (int64_t s = 0; s < of.S; ++s) {
+    if (!of.sample(n, s) || !of.component(m, s)) continue;
+    g += in.of_components[m * of.S + s];
+    if (in.of_samples) k += in.of_samples[n * of.S + s];
+  }
+  in.g[i] = g;
+  in.k[i] = in.log_weights ? in.log_weights[m] : k;
 }
 
 // Half the sum of the splits, in a fixed order.

@@ -11,7 +11,8 @@
 
 namespace fused_mi {
 
-template <class F_, int TN_, int TM_, int ROWS_, int COLUMNS_, int BLOCKS_>
+// KEEPS: where its rows begin is in the registers of a thread, which small tiles have.
+template <class F_, int TN_, int TM_, int ROWS_, int COLUMNS_, int BLOCKS_, bool KEEPS_ = false>
 struct PairsTile {
   using F = F_;
   using T = typename F::Number;
@@ -19,6 +20,7 @@ struct PairsTile {
   static constexpr int TN = TN_, TM = TM_;                // pairs of a thread
   static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;  // threads
   static constexpr int THREADS = ROWS * COLUMNS, BLOCKS = BLOCKS_;
+  static constexpr bool KEEPS = KEEPS_;
   static constexpr int N = TN * ROWS, M = TM * COLUMNS;
   static constexpr int DEPTH = 8, PIECES = DEPTH / V, PAD = 4;
   static constexpr int COPIES_N = N * PIECES / THREADS, COPIES_M = M * PIECES / THREADS;
@@ -52,7 +54,7 @@ GPU_DEVICE void fetch(typename F::Raw& to, const View& from, int64_t at, bool in
     to = inside ? F::load(from, at) : typename F::Raw{};
   } else {
     using Element = typename F::Element;
-    gpu::copy_async<sizeof(to)>(&to, static_cast<const Element*>(from.data) + (inside ? at : 0), inside);
+    gpu::copy_async<sizeof(to)>(&to, static_cast<const Element*>(from.data) + at, inside);
   }
 }
 template <class T, int V>
@@ -71,6 +73,9 @@ template <class Tile>
 struct Chunk {
   int s = 0, e = 0, stop = 0;  // features from e on, before `stop`
   unsigned samples = 0, components = 0;  // a bit for each copy of this thread
+  static constexpr int KEPT_N = Tile::KEEPS ? Tile::COPIES_N : 1, KEPT_M = Tile::KEEPS ? Tile::COPIES_M : 1;
+  using Start = const typename Tile::F::Element*;  // feature 0 of a row
+  Start y[KEPT_N], x[KEPT_M], mu[KEPT_M], stds[KEPT_M];
 
   // The first chunk from `number` on, before `end`, to which some pair of the tile contributes; whether
   // there is one. A call for whole warps, with the same answer in all.
@@ -96,6 +101,19 @@ struct Chunk {
       components |= static_cast<unsigned>(in.component(first_m + Tile::row(i), s)) << i;
     }
     ++number;
+    if constexpr (Tile::KEEPS) {
+      using F = typename Tile::F;
+      const auto start = [&](const View& v, int64_t row) {
+        return static_cast<Start>(v.data) + place<F>(v, row, s, 0);
+      };
+      GPU_UNROLL
+      for (int i = 0; i < KEPT_N; ++i) y[i] = start(in.y, in.sample_start + first_n + Tile::row(i));
+      GPU_UNROLL
+      for (int i = 0; i < KEPT_M; ++i) {
+        const int64_t row = in.component_start + first_m + Tile::row(i);
+        x[i] = start(in.x, row), mu[i] = start(in.mu, row), stds[i] = start(in.stds, row);
+      }
+    }
     return true;
   }
 };
@@ -108,18 +126,25 @@ GPU_DEVICE void fetch_slab(
   const int thread = threadIdx.x;
   e += Tile::feature();
   const bool inside = e < chunk.stop;
+  const auto copy = [&](typename F::Raw& raw, const View& v, int64_t row, const auto& kept, int i, bool here) {
+    if constexpr (Tile::KEEPS) {
+      gpu::copy_async<sizeof(raw)>(&raw, kept[i] + e, here);
+    } else {
+      fetch<F>(raw, v, place<F>(v, row, chunk.s, e), here);
+    }
+  };
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_N; ++i) {
     const bool here = inside && chunk.samples >> i & 1;
-    fetch<F>(to.y[i][thread], in.y, in.y.at(in.sample_start + first_n + Tile::row(i), chunk.s, e), here);
+    copy(to.y[i][thread], in.y, in.sample_start + first_n + Tile::row(i), chunk.y, i, here);
   }
   GPU_UNROLL
   for (int i = 0; i < Tile::COPIES_M; ++i) {
     const bool here = inside && chunk.components >> i & 1;
     const int64_t row = in.component_start + first_m + Tile::row(i);
-    fetch<F>(to.x[i][thread], in.x, in.x.at(row, chunk.s, e), here);
-    if (in.mu.data) fetch<F>(to.mu[i][thread], in.mu, in.mu.at(row, chunk.s, e), here);
-    fetch<F>(to.stds[i][thread], in.stds, in.stds.at(row, chunk.s, e), here);
+    copy(to.x[i][thread], in.x, row, chunk.x, i, here);
+    if (in.mu.data) copy(to.mu[i][thread], in.mu, row, chunk.mu, i, here);
+    copy(to.stds[i][thread], in.stds, row, chunk.stds, i, here);
   }
   fetch(to.shift[thread], static_cast<const typename Tile::T*>(in.shift) + chunk.s * in.E + e, inside);
   gpu::commit();
@@ -147,10 +172,10 @@ GPU_DEVICE void prepare_slab(
     const typename F::Raw x = from.x[i][thread], stds = from.stds[i][thread];
     typename F::Raw mu{};
     if (in.mu.data) mu = from.mu[i][thread];
+    const T added = here ? eps : gpu::infinity<T>();  // then r = 0
     GPU_UNROLL
     for (int j = 0; j < Tile::V; ++j) {
-      const T sigma = F::get(stds, j);
-      const T r = here ? gpu::inverse_root(gpu::fma(sigma, sigma, eps)) : T(0);
+      const T sigma = F::get(stds, j), r = gpu::inverse_root(gpu::fma(sigma, sigma, added));
       to.r[piece + j][Tile::row(i)] = r;
       to.c[piece + j][Tile::row(i)] = ((F::get(x, j) - shift.at[j]) + F::get(mu, j)) * r;
     }
@@ -192,107 +217,54 @@ GPU_DEVICE void meet(
   using T = typename Tile::T;
   GPU_UNROLL
   for (int k = 0; k < Tile::DEPTH; ++k) {
-    T y[Tile::TN], r[Tile::TM], c[Tile::TM];
+    T y[Tile::TN];
     operands(&from.y[k][spot.row * 4], 4 * Tile::ROWS, y);
-    operands(&from.r[k][spot.column * 4], 4 * Tile::COLUMNS, r);
-    operands(&from.c[k][spot.column * 4], 4 * Tile::COLUMNS, c);
     GPU_UNROLL
-    for (int i = 0; i < Tile::TN; ++i) {
+    for (int j = 0; j < Tile::TM; j += 4) {  // four components at a time: fewer registers
+      T r[4], c[4];
+      operands(&from.r[k][j * Tile::COLUMNS + spot.column * 4], 0, r);
+      operands(&from.c[k][j * Tile::COLUMNS + spot.column * 4], 0, c);
       GPU_UNROLL
-      for (int j = 0; j < Tile::TM; ++j) {
-        const T z = gpu::fma(y[i], r[j], -c[j]);
-        sums[i][j] = gpu::fma(z, z, sums[i][j]);
+      for (int i = 0; i < Tile::TN; ++i) {
+        GPU_UNROLL
+        for (int l = 0; l < 4; ++l) {
+          const T z = gpu::fma(y[i], r[l], -c[l]);
+          sums[i][j + l] = gpu::fma(z, z, sums[i][j + l]);
+        }
       }
     }
   }
 }
 
-// Adds the sums of a chunk to the pairs that share the position, in float64, and clears them.
+// Adds the features of a chunk to the sums; for the whole block.
 template <class Tile>
-GPU_DEVICE void flush(
-    const Pairs& in, double* parts, const Spot<Tile>& spot, int first_n, int first_m, int s, bool first,
-    typename Tile::T (&sums)[Tile::TN][Tile::TM]) {
-  using T = typename Tile::T;
-  unsigned components = 0;
-  bool odd = false;
-  GPU_UNROLL
-  for (int j = 0; j < Tile::TM; ++j) {
-    components |= static_cast<unsigned>(in.component(first_m + spot.component(j), s)) << j;
+GPU_DEVICE void add_chunk(
+    const Pairs& in, typename Tile::Shared& shared, const Spot<Tile>& spot, int first_n, int first_m,
+    const Chunk<Tile>& chunk, typename Tile::T eps, typename Tile::T (&sums)[Tile::TN][Tile::TM]) {
+  constexpr int D = Tile::DEPTH;
+  auto fetch_at = [&](int e, int at) {
+    fetch_slab<Tile>(in, first_n, first_m, chunk, e, shared.raw[at]);
+  };
+  auto prepare_at = [&](int e, int at) {
+    prepare_slab<Tile>(in, chunk, e, eps, shared.raw[at], shared.ready[at]);
+  };
+  auto step = [&](int e, int at) {
+    gpu::wait<0>();
+    gpu::barrier();  // this slab is ready, and the one before it has been read
+    prepare_at(e + D, 1 - at);
+    fetch_at(e + 2 * D, at);
+    meet<Tile>(shared.ready[at], spot, sums);
+  };
+  fetch_at(chunk.e, 0);
+  fetch_at(chunk.e + D, 1);
+  gpu::wait<1>();
+  prepare_at(chunk.e, 0);
+  // Two at a time, for buffers that the compiler knows: a slab beyond the last one adds nothing.
+  for (int e = chunk.e; e < chunk.stop; e += 2 * D) {
+    step(e, 0);
+    step(e + D, 1);
   }
-  GPU_UNROLL
-  for (int i = 0; i < Tile::TN; ++i) {
-    const int64_t n = first_n + spot.sample(i);
-    const bool here = in.sample(n, s);
-    GPU_UNROLL
-    for (int j = 0; j < Tile::TM; ++j) {
-      const int64_t m = first_m + spot.component(j);
-      const bool met = here && components >> j & 1;
-      odd |= met && !(sums[i][j] < gpu::infinity<T>());
-      if (n < in.N && m < in.M) {
-        double& to = parts[n * in.M + m];
-        const double more = met ? static_cast<double>(sums[i][j]) : 0;
-        to = first ? more : to + more;
-      }
-      sums[i][j] = 0;
-    }
-  }
-  if (odd) gpu::raise(in.irregular);
-}
-
-template <class Tile>
-GPU_KERNEL(Tile::THREADS, Tile::BLOCKS)
-distances_kernel(const Pairs in) {
-  using T = typename Tile::T;
-  auto& shared = gpu::shared<typename Tile::Shared>();
-  const Spot<Tile> spot;
-  const int64_t tiles_n = (in.N + Tile::N - 1) / Tile::N, tiles_m = (in.M + Tile::M - 1) / Tile::M;
-  const int first_n = static_cast<int>(blockIdx.x % tiles_n) * Tile::N;
-  const int first_m = static_cast<int>(blockIdx.x / tiles_n % tiles_m) * Tile::M;
-  const int split = static_cast<int>(blockIdx.x / tiles_n / tiles_m);
-  const int left = in.chunks - split * in.chunks_per_split;
-  int number = split * in.chunks_per_split;
-  const int end = number + (left < in.chunks_per_split ? left : in.chunks_per_split);
-  double* parts = in.parts + static_cast<int64_t>(split) * in.N * in.M;
-  const T eps = static_cast<T>(in.eps.get(0));
-  T sums[Tile::TN][Tile::TM] = {};
-  Chunk<Tile> chunk;
-  bool first = true;
-  for (; chunk.find(in, first_n, first_m, number, end); first = false) {
-    constexpr int D = Tile::DEPTH;
-    auto fetch_at = [&](int e, int at) {
-      fetch_slab<Tile>(in, first_n, first_m, chunk, e, shared.raw[at]);
-    };
-    auto prepare_at = [&](int e, int at) {
-      prepare_slab<Tile>(in, chunk, e, eps, shared.raw[at], shared.ready[at]);
-    };
-    auto step = [&](int e, int at) {
-      gpu::wait<0>();
-      gpu::barrier();  // this slab is ready, and the one before it has been read
-      prepare_at(e + D, 1 - at);
-      fetch_at(e + 2 * D, at);
-      meet<Tile>(shared.ready[at], spot, sums);
-    };
-    fetch_at(chunk.e, 0);
-    fetch_at(chunk.e + D, 1);
-    gpu::wait<1>();
-    prepare_at(chunk.e, 0);
-    // Two at a time, for buffers that the compiler knows: a slab beyond the last one adds nothing.
-    for (int e = chunk.e; e < chunk.stop; e += 2 * D) {
-      step(e, 0);
-      step(e + D, 1);
-    }
-    gpu::wait<0>();  // nothing may be on its way to where the next chunk goes
-    flush<Tile>(in, parts, spot, first_n, first_m, chunk.s, first, sums);
-  }
-  if (!first) return;
-  GPU_UNROLL
-  for (int i = 0; i < Tile::TN; ++i) {
-    GPU_UNROLL
-    for (int j = 0; j < Tile::TM; ++j) {
-      const int64_t n = first_n + spot.sample(i), m = first_m + spot.component(j);
-      if (n < in.N && m < in.M) parts[n * in.M + m] = 0;
-    }
-  }
+  gpu::wait<0>();  // nothing may be on its way to where the next chunk goes
 }
 
 }  // namespace fused_mi

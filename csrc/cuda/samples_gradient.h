@@ -3,6 +3,8 @@
 
 #include "pairs_gradient.h"
 
+#include <type_traits>
+
 namespace fused_mi {
 
 template <class Tile>
@@ -10,7 +12,11 @@ GPU_KERNEL(Tile::THREADS, Tile::BLOCKS)
 samples_gradient_kernel(const Pairs in) {
   using F = typename Tile::F;
   using T = typename Tile::T;
-  const Field<Tile> at(in.N, in);
+  Field<Tile> at(in.N, in);
+  const int split = static_cast<int>(at.s / in.S);
+  at.s %= in.S;
+  const int begin = split * in.components_per_split, left = in.M - begin;
+  const int stop = in.gradient_splits > 1 && left > in.components_per_split ? begin + in.components_per_split : in.M;
   auto& shared = gpu::shared<typename Tile::Shared>();
   const T eps = static_cast<T>(in.eps.get(0));
   const int thread = threadIdx.x;
@@ -33,13 +39,13 @@ samples_gradient_kernel(const Pairs in) {
   bool odd = false;
 
   pass_by<Tile>(
-      in.M, shared,
+      begin, stop, shared,
       [&](int slab, typename Tile::Raw& raw, typename Tile::Ahead& ahead) {
         ahead.use = 0;
         GPU_UNROLL
         for (int i = 0; i < Tile::COPIES; ++i) {
           const int m = slab * Tile::DEPTH + (i * Tile::THREADS + thread) / Tile::PIECES;
-          const bool use = piece_e < in.E && in.component(m, at.s);
+          const bool use = piece_e < in.E && m < stop && in.component(m, at.s);
           ahead.use |= static_cast<unsigned>(use) << i;
           const int64_t row = in.component_start + m;
           fetch<F>(raw.first[i][thread], in.x, use ? in.x.at(row, at.s, piece_e) : 0, use);
@@ -53,7 +59,8 @@ samples_gradient_kernel(const Pairs in) {
         for (int i = 0; i < Tile::UPSTREAM; ++i) {
           const int k = i * Tile::THREADS + thread, m = slab * Tile::DEPTH + k % Tile::DEPTH;
           const int64_t n = at.first_row + k / Tile::DEPTH;
-          ahead.upstream[i] = n < in.N && m < in.M ? static_cast<T>(in.upstream[n * in.M + m]) : T(0);
+          const bool use = n < in.N && m < stop;
+          ahead.upstream[i] = use ? static_cast<const T*>(in.upstream.data)[n * in.upstream_row + m] : T(0);
         }
       },
       [&](const typename Tile::Raw& raw, const typename Tile::Ahead& ahead, typename Tile::Ready& ready) {
@@ -107,7 +114,14 @@ samples_gradient_kernel(const Pairs in) {
     }
   }
   if (odd) gpu::raise(in.irregular);
-  store_square(in.d_y, in.sample_start, in.N, at, in.E, total);
+  if constexpr (std::is_same_v<T, float>) {
+    if (in.gradient_splits > 1) {
+      const int64_t size = in.N * in.S * in.E;
+      const View part{in.split_gradients + split * size, in.S * in.E, in.E, 1, Type::float32};
+      return store_square(part, 0, in.N, at, in.E, false, total);
+    }
+  }
+  store_square(in.d_y, in.sample_start, in.N, at, in.E, in.add, total);
 }
 
 }  // namespace fused_mi

@@ -34,7 +34,7 @@ done
 
 for seed in 0 1 2; do echo "plain: seed $seed: $("$OUT/plain/driver" $seed)"; done
 echo "address: $("$OUT/address/driver" 1)"
-for name in halves alone pairs logsumexp; do
+for name in halves alone pairs logsumexp online; do
   echo "thread: $name: $("${ALONE[@]}" "$OUT/thread/driver" 0 $name)"
 done
 
@@ -43,6 +43,7 @@ declare -A CASES=(
   [elements.h]="halves, float64" [rows.h]="alone, few" [prepare.h]="halves, float64"
   [accumulate.h]="halves, splits" [accumulate_alone.h]="alone, splits" [finish.h]="halves, lost"
   [pairs_tile.h]="pairs, small" [pairs_gradient.h]="pairs, small"
+  [sum_weights.h]="online, positions"
 )
 found=0 missed=0
 for site in $("$OUT/plain/driver" sites | grep :); do

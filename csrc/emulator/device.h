@@ -11,6 +11,7 @@
 #define GPU_DEVICE inline
 #define GPU_KERNEL(THREADS, BLOCKS) void
 #define GPU_UNROLL
+#define GPU_LOOP
 
 #define threadIdx (::emulator::here->thread)
 #define blockIdx (::emulator::here->block)

@@ -19,7 +19,7 @@ void pairs(const char* name, int N, int M, int64_t S, int64_t F, Type type, doub
   plan_pairs(of, kMultiprocessors);
   std::vector<double> parts(static_cast<size_t>(of.splits) * N * M);
   of.parts = parts.data();
-  LogDeterminants of_logs{of.stds, of.component_active, of.eps, logs.data(), irregular.data(), S, F, N, M};
+  LogDeterminants of_logs{of.stds, of.component_active, of.eps, logs.data(), nullptr, irregular.data(), S, F, N, M};
   ask(launch_log_determinants(of_logs, of.wide, nullptr));
   for (auto* launch_one : {launch_shift, launch_distances, launch_add_splits, launch_careful_energies}) {
     ask(launch_one(of, nullptr));
@@ -28,7 +28,8 @@ void pairs(const char* name, int N, int M, int64_t S, int64_t F, Type type, doub
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
   std::vector<double> upstream(N * M), of_log_determinants(M * S);
-  for (double& u : upstream) u = normal(random);
+  for (double& u : upstream) u = static_cast<float>(normal(random));
+  const std::vector<float> narrow(upstream.begin(), upstream.end());
   for (double& u : of_log_determinants) u = normal(random);
   const size_t size = (N + M) * S * F;
   std::vector<double> exact(N * M), exact_logs(M * S), d_y(size), d_c(size), d_stds(size);
@@ -60,7 +61,8 @@ void pairs(const char* name, int N, int M, int64_t S, int64_t F, Type type, doub
     gradients[k].resize(size);
     *views[k] = in.view(gradients[k]);
   }
-  of.upstream = upstream.data(), of.of_logs = of_log_determinants.data();
+  of.upstream = {of.wide ? static_cast<void*>(upstream.data()) : const_cast<float*>(narrow.data()), of.wide};
+  of.upstream_row = M, of.of_logs = of_log_determinants.data();
   for (auto* launch_one : {launch_samples_gradient, launch_careful_samples, launch_components_gradient,
                            launch_careful_components}) {
     ask(launch_one(of, nullptr));
@@ -90,7 +92,7 @@ inline void logsumexp(int N, int M) {
   for (double& a : energies) a = 3 * normal(random);
   for (double& a : upstream) a = normal(random);
   of.energies = energies.data(), of.rows = rows.data(), of.upstream = upstream.data();
-  of.gradient = gradient.data();
+  of.gradient = {gradient.data(), true};
   ask(launch_logsumexp(of, nullptr));
   ask(launch_logsumexp_gradient(of, nullptr));
   for (int d = 0; d < 2; ++d) {

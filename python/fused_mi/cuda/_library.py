@@ -19,7 +19,7 @@ _variable = Variable(VARIABLE)
 _FOLDER = Path(__file__).parent
 LIBRARY = _FOLDER / "libfused_mi_cuda.so"
 EMULATED = _FOLDER / "libfused_mi_emulated.so"
-_VERSION = 1  # of the operators' schemas
+_VERSION = 2  # of the operators' schemas
 OPERATORS = (
     "variance",
     "jensen",
@@ -30,6 +30,8 @@ OPERATORS = (
     "components_gradient",
     "logsumexp",
     "logsumexp_backward",
+    "logsumexp_of_pairs",
+    "logsumexp_of_pairs_backward",
 )
 
 

@@ -109,7 +109,7 @@ def pairs_backward(
         if d_y is not None and i is None:
             d_y[slice(*this.rows)].zero_()
         elif d_y is not None and i is not None:
-            of_q = upstream[i, 0].contiguous()
+            of_q = upstream[i, 0].to(_dtype(inputs)).contiguous()
             operators().samples_gradient(*met[i].arguments(inputs), of_q, d_y)
         if any(write[1:]):
             _components_gradient(inputs, met, this, upstream, rest)
@@ -128,7 +128,7 @@ def _components_gradient(
     own: tuple[Tensor | None, ...] = None, None, None
     if j is not None:
         arguments = met[j].arguments(inputs)
-        of_q = upstream[j, 0].contiguous()
+        of_q = upstream[j, 0].to(_dtype(inputs)).contiguous()
         if tensors[2] is not None:
             of_logs = (upstream[j, 1].T @ met[j].sample_active.double()).contiguous()
     else:  # rows that are no components, and meet no samples
