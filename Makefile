@@ -43,10 +43,10 @@ lint: $(STAMP)
 kernels-check: $(STAMP)
 	$(BIN)/python benchmarks/binaries/kernels_check.py $(ARGS)
 
-# Those of the Jensen losses, compiled by the oldest Triton that a supported PyTorch brings, and what its front end says.
+# Those of the Jensen losses and of ranks, compiled by the oldest Triton that a supported PyTorch brings, and what its front end says.
 kernels-check-oldest: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/oldest triton==3.6.0
-	PYTHONPATH=.venv/oldest $(BIN)/python benchmarks/binaries/kernels_check.py --only moments forms --target sm_90 $(ARGS)
+	PYTHONPATH=.venv/oldest $(BIN)/python benchmarks/binaries/kernels_check.py --only moments ranks forms --target sm_90 $(ARGS)
 
 # From this tree, with the PyTorch and Triton that $(PYTHON) has: nothing is installed or fetched.
 gpu:
