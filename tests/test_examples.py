@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 from pathlib import Path
 
 import fused_mi
@@ -17,7 +18,9 @@ INFORMATION = "mutual_information_loss"
 def load(monkeypatch):
     """Imports an example by its name."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
+    yield importlib.import_module
+    if "accelerate.state" in sys.modules:  # it has one precision for all of a process
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def weights(layer):

@@ -19,7 +19,9 @@ NAMES = (
 
 def findings(inputs, **options):
     everything = fused_mi.explain(*inputs, check=True, **options)
-    choices, found = everything[:4], everything[4:]
+    choices = fused_mi.explain(*inputs)
+    found = everything[len(choices) :]
+    assert everything[: len(choices)] == choices
     assert all(isinstance(choice, fused_mi.Choice) for choice in choices)
     assert all(isinstance(finding, fused_mi.Finding) for finding in found)
     return found

@@ -14,7 +14,8 @@ from ._children import Ended, Row, run
 FILES = (
     "gpu large sizes mutual_information leave_one_out masks extremes strides modes entropy terms "
     "blocks_of_pairs mahalanobis std_losses laws constant one_position fixed_eps token_information "
-    "online component_weights reduction_none parts ranks/ranks_one"
+    "online component_weights reduction_none parts ranks/ranks_one club batch_bounds "
+    "kolchinsky_tracey"
 )
 _PROCESSES = 14  # compiling kernels takes most of the time
 
