@@ -4,14 +4,21 @@ what sets of them meet, and the gradients from that."""
 import fused_mi
 import pytest
 import torch
-from blocks import module
 from cases import DEVICE, FLOATING, PAIRINGS, leaves, mi_inputs
 from fused_mi._building_blocks import Partners
 from fused_mi._mixture import Mixture
+from fused_mi.ops._backends import building_blocks
 from fused_mi.reference import parts as plain
 from rules import assert_by_rule10
 
 pytestmark = pytest.mark.every_backend
+
+
+def blocks():
+    """`parts`, `merge`, `unite` and `pull` of the backend that serves the device."""
+    return building_blocks(torch.empty(0, device=DEVICE)).parts
+
+
 SPLITS = {  # rows that are samples, and components, of each mixture
     "samples alone": [((0, 6), (6, 6))],
     "components alone": [((0, 0), (0, 6))],
@@ -54,14 +61,14 @@ def assert_same_parts(found, wanted, tolerance):
 @pytest.mark.parametrize("split", SPLITS)
 def test_parts_and_pull_are_those_of_plain_torch(split, same_mask):
     inputs, given, partners = case(split, same_mask)
-    found = module("parts").parts(*inputs, given, partners, torch.float64)
+    found = blocks().parts(*inputs, given, partners, torch.float64)
     assert_same_parts(found, plain.parts(*inputs, given, partners, torch.float64), 1e-12)
     upstream = torch.tensor([[0.3, -2.0, 5.0], [1.0, 0.5, 0.25]], device=DEVICE).double()
     upstream = upstream[: len(given)]
     kept = [Partners(*(t.double() for t in p)) for p in partners]  # as a state keeps them
     planes = found.planes.flip(0) + 0.5
     for wanted in ([True] * 4, [False, True, False, True]):
-        grads = module("parts").pull(upstream, *inputs, given, kept, planes, wanted)
+        grads = blocks().pull(upstream, *inputs, given, kept, planes, wanted)
         exact = plain.pull(upstream, *inputs, given, kept, planes, wanted)
         for a, b, needed in zip(grads, exact, wanted, strict=True):
             assert (a is not None) == needed
@@ -82,11 +89,11 @@ def test_columns_that_float32_has_no_room_for(split, told):
         inputs[1][row, :, 2] += 3e6
     eps = torch.tensor(1e-36, device=DEVICE)
     given = [m._replace(component_eps=eps, sample_eps=eps) for m in given]
-    found = module("parts").parts(*inputs, given, partners, told)
+    found = blocks().parts(*inputs, given, partners, told)
     assert_same_parts(found, plain.parts(*inputs, given, partners, told), 2e-6)
     ones = torch.ones((1, 3), dtype=torch.float64, device=DEVICE)
     wanted = [True] * 4
-    grads = module("parts").pull(ones, *inputs, given, partners, found.planes.double(), wanted)
+    grads = blocks().pull(ones, *inputs, given, partners, found.planes.double(), wanted)
     exact = plain.pull(ones, *inputs, given, partners, found.planes.double(), wanted)
     for a, b in zip(grads, exact, strict=True):
         assert a is not None and b is not None
@@ -113,7 +120,7 @@ def sets_of_columns(sets, positions, columns, dtype=torch.float64):
 def test_merged_sets_are_those_of_plain_torch(sets, apart, dtype):
     """Of some columns, which begin and end within positions; some sets have no rows there."""
     planes, counts = sets_of_columns(sets, 8, range(3, 40), dtype)
-    found = module("parts").merge(planes, counts, 5, 3, apart)
+    found = blocks().merge(planes, counts, 5, 3, apart)
     wanted = plain.merge(planes, counts, 5, 3, apart)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     assert found[0].dtype == dtype and found[2].item() and wanted[2].item()
@@ -121,13 +128,13 @@ def test_merged_sets_are_those_of_plain_torch(sets, apart, dtype):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-12)
     planes[1, sets - 1, 5, 7] = torch.nan  # who told it had no room
     if sets > 1 or not apart:
-        assert not module("parts").merge(planes, counts, 5, 3, apart)[2].item()
+        assert not blocks().merge(planes, counts, 5, 3, apart)[2].item()
 
 
 def test_united_sets_are_those_of_plain_torch():
     planes, counts = sets_of_columns(3, 4, range(20))
     met = torch.randint(0, 9, (2, 4)).to(DEVICE)
-    found = module("parts").unite(planes, counts, met, 5)
+    found = blocks().unite(planes, counts, met, 5)
     for a, b in zip(found, plain.unite(planes, counts, met, 5), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
