@@ -3,20 +3,30 @@ memory; every share, block and rare case."""
 
 import pytest
 import torch
-from cases import assert_same_bits, fresh_memory_full_of_nan, mi, mi_inputs, same_bits
+from cases import mi, mi_inputs
 from fused_mi import _estimators, use_backend
 from fused_mi._estimators import HEADER, logsumexp_state
 from fused_mi.cuda import _library, estimators, online
 from fused_mi.ops import _backends
 from marks import combine, dtypes, pairing
-from online_cases import SPOILED, assert_close, evaluate, spoiled, weighted_case
+from online_cases import (
+    NAMES,
+    SPOILED,
+    assert_as_where_energies_are_kept,
+    assert_close,
+    assert_memory_is_written,
+    assert_nan_of_absent_tokens,
+    assert_no_pairs_in_the_state,
+    assert_one_gradient,
+    evaluate,
+    weighted_case,
+)
 from rules import assert_rule10
 
 pytestmark = pytest.mark.skipif(
     not _library.EMULATED.exists(), reason="FUSED_MI_BUILD_EMULATED was not 1"
 )
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
-NAMES = ("y", "x", "mu", "stds", "log_weights")
 
 
 @pytest.fixture(autouse=True)
@@ -85,29 +95,14 @@ def test_few_samples(monkeypatch, kept):
 @pytest.mark.usefixtures("in_parts")
 @pytest.mark.parametrize("only", range(5), ids=NAMES)
 def test_one_gradient(only):
-    inputs, scoring = weighted_case()
-    everything = evaluate(estimators, inputs, scoring)[2:]
-    wanted = [i == only for i in range(5)]
-    found = evaluate(estimators, inputs, scoring, wanted)[2:]
-    assert [g is not None for g in found] == wanted
-    assert same_bits(found[only], everything[only])
+    assert_one_gradient(estimators, only)
 
 
 @pytest.mark.parametrize("kept", [False, True])
 @pairing
 def test_memory_is_written_before_it_is_read(monkeypatch, pairing, kept):
     monkeypatch.setattr(_estimators, "PAIRS_KEPT", 1 << 20 if kept else 0)
-    inputs = mi_inputs(40, 2, 5, dtype=F32, seed=4)
-    options = {"estimator": "logsumexp", "pairing": pairing}
-
-    def bits():
-        leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in inputs]
-        value = mi(leaves, **options)
-        return [value.detach(), *torch.autograd.grad(value, [t for t in leaves if t.requires_grad])]
-
-    plain = bits()
-    with fresh_memory_full_of_nan():
-        assert_same_bits(bits(), plain)
+    assert_memory_is_written(pairing)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -128,32 +123,17 @@ def test_one_operator_each_way(monkeypatch, kept):
 
 
 def test_nothing_of_all_pairs_is_kept():
-    inputs, scoring = weighted_case(70, 45)
-    state = estimators.logsumexp(inputs, scoring)[2]
-    assert state.numel() == HEADER + 5 * 70
-    assert state.shape == logsumexp_state(inputs, scoring).shape
+    assert_no_pairs_in_the_state(estimators)
 
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_token_that_is_not_there(monkeypatch, kept):
     monkeypatch.setattr(_estimators, "PAIRS_KEPT", 1 << 20 if kept else 0)
-    inputs, scoring = weighted_case(9, 7, reduction="none")
-    origins = scoring.origins.clone()
-    origins[[2, 5]] = torch.tensor([7, -1])
-    total = estimators.logsumexp(inputs, scoring._replace(origins=origins))[0]
-    assert total[[2, 5]].isnan().all()
-    assert total.isnan().sum() == 2
+    assert_nan_of_absent_tokens(estimators)
 
 
 @pytest.mark.parametrize("how", SPOILED)
 @pytest.mark.parametrize("left_out", [False, True])
 def test_what_leaves_float32(monkeypatch, how, left_out):
     """As where energies are kept."""
-    inputs, scoring = spoiled(how)
-    scoring = scoring._replace(leave_origins_out=left_out)
-    ours = evaluate(estimators, inputs, scoring)
-    monkeypatch.setattr(_estimators, "PAIRS_KEPT", 1 << 20)
-    kept = evaluate(estimators, inputs, scoring)
-    for one, other in zip(ours, kept, strict=True):
-        size = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 0
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * size, equal_nan=True)
+    assert_as_where_energies_are_kept(estimators, monkeypatch, how, left_out)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ._instructions import reciprocal
-from ._moments_rows import merge, merge_streams
+from ._splits import merged_splits, store_split
 from ._tiles import load, multiple, position, store_state, store_sums, two_sum
 
 
@@ -98,7 +98,7 @@ def store_moments(
     shifts,
     counts,
     state,  # where there is one split
-    parts,  # (splits, 5, S, E): mean, m2 of samples; weight, mean, m2 of components; where more
+    parts,  # (splits, 5, S, E), see `store_split`; where there are more
     split_samples,  # (splits, S)
     sums,
     split,
@@ -106,22 +106,11 @@ def store_moments(
     place,
 ):
     """Of one program of `accumulate_kernel`."""
-    tile, s, S, E = place
-    n, mean_y, m2_y = samples
-    weight, mean_c, m2_c = components
     of_q = tl.zeros((), tl.float64)
     if splits == 1:
         of_q = _store_state(samples, components, shifts, counts, state, place)
     else:
-        e = tile * mean_c.shape[0] + tl.arange(0, mean_c.shape[0])
-        plane = S.to(tl.int64) * E
-        to = parts + split.to(tl.int64) * 5 * plane + s.to(tl.int64) * E + e
-        tl.store(to, mean_y, mask=e < E)
-        tl.store(to + plane, m2_y, mask=e < E)
-        tl.store(to + 2 * plane, weight, mask=e < E)
-        tl.store(to + 3 * plane, mean_c, mask=e < E)
-        tl.store(to + 4 * plane, m2_c, mask=e < E)
-        tl.store(split_samples + split.to(tl.int64) * S + s + tl.zeros_like(n).to(tl.int32), n)
+        store_split(samples, components, parts, split_samples, split, place)
     store_sums(sums, tl.program_id(0), of_q, of_g, of_k)
 
 
@@ -134,7 +123,7 @@ def finish_kernel(
     x,  # (rows, S, E) strided
     mu,  # (rows, S, E) strided
     counts,  # (mixtures, 4, S) int32, see `settle_kernel`
-    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_moments`
+    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_split`
     split_samples,  # (mixtures, splits, S) ACC
     state,  # (mixtures, 4, S, E) ACC
     partial_sums,  # (mixtures, partials, 3) float64: of q, times 2; 0; 0
@@ -153,7 +142,6 @@ def finish_kernel(
     ACC: tl.constexpr = parts.dtype.element_ty
     tile, s, mixture = position(tiles, S)
     place = (tile, s, S, E)
-    e = (tile * FEATURES + tl.arange(0, FEATURES))[None, :]
     plane = S.to(tl.int64) * E
     counts += 4 * mixture * S
     parts += 5 * mixture * splits.to(tl.int64) * plane
@@ -161,22 +149,7 @@ def finish_kernel(
     state += 4 * mixture * plane
     i_start = tl.where(mixture == 0, sample_start, component_start)
     l_start = tl.where(mixture == 0, component_start, sample_start)
-    zeros = tl.zeros((ROWS, FEATURES), ACC)
-    n, mean_y, m2_y = tl.zeros((ROWS, 1), ACC), zeros, zeros
-    weight, mean_c, m2_c = zeros, zeros, zeros
-    for begin in range(0, splits, ROWS):
-        split = begin + tl.arange(0, ROWS)[:, None]
-        use = (split < splits) & (e < E)
-        of = parts + (split.to(tl.int64) * 5 * plane + s.to(tl.int64) * E + e)
-        more = tl.load(split_samples + split.to(tl.int64) * S + s, mask=split < splits, other=0.0)
-        mean, m2 = tl.load(of, use, 0.0), tl.load(of + plane, use, 0.0)
-        n, mean_y, m2_y = merge(n, mean_y, m2_y, more, mean, m2)
-        more, mean = tl.load(of + 2 * plane, use, 0.0), tl.load(of + 3 * plane, use, 0.0)
-        weight, mean_c, m2_c = merge(
-            weight, mean_c, m2_c, more, mean, tl.load(of + 4 * plane, use, 0.0)
-        )
-    samples = merge_streams(n, mean_y, m2_y)
-    components = merge_streams(weight, mean_c, m2_c)
+    samples, components = merged_splits(parts, split_samples, splits, place, ROWS, FEATURES)
     n, m, shifts = shifts_of(y, x, mu, counts, i_start, l_start, place, ACC, FEATURES)
     of_q = _store_state(samples, components, shifts, (n, m), state, place)
     number = mixture * partials.to(tl.int64) + s * tiles + tile

@@ -46,7 +46,7 @@ def accumulate_kernel(
     other_sample_eps,  # of a second mixture, in which the roles of all rows are swapped
     other_component_eps,
     state,  # (mixtures, 4, S, E) ACC, see `store_state`; where there is one split
-    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_moments`; where there are more
+    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_split`; where there are more
     split_samples,  # (mixtures, splits, S) ACC
     partial_sums,  # (mixtures, partials, 3) float64: of q, g, k, times 2
     sample_start,

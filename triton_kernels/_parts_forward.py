@@ -35,7 +35,7 @@ def parts_kernel(
     other_sample_eps,  # of a second mixture, in which the roles of all rows are swapped
     other_component_eps,
     planes,  # (mixtures, 6, S, E); where there is one split
-    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_moments`; where there are more
+    parts,  # (mixtures, splits, 5, S, E) ACC, see `store_split`; where there are more
     split_samples,  # (mixtures, splits, S) ACC
     partial_sums,  # (mixtures, partials, 3) float64, times 2: of these rows with their partners
     sample_start,
